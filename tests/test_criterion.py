@@ -1,0 +1,196 @@
+"""The criterion against the plain formulas, and at the edges where they would divide by zero."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from u2pl_fast import reference
+from u2pl_fast.criterion import PseudoLabels, U2PLCriterion
+from u2pl_fast.outputs import SegmentationOutput, represent
+from u2pl_fast.randomness import draw32, generator
+
+CLASSES, DIM, SIZE, GRID = 5, 8, (32, 40), (8, 10)
+
+
+def batch(seed: int = 0, images: int = 4, dense: bool = False):
+    """(student output, labels, pseudo-labels, teacher output) of half labelled and half unlabelled images."""
+    torch.manual_seed(seed)
+    half = images // 2
+    head = torch.nn.Linear(6, DIM)
+    features = torch.randn(images, DIM if dense else 6, *GRID, requires_grad=True)
+    logits = (2 * torch.randn(images, CLASSES, *GRID)).requires_grad_()
+    student = SegmentationOutput(logits, features, None if dense else head)
+    labels = torch.randint(0, CLASSES, (half, *SIZE), dtype=torch.uint8)
+    labels[:, :4] = 255
+    teacher = SegmentationOutput(2 * torch.randn(half, CLASSES, *GRID))
+    valid = torch.ones(half, *SIZE, dtype=torch.bool)
+    valid[:, :, -5:] = False
+    pseudo = criterion().pseudo_labels(teacher.logits, valid)
+    return student, labels, pseudo, teacher
+
+
+def criterion(**options) -> U2PLCriterion:
+    defaults = {"bank_capacity": 50, "num_anchors": 7, "num_negatives": 9}
+    return U2PLCriterion(CLASSES, DIM, **defaults | options)
+
+
+def losses(crit, parts, **options):
+    student, labels, pseudo, teacher = parts
+    return crit(student, labels, pseudo, teacher, **{"epoch": 1, "epochs": 10, "generator": generator(0, "d")} | options)
+
+
+def test_losses_are_the_formulas():
+    student, labels, pseudo, teacher = parts = batch()
+    got = losses(criterion(), parts)
+
+    up = F.interpolate(student.logits, SIZE, mode="bilinear", align_corners=False)
+    supervised = F.cross_entropy(up[:2], labels.long(), ignore_index=255)
+    gamma = np.quantile(pseudo.entropy[pseudo.valid].numpy(), 1 - 0.2 * (1 - 1 / 10))
+    reliable = pseudo.valid & (pseudo.entropy < float(gamma))
+    nll = F.cross_entropy(up[2:], pseudo.label.long(), reduction="none")[reliable]
+    weight = pseudo.valid.sum() / reliable.sum()
+    torch.testing.assert_close(got.supervised, supervised.detach())
+    torch.testing.assert_close(got.unsupervised, (weight * nll.mean()).detach())
+    torch.testing.assert_close(got.statistics["gamma"], torch.tensor(gamma, dtype=torch.float32))
+    torch.testing.assert_close(got.statistics["lambda_u"], weight)
+    torch.testing.assert_close(got.total, got.supervised + got.unsupervised + 0.1 * got.contrastive)
+    assert got.finite
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_contrastive_loss_is_a_loop_over_classes(dense):
+    """Written again class by class with Python loops, from the maps to the loss."""
+    crit, parts = criterion(max_keys_per_step=0, bank_capacity=2000), batch(dense=dense)
+    student, labels, pseudo, teacher = parts
+    got = losses(crit, parts)
+
+    gen = generator(0, "d")
+    draw32((CLASSES,), gen)  # thinning, idle with cap 0
+    anchor_draws, negative_draws = draw32((CLASSES, 7), gen), draw32((CLASSES, 7, 9), gen)
+    logits = torch.cat((student.logits[:2].detach(), teacher.logits))
+    p = logits.softmax(1)
+    gamma = got.statistics["gamma"]
+    z = represent(student)
+    z = (z.permute(0, 2, 3, 1).flatten(0, 2) if dense else z).double()
+    anchors, negatives = [[] for _ in range(CLASSES)], [[] for _ in range(CLASSES)]
+    for b in range(4):
+        for i in range(GRID[0]):
+            for j in range(GRID[1]):
+                pixel = (b * GRID[0] + i) * GRID[1] + j
+                full = (min(SIZE[0] - 1, int((i + 0.5) * 4)), min(SIZE[1] - 1, int((j + 0.5) * 4)))
+                order = sorted(range(CLASSES), key=lambda c: (-logits[b, c, i, j].item(), c))
+                for c in range(CLASSES):
+                    sure = p[b, c, i, j] > 0.3
+                    if b < 2:
+                        y = int(labels[b][full])
+                        is_anchor, is_negative = y == c and sure, y not in (c, 255) and order.index(c) < 3
+                    else:
+                        valid, entropy = pseudo.valid[b - 2][full], pseudo.entropy[b - 2][full]
+                        is_anchor = int(pseudo.label[b - 2][full]) == c and valid and entropy < gamma and sure
+                        is_negative = valid and entropy > gamma and 3 <= order.index(c) < 5
+                    if is_anchor:
+                        anchors[c].append(pixel)
+                    if is_negative:
+                        negatives[c].append(pixel)
+    per_class = []
+    for c in range(CLASSES):
+        if not anchors[c] or not negatives[c]:
+            continue
+        positive = F.normalize(z[anchors[c]].mean(0), dim=0)
+        for m in range(7):
+            anchor = F.normalize(z[anchors[c][int(anchor_draws[c, m]) * len(anchors[c]) >> 32]], dim=0)
+            drawn = [negatives[c][int(d) * len(negatives[c]) >> 32] for d in negative_draws[c, m]]
+            keys = F.normalize(z[drawn], dim=1)
+            e = [math.exp(float(anchor @ positive) / 0.5), *(math.exp(float(anchor @ k) / 0.5) for k in keys)]
+            per_class.append(-math.log(e[0] / sum(e)))
+    assert got.statistics["anchors"].tolist() == [len(a) for a in anchors]
+    assert got.statistics["negatives"].tolist() == [len(n) for n in negatives]
+    assert got.contrastive.item() == pytest.approx(sum(per_class) / len(per_class), rel=1e-5)
+
+
+def test_gradient_reaches_only_anchors_of_the_student():
+    crit, parts = criterion(), batch(dense=True)
+    student = parts[0]
+    got = losses(crit, parts)
+    got.total.backward()
+    touched = student.features.grad.abs().sum(1).flatten() > 0
+    masks = got.statistics["anchors"]
+    assert 0 < touched.sum() <= masks.sum()
+
+
+def test_nothing_reliable_gives_zero_with_zero_gradient():
+    student, labels, pseudo, _ = batch()
+    flat = PseudoLabels(pseudo.label, torch.zeros_like(pseudo.entropy), pseudo.valid)  # equal entropies are neither
+    got = criterion()(student, labels, flat)
+    assert got.unsupervised == 0 and got.finite
+    got.total.backward()
+    assert student.logits.grad[2:].abs().sum() == 0 and student.logits.grad[:2].abs().sum() > 0
+
+
+def test_no_valid_pixel_and_no_label_at_all():
+    student, labels, pseudo, teacher = batch()
+    nothing = PseudoLabels(pseudo.label, pseudo.entropy, torch.zeros_like(pseudo.valid))
+    got = losses(criterion(), (student, torch.full_like(labels, 255), nothing, teacher))
+    assert got.total == 0 and got.finite
+    got.total.backward()
+    assert student.logits.grad.abs().sum() == 0 and student.features.grad.abs().sum() == 0
+
+
+def test_not_finite_output_closes_the_gate_of_the_bank():
+    crit, (student, labels, pseudo, teacher) = criterion(), batch()
+    broken = teacher._replace(logits=teacher.logits.index_fill(0, torch.tensor([0]), math.nan))
+    got = losses(crit, (student, labels, pseudo, broken))
+    assert not got.finite and not crit.bank.pushed.any()
+
+
+def test_teacher_as_key_encoder_and_for_labeled_probabilities():
+    student, labels, pseudo, _ = batch(dense=True)
+    torch.manual_seed(9)
+    teacher = SegmentationOutput(2 * torch.randn(4, CLASSES, *GRID), torch.randn(4, DIM, *GRID))
+    crit = criterion(key_encoder="teacher", labeled_probs="teacher", max_keys_per_step=0, bank_capacity=2000)
+    assert crit.needs_labeled_teacher and not criterion().needs_labeled_teacher
+    losses(crit, (student, labels, pseudo, teacher))
+    stored = crit.bank.bank[: crit.bank.fill[0]]
+    rows = F.normalize(reference.pixel_rows(teacher.features), dim=1)
+    assert len(stored) and (torch.cdist(stored, rows).min(1).values < 1e-3).all()
+
+
+@pytest.mark.parametrize("negatives", ["per_anchor", "shared", "full"])
+def test_every_mode_of_negatives_trains(negatives):
+    crit, parts = criterion(negatives=negatives), batch()
+    got = losses(crit, parts)
+    got.total.backward()
+    assert got.contrastive > 0 and parts[0].features.grad.abs().sum() > 0
+
+
+def test_cap_on_lambda_u_and_ohem_and_auxiliary():
+    student, labels, pseudo, _ = batch()
+    assert criterion(unsupervised_weight_cap=1.1)(student, labels, pseudo).statistics["lambda_u"] == pytest.approx(1.1)
+    plain = criterion()(student, labels).supervised
+    assert criterion(ohem=(0.0, 50))(student, labels).supervised > plain  # the 50 hardest pixels alone
+    aux = student._replace(aux_logits=student.logits[:2].detach())
+    torch.testing.assert_close(criterion(auxiliary_weight=0.5)(aux, labels).supervised, 1.5 * plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_index": 3}, "ignore_index: 3 is a class"),
+        ({"low_rank": 5}, "low_rank: 5 with 5 classes.*use at most 4"),
+        ({"low_rank": 3, "high_rank": 3}, "high_rank"),
+        ({"negatives": "some"}, "negatives"),
+        ({"key_encoder": "both"}, "key_encoder"),
+        ({"bank_capacity": [3, 3]}, "bank_capacity"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        criterion(**options)
+
+
+def test_unset_ranks_suit_few_classes():
+    assert U2PLCriterion(2, DIM).ranks == {"low_rank": 1, "high_rank": 2, "positive_threshold": 0.3}
+    assert U2PLCriterion(150, DIM).ranks == {"low_rank": 3, "high_rank": 20, "positive_threshold": 0.3}

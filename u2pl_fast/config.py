@@ -1,0 +1,275 @@
+"""Every setting of a training, in one dataclass: flags, YAML file and Python callers share it."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+RECIPES = {
+    "lean": {"projection": "pointwise", "key_encoder": "student", "labeled_probs": "student"},
+    "paper": {"projection": "conv", "key_encoder": "teacher", "labeled_probs": "teacher"},
+}
+
+# What a dataset wants where the user says nothing.
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "shapes": {
+        "encoder": "resnet10t",
+        "encoder_weights": "none",
+        "crop_size": (96, 96),
+        "num_labeled": 40,
+        "steps": 600,
+        "lr": 2e-3,
+        "encoder_lr": 2e-3,
+        "representation_dim": 64,
+        "projection_width": 64,
+        "num_anchors": 64,
+        "bank_capacity": 2000,
+        "background_class": 0,
+        "background_capacity": 2000,
+    },
+    "camvid": {
+        "crop_size": (256, 320),
+        "representation_dim": 128,
+        "projection_width": 128,
+        "num_anchors": 128,
+        "bank_capacity": 20_000,
+    },
+}
+FALLBACKS: dict[str, Any] = {
+    "encoder": "tf_efficientnet_lite0",
+    "encoder_weights": "imagenet",
+    "crop_size": (512, 512),
+    "steps": 40_000,
+    "lr": 1e-3,
+    "representation_dim": 256,
+    "projection_width": 256,
+    "num_anchors": 256,
+    "bank_capacity": 30_000,
+    "background_capacity": 50_000,
+}
+
+
+@dataclass
+class TrainConfig:
+    """Settings of ``python -m u2pl_fast.train``. A value of None is filled in from the dataset and the recipe."""
+
+    # Data
+    dataset: str = "shapes"
+    """shapes (built in), camvid, or folder (images/<split>/*, labels/<split>/*.png)."""
+    data_root: Path | None = None
+    """Folder of the dataset; shapes needs none."""
+    labeled_fraction: str | None = None
+    """Share of the training images whose labels are used, such as 1/8 or 0.125."""
+    num_labeled: int | None = None
+    """Number of training images whose labels are used."""
+    labeled_list: Path | None = None
+    """File that lists the labelled images: an id, or "image mask", a line."""
+    unlabeled_list: Path | None = None
+    """File that lists unlabelled images; they need no masks."""
+    resize: tuple[int, int] | None = None
+    """Height and width that images are resized to before all else; labels at evaluation keep their size."""
+    crop_size: tuple[int, int] | None = None
+    """Height and width of training crops."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale of the weak view."""
+    cache: bool = True
+    """Keep decoded images in memory where they fit."""
+    ignore_index: int | None = None
+    """Label of pixels without one; unset: 255, or -1 with more than 255 classes."""
+
+    # Network
+    arch: str = "deeplabv3plus"
+    """segmentation-models-pytorch architecture with a decoder."""
+    encoder: str | None = None
+    """timm model name."""
+    encoder_weights: str | None = None
+    """imagenet, none, or a .safetensors file; unset: none for shapes, imagenet otherwise."""
+    output_stride: int | None = None
+    """Encoder stride 8, 16 or 32; unset: the architecture's own."""
+    auxiliary: bool = False
+    """Add an auxiliary classifier on the last but one encoder stage."""
+    align_corners: bool = False
+    """How logits map to pixels."""
+    sync_batchnorm: bool = True
+    """Synchronise batch norm over the GPUs of a distributed run."""
+    init_from: Path | None = None
+    """Checkpoint whose weights training starts from."""
+
+    # Method
+    method: Literal["supervised", "mean-teacher", "u2pl"] = "u2pl"
+    recipe: Literal["lean", "paper"] = "lean"
+    """lean: pointwise, student, student. paper: conv, teacher, teacher."""
+    projection: Literal["pointwise", "conv"] | None = None
+    """Representation head; unset: the recipe's."""
+    key_encoder: Literal["student", "teacher"] | None = None
+    """Whose representations are positives and negatives; unset: the recipe's."""
+    labeled_probs: Literal["student", "teacher"] | None = None
+    """Whose probabilities choose among labelled pixels; unset: the recipe's."""
+    negatives: Literal["per_anchor", "shared", "full"] = "per_anchor"
+    """Negatives drawn for each anchor, for each class, or the whole bank."""
+    representation_dim: int | None = None
+    projection_width: int | None = None
+    """Hidden channels of the representation head."""
+    num_anchors: int | None = None
+    """Anchors a class."""
+    num_negatives: int = 50
+    temperature: float = 0.5
+    positive_threshold: float = 0.3
+    """Least probability of an anchor."""
+    low_rank: int | None = None
+    high_rank: int | None = None
+    alpha_0: float = 0.2
+    """Share of unlabelled pixels that counts as unreliable at the start."""
+    unsupervised_weight: float = 1.0
+    unsupervised_weight_cap: float | None = None
+    contrastive_weight: float = 0.1
+    bank_capacity: int | None = None
+    """Keys a class that the bank holds."""
+    background_class: int | None = None
+    """Class with a capacity of its own."""
+    background_capacity: int | None = None
+    max_keys_per_step: int | None = None
+    """Keys a class that enter the bank from one step; 0 = all; unset: a sixteenth of its capacity."""
+    bank_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    bank_scope: Literal["local", "gather"] = "local"
+    """Each process its own bank, or one bank that all share."""
+    sup_only_epochs: float | None = None
+    """Epochs on labels alone before the teacher starts; unset: 1, or 0 in a run of fewer than 4 epochs."""
+    ema_momentum: float = 0.99
+    mix: Literal["cutmix", "classmix", "cutout", "none"] = "cutmix"
+    mix_prob: float = 1.0
+    ohem: bool = False
+    """Train the supervised loss on hard pixels alone."""
+    ohem_threshold: float = 0.7
+    ohem_min_kept: int = 100_000
+    class_weights: Path | None = None
+    """File with a weight a line for each class, used in the supervised loss."""
+    label_smoothing: float = 0.0
+
+    # Optimisation
+    steps: int | None = None
+    """Training steps; each takes one batch."""
+    epochs: float | None = None
+    """Passes over the unlabelled images, instead of steps."""
+    batch_size: int = 4
+    """Labelled images per process and step, and as many unlabelled ones."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged into one update."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float | None = None
+    """Learning rate of the decoder and heads, and of the encoder unless it has its own."""
+    encoder_lr: float | None = None
+    """Learning rate of the encoder; unset: 0.3 times lr where it is pretrained, else lr."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 1e-4
+    poly_power: float = 0.9
+    clip_norm: float | None = None
+    """Largest norm of the gradient."""
+    seed: int = 0
+
+    # Machine
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    amp: bool = False
+    """Automatic mixed precision."""
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    channels_last: bool = False
+    workers: int | None = None
+    """Loader processes; unset: one a core but one, at most 8."""
+    threads: int | None = None
+    """CPU threads of the main process; unset: torch's own choice."""
+
+    # Run
+    out: Path = Path("runs/latest")
+    resume: bool = False
+    """Go on from OUT/last.pt."""
+    stop_after: int | None = None
+    """End after this many steps of the run, saved, to be resumed."""
+    eval_every: int | None = None
+    """Steps between evaluations; unset: a fifth of the run."""
+    save_every: int = 200
+    log_every: int = 20
+    eval_protocol: Literal["whole", "slide"] = "whole"
+    max_skipped: int = 20
+    """Steps in a row with a loss or gradient that is not finite, after which training stops."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Primitives only, as YAML and checkpoints hold them."""
+        return {name: _primitive(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> "TrainConfig":
+        """The config that ``to_dict`` described; unknown names are refused."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ValueError(f"{source}: unknown setting {', '.join(unknown)}; settings are those of --help")
+        typed = {}
+        for name, value in values.items():
+            is_path = "Path" in str(fields[name].type)
+            if isinstance(value, list):
+                value = tuple(value)
+            typed[name] = Path(value) if is_path and value is not None else value
+        return cls(**typed)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> "TrainConfig":
+        try:
+            values = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise ValueError(f"config: cannot read {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"config: {path} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"config: {path} must hold 'name: value' lines")
+        return cls.from_dict(values, str(path))
+
+
+def _primitive(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """A copy with every None that the dataset or the recipe decides filled in, checked as far as it can be alone."""
+    config = dataclasses.replace(config)
+    recipe = RECIPES.get(config.recipe)
+    if recipe is None:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {config.recipe!r}")
+    defaults = FALLBACKS | DATASET_DEFAULTS.get(config.dataset, {}) | recipe
+    labels_chosen = any(x is not None for x in (config.labeled_fraction, config.num_labeled, config.labeled_list))
+    for name, value in defaults.items():
+        if getattr(config, name) is None:
+            if name == "num_labeled" and labels_chosen or name == "steps" and config.epochs is not None:
+                continue
+            setattr(config, name, value)
+    if config.encoder_lr is None:
+        config.encoder_lr = config.lr if config.encoder_weights == "none" else 0.3 * config.lr
+    _check(config)
+    return config
+
+
+def _check(config: TrainConfig) -> None:
+    positive = ("batch_size", "accumulate", "num_anchors", "num_negatives", "bank_capacity", "log_every", "save_every")
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    for name in ("alpha_0", "mix_prob", "ema_momentum", "positive_threshold", "label_smoothing"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(config, name)}")
+    for name in ("temperature", "lr"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)}")
+    if config.steps is not None and config.epochs is not None:
+        raise ValueError("steps: give steps or epochs, not both")
+    if config.steps is not None and config.steps < 1 or config.epochs is not None and config.epochs <= 0:
+        raise ValueError("steps: a training has at least one step")
+    chosen = [n for n in ("labeled_fraction", "num_labeled", "labeled_list") if getattr(config, n) is not None]
+    if len(chosen) > 1:
+        raise ValueError(f"{chosen[0]}: give one of {', '.join(chosen)}, not several")
+    if config.bank_scope == "gather" and config.max_keys_per_step == 0:
+        raise ValueError("max_keys_per_step: 0 (all keys) has no fixed size to gather; give a cap or bank_scope local")

@@ -1,0 +1,321 @@
+"""L_s, L_u and L_c for any training loop: tensors in, losses and statistics out. Knows no dataset and no model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import ops, reference
+from .distributed import Group, all_sum, all_true, world_size
+from .memory_bank import MemoryBank
+from .outputs import SegmentationOutput, represent
+from .randomness import draw32
+
+NEGATIVES = ("per_anchor", "shared", "full")
+SOURCES = ("student", "teacher")
+
+
+class PseudoLabels(NamedTuple):
+    """The teacher's maps over the unlabelled images, each (B_u, H, W): class, entropy in nats, inside the image."""
+
+    label: Tensor
+    entropy: Tensor
+    valid: Tensor
+
+
+@dataclass
+class Losses:
+    """Scalars on the device. ``total`` carries the gradient; ``finite`` is false where a network or loss was not."""
+
+    total: Tensor
+    supervised: Tensor
+    unsupervised: Tensor
+    contrastive: Tensor
+    finite: Tensor
+    statistics: dict[str, Tensor]
+
+
+class U2PLCriterion(nn.Module):
+    """The three losses of U²PL, and the memory bank that the third one needs.
+
+    Args:
+        num_classes: C; labels are 0..C-1.
+        representation_dim: D; None builds no bank and leaves L_c out (mean teacher, or labels only).
+        ignore_index: label of pixels without one; must not be a class.
+        alpha_0: share of unlabelled pixels that counts as unreliable at the start.
+        unsupervised_weight: η. ``unsupervised_weight_cap``: the most that λ_u may become, None = no bound.
+        contrastive_weight: λ_c.
+        positive_threshold: δ_p. ``low_rank``, ``high_rank``: r_l, r_h; None = min(3, C−1), min(20, C).
+        num_anchors, num_negatives: M, N. ``negatives``: ``per_anchor`` (Eq. 4), ``shared`` (Algorithm 1) or ``full``.
+        temperature: τ.
+        key_encoder: whose representations are positives and negatives; ``labeled_probs``: whose probabilities decide on
+            labelled pixels: ``student`` (this step's, detached) or ``teacher``.
+        bank_capacity: K, one number or one per class. ``max_keys_per_step``, ``bank_dtype``, ``bank_scope``: see
+            ``MemoryBank``.
+        class_weight: (C,) for L_s. ``label_smoothing``: for L_s. ``ohem``: (threshold, min_kept) keeps the hard pixels
+            of L_s alone. ``auxiliary_weight``: of the auxiliary classifier's cross-entropy in L_s.
+        align_corners: how logits map to pixels.
+        group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centres are then the global batch's.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        representation_dim: int | None = 256,
+        *,
+        ignore_index: int = 255,
+        alpha_0: float = 0.2,
+        unsupervised_weight: float = 1.0,
+        unsupervised_weight_cap: float | None = None,
+        contrastive_weight: float = 0.1,
+        positive_threshold: float = 0.3,
+        low_rank: int | None = None,
+        high_rank: int | None = None,
+        num_anchors: int = 256,
+        num_negatives: int = 50,
+        negatives: str = "per_anchor",
+        temperature: float = 0.5,
+        key_encoder: str = "student",
+        labeled_probs: str = "student",
+        bank_capacity: int | Sequence[int] = 30_000,
+        max_keys_per_step: int | Sequence[int] | None = None,
+        bank_dtype: torch.dtype = torch.float32,
+        bank_scope: str = "local",
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ohem: tuple[float, int] | None = None,
+        auxiliary_weight: float = 0.4,
+        align_corners: bool = False,
+        group: Group = None,
+    ) -> None:
+        super().__init__()
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index: {ignore_index} is a class (0..{num_classes - 1}); use 255, or −1")
+        low_rank = min(3, num_classes - 1) if low_rank is None else low_rank
+        high_rank = min(20, num_classes) if high_rank is None else high_rank
+        if low_rank >= num_classes:
+            raise ValueError(
+                f"low_rank: {low_rank} with {num_classes} classes leaves no unlabelled negative; "
+                f"use at most {num_classes - 1}, or leave it unset"
+            )
+        if not 0 <= low_rank < high_rank:
+            raise ValueError(f"high_rank: expected more than low_rank={low_rank} ≥ 0, got {high_rank}")
+        for name, value, allowed in (
+            ("negatives", negatives, NEGATIVES),
+            ("key_encoder", key_encoder, SOURCES),
+            ("labeled_probs", labeled_probs, SOURCES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.align_corners, self.group = align_corners, group
+        self.alpha_0, self.eta, self.eta_cap = alpha_0, unsupervised_weight, unsupervised_weight_cap
+        self.contrastive_weight, self.temperature = contrastive_weight, temperature
+        self.ranks = {"low_rank": low_rank, "high_rank": high_rank, "positive_threshold": positive_threshold}
+        self.num_anchors, self.num_negatives, self.negatives = num_anchors, num_negatives, negatives
+        self.key_encoder, self.labeled_probs = key_encoder, labeled_probs
+        self.label_smoothing, self.ohem, self.auxiliary_weight = label_smoothing, ohem, auxiliary_weight
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.bank = None
+        if representation_dim is not None:
+            capacities = [bank_capacity] * num_classes if isinstance(bank_capacity, int) else list(bank_capacity)
+            if len(capacities) != num_classes:
+                raise ValueError(f"bank_capacity: expected {num_classes} numbers, one a class, got {len(capacities)}")
+            self.bank = MemoryBank(
+                capacities,
+                representation_dim,
+                dtype=bank_dtype,
+                max_keys_per_step=max_keys_per_step,
+                scope=bank_scope,
+                group=group,
+            )
+
+    @property
+    def needs_labeled_teacher(self) -> bool:
+        """Whether the teacher must see the labelled images too."""
+        return self.bank is not None and "teacher" in (self.key_encoder, self.labeled_probs)
+
+    def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
+        """The teacher's maps at H×W from its logits (B_u, C, h, w); ``valid`` (B_u, H, W) is false on padding."""
+        stats = ops.pixel_stats(logits, valid.shape[-2:], align_corners=self.align_corners)
+        return PseudoLabels(stats.label, stats.entropy, valid)
+
+    def forward(
+        self,
+        student: SegmentationOutput,
+        labels: Tensor,
+        pseudo: PseudoLabels | None = None,
+        teacher: SegmentationOutput | None = None,
+        *,
+        epoch: int = 0,
+        epochs: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Losses:
+        """The losses of one step.
+
+        Args:
+            student: outputs for the labelled images followed by the unlabelled ones, mixed and strongly augmented.
+            labels: (B_l, H, W), any integer dtype.
+            pseudo: mixed maps of the unlabelled images; None trains on labels alone.
+            teacher: outputs, mixed on the grid, for the unlabelled images, or for all where
+                ``needs_labeled_teacher``; None leaves L_c out.
+            epoch, epochs: t and T of α_t.
+            generator: on the device of the logits, for anchors, negatives and thinning; needed with ``teacher``.
+        """
+        num_labeled = labels.shape[0]
+        zero = student.logits.new_zeros((), dtype=torch.float32)
+        statistics: dict[str, Tensor] = {}
+        supervised = self._supervised(student, labels)
+        unsupervised, contrastive = zero, zero
+        outputs_finite = _finite(student.logits) & supervised.isfinite()
+        if pseudo is not None:
+            alpha = reference.unreliable_share(self.alpha_0, epoch, epochs)
+            gamma = ops.masked_quantile(pseudo.entropy, pseudo.valid, 1 - alpha, group=self.group)
+            reliable, unreliable = reference.partition(pseudo.entropy, pseudo.valid, gamma)
+            unsupervised, weight, share = self._unsupervised(student.logits[num_labeled:], pseudo, reliable)
+            outputs_finite &= unsupervised.isfinite()
+            statistics |= {"gamma": gamma, "lambda_u": weight, "reliable_share": share}
+        if teacher is not None:
+            read = (teacher.logits, student.features, teacher.features if self.key_encoder == "teacher" else None)
+            outputs_finite &= torch.stack([_finite(x) for x in read if x is not None]).all()
+        finite = all_true(outputs_finite, self.group)
+        if teacher is not None:
+            contrastive, counts = self._contrastive(
+                student, labels, pseudo, teacher, reliable, unreliable, finite, generator
+            )
+            statistics |= counts
+        total = supervised + unsupervised + self.contrastive_weight * contrastive
+        detached = (loss.detach() for loss in (supervised, unsupervised, contrastive))
+        return Losses(total, *detached, all_true(finite & total.isfinite(), self.group), statistics)
+
+    def _supervised(self, student: SegmentationOutput, labels: Tensor) -> Tensor:
+        logits = student.logits[: labels.shape[0]]
+        if self.ohem is not None:
+            threshold, min_kept = self.ohem
+            keep = ops.ohem_mask(
+                logits.detach(),
+                labels,
+                threshold=threshold,
+                min_kept=min_kept,
+                ignore_index=self.ignore_index,
+                align_corners=self.align_corners,
+            )
+            labels = torch.where(keep, labels, self.ignore_index)
+        loss = self._mean_cross_entropy(logits, labels)
+        if student.aux_logits is not None:
+            aux = self._mean_cross_entropy(student.aux_logits[: labels.shape[0]], labels)
+            loss = loss + self.auxiliary_weight * aux
+        return loss
+
+    def _mean_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Over the labelled pixels of the global batch; times the world size, since gradients are averaged."""
+        num, den = ops.upsampled_cross_entropy(
+            logits,
+            labels,
+            weight=self.class_weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="parts",
+            align_corners=self.align_corners,
+        )
+        return _ratio(num, all_sum(den, self.group)) * world_size(self.group)
+
+    def _unsupervised(self, logits: Tensor, pseudo: PseudoLabels, reliable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        label = pseudo.label if self.ignore_index >= 0 else pseudo.label.to(torch.int16)
+        target = torch.where(reliable, label, self.ignore_index)
+        num, _ = ops.upsampled_cross_entropy(
+            logits, target, ignore_index=self.ignore_index, reduction="parts", align_corners=self.align_corners
+        )
+        counts = all_sum(torch.stack((pseudo.valid.sum(), reliable.sum())), self.group)
+        num_valid, num_reliable = counts.unbind()
+        weight = reference.unsupervised_weight(self.eta, num_valid, num_reliable, self.eta_cap)
+        loss = weight * _ratio(num, num_reliable) * world_size(self.group)
+        return loss, weight, num_reliable / num_valid.clamp(min=1)
+
+    def _contrastive(
+        self,
+        student: SegmentationOutput,
+        labels: Tensor,
+        pseudo: PseudoLabels,
+        teacher: SegmentationOutput,
+        reliable: Tensor,
+        unreliable: Tensor,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        num_labeled, size, classes = labels.shape[0], labels.shape[-2:], self.num_classes
+        grid = student.features.shape[-2:]
+
+        def to_grid(of_labeled: Tensor, of_unlabeled: Tensor) -> Tensor:
+            maps = (of_labeled, of_unlabeled.to(of_labeled.dtype))
+            return torch.cat([reference.sample_to_grid(m, grid, align_corners=self.align_corners) for m in maps])
+
+        unread = torch.zeros_like(labels, dtype=torch.bool)
+        masks = reference.contrast_masks(
+            reference.pool_to_stride4(self._probability_logits(student, teacher, num_labeled), size),
+            to_grid(labels, pseudo.label),
+            to_grid(unread, reliable),
+            to_grid(unread, unreliable),
+            num_labeled=num_labeled,
+            ignore_index=self.ignore_index,
+            **self.ranks,
+        )
+        keys = represent(teacher if self.key_encoder == "teacher" else student)
+        sums = all_sum(reference.class_sum(keys, masks.anchor_label, classes), self.group)
+        anchors_everywhere = all_sum(masks.anchors, self.group)
+        positives = sums / anchors_everywhere.clamp(min=1)[:, None]
+
+        before = self.bank.pushed.clone()
+        self.bank.push(keys, masks.mask, draw=draw32((classes,), generator), gate=finite)
+
+        index = reference.class_sample(masks.anchor_label, classes, draw32((classes, self.num_anchors), generator))
+        anchors = reference.gather_pixels(student.features, index)
+        if student.project is not None:
+            anchors = student.project(anchors.flatten(0, 1)).unflatten(0, index.shape)
+        takes_part = (masks.anchors > 0) & (self.bank.fill > 0)
+        pairs = all_sum(takes_part.sum(), self.group).clamp(min=1)
+        loss = reference.info_nce(
+            anchors,
+            takes_part / pairs * world_size(self.group),
+            positives,
+            self.bank.bank,
+            self.bank.offsets,
+            self.bank.pushed,
+            indices=self._draw_negatives(generator),
+            negatives=self.negatives,
+            temperature=self.temperature,
+        )
+        pushed = self.bank.pushed - before
+        return loss, {
+            "anchors": masks.anchors,
+            "negatives": masks.keys,
+            "bank_fill": self.bank.fill,
+            "bank_turnover": pushed / self.bank.fill.clamp(min=1),
+        }
+
+    def _probability_logits(self, student: SegmentationOutput, teacher: SegmentationOutput, num_labeled: int) -> Tensor:
+        if self.labeled_probs == "teacher":
+            return teacher.logits
+        unlabeled = teacher.logits[-(student.logits.shape[0] - num_labeled) :]
+        return torch.cat((student.logits[:num_labeled].detach().to(unlabeled.dtype), unlabeled))
+
+    def _draw_negatives(self, generator: torch.Generator) -> Tensor | None:
+        shapes = {
+            "per_anchor": (self.num_classes, self.num_anchors, self.num_negatives),
+            "shared": (self.num_classes, self.num_negatives),
+        }
+        if self.negatives == "full":
+            return None
+        return self.bank.sample(draw32(shapes[self.negatives], generator))
+
+
+def _ratio(num: Tensor, den: Tensor) -> Tensor:
+    """num / den, and 0 with a gradient of 0 where den is 0."""
+    return num / torch.where(den == 0, torch.inf, den)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Whether every element is finite: a NaN or an infinity survives the sum."""
+    return x.detach().sum(dtype=torch.float32).isfinite()

@@ -1,0 +1,89 @@
+"""The few collectives that the method needs; without a process group each is the identity."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Group = dist.ProcessGroup | None
+
+
+def world_size(group: Group) -> int:
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def rank(group: Group) -> int:
+    return 0 if group is None else dist.get_rank(group)
+
+
+def all_sum(x: Tensor, group: Group) -> Tensor:
+    """Σ over processes, as a new tensor; carries no gradient."""
+    if group is None:
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def all_true(x: Tensor, group: Group) -> Tensor:
+    """Whether a 0-d bool is true on every process."""
+    if group is None:
+        return x
+    flag = x.to(torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
+    return flag.bool()
+
+
+def all_stack(x: Tensor, group: Group) -> Tensor:
+    """(world, *x.shape): the tensors of all processes, in rank order; shapes must agree."""
+    if group is None:
+        return x[None]
+    parts = x.new_empty(world_size(group), *x.shape)
+    dist.all_gather_into_tensor(parts.view(-1), x.contiguous().view(-1), group=group)
+    return parts
+
+
+@torch.no_grad()
+def broadcast_buffers(module: nn.Module, group: Group) -> None:
+    """Give every process the first one's floating-point buffers, in one message a dtype."""
+    if group is None:
+        return
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        buffers = [buffer for buffer in module.buffers() if buffer.dtype == dtype]
+        if not buffers:
+            continue
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, src=0, group=group)
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+@contextmanager
+def session(device: str) -> Iterator[tuple[torch.device, Group]]:
+    """(device, group) of this process: torchrun's group where torchrun started us, none otherwise.
+
+    ``device`` is ``auto`` (a GPU where there is one), or a torch device; with several processes ``auto`` and ``cuda``
+    take the GPU of the local rank.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {device!r} is no torch device; use auto, cpu or cuda") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {device} asked for, but torch sees no GPU; use --device cpu or auto")
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield chosen, None
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen, dist.group.WORLD
+    finally:
+        dist.destroy_process_group()

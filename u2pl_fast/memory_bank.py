@@ -1,0 +1,110 @@
+"""The category-wise memory bank: one first-in-first-out ring of normalised negatives per class, on the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import distributed, reference
+
+
+class MemoryBank(nn.Module):
+    """Rings of capacity K_c for C classes in one (Σ K_c, D) buffer.
+
+    Buffers, all in the state dict: ``bank`` (Σ K_c, D); ``offsets`` int64 (C+1), where each ring starts; ``pushed``
+    int64 (C), the keys ever taken. Key j of class c sits in slot offsets[c] + j mod K_c.
+
+    Args:
+        capacities: K_c for each class, ≥ 1.
+        dim: D.
+        dtype: float32, bfloat16 or float16.
+        max_keys_per_step: keys a class takes from one step at most, one number or one per class; 0 = all of them,
+            None = K_c // 16. Thinning is systematic and keeps the pixel order.
+        scope: ``local``: each process keeps its own ring. ``gather``: all processes hold the same ring; each offers at
+            most ⌈max_keys_per_step / world⌉ keys a class, pushed in rank order.
+    """
+
+    def __init__(
+        self,
+        capacities: Sequence[int],
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        max_keys_per_step: int | Sequence[int] | None = None,
+        scope: str = "local",
+        group: distributed.Group = None,
+    ) -> None:
+        super().__init__()
+        if not capacities or min(capacities) < 1:
+            raise ValueError(f"capacities: expected at least one class and at least one slot each, got {capacities}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+        if scope not in ("local", "gather"):
+            raise ValueError(f"scope: expected 'local' or 'gather', got {scope!r}")
+        sizes = torch.tensor(list(capacities), dtype=torch.int64)
+        caps = sizes // 16 if max_keys_per_step is None else torch.as_tensor(max_keys_per_step, dtype=torch.int64)
+        caps = caps.expand_as(sizes).clone()
+        if max_keys_per_step is None:
+            caps.clamp_(min=1)
+        if (caps < 0).any():
+            raise ValueError(f"max_keys_per_step: expected numbers ≥ 0, got {max_keys_per_step}")
+        if scope == "gather" and (caps == 0).any():
+            raise ValueError("max_keys_per_step: 0 (all keys) has no fixed size to gather; give a cap or scope='local'")
+        self.scope, self.group = scope, group
+        self.register_buffer("bank", torch.zeros(int(sizes.sum()), dim, dtype=dtype))
+        self.register_buffer("offsets", torch.cat((sizes.new_zeros(1), sizes.cumsum(0))))
+        self.register_buffer("pushed", torch.zeros_like(sizes))
+        share = -(-caps // distributed.world_size(group)) if scope == "gather" else caps
+        self.register_buffer("max_keys", share, persistent=False)
+        self._gathered = int(share.max()) if scope == "gather" else 0
+
+    @property
+    def num_classes(self) -> int:
+        return self.pushed.numel()
+
+    @property
+    def fill(self) -> Tensor:
+        """int64 (C): slots that hold a key."""
+        return reference.ring_fill(self.offsets, self.pushed)
+
+    @torch.no_grad()
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None, gate: Tensor | None = None) -> None:
+        """Thin ``mask`` to the cap per class and append the keys, L2-normalised.
+
+        Args:
+            features: (R, D), or (B, D, h, w) read in bank order.
+            mask: int32 (R, ⌈C/32⌉) from ``contrast_masks`` or ``pack_mask``.
+            draw: int64 (C) in [0, 2³²), which keys thinning keeps; None = 0 for every class.
+            gate: 0-d bool on the device; nothing moves where it is false.
+        """
+        draw = torch.zeros_like(self.pushed) if draw is None else draw
+        mask = reference.thin_mask(mask, self.max_keys, draw)
+        if self.scope == "local":
+            reference.ring_push(self.bank, self.offsets, self.pushed, features, mask, gate=gate)
+            return
+        for rows, row_mask in self._gather(features, mask):
+            reference.ring_push(self.bank, self.offsets, self.pushed, rows, row_mask, gate=gate)
+
+    def _gather(self, features: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each process's keys as (C·k, D) rows and their mask, in rank order: one fixed-size collective, and counts."""
+        classes, k = self.num_classes, self._gathered
+        rows = self.bank.new_zeros(classes * k, self.bank.shape[1])
+        starts = torch.arange(classes + 1, device=rows.device) * k
+        counts = torch.zeros_like(self.pushed)
+        reference.ring_push(rows, starts, counts, features, mask)
+        all_rows = distributed.all_stack(rows, self.group)
+        all_counts = distributed.all_stack(counts, self.group)
+        taken = torch.arange(k, device=rows.device) < all_counts[..., None]
+        own_class = torch.eye(classes, dtype=torch.bool, device=rows.device)[:, None]
+        masks = (taken[..., None] & own_class).flatten(1, 2)
+        return [(part, reference.pack_mask(m)) for part, m in zip(all_rows, masks, strict=True)]
+
+    def sample(self, draws: Tensor) -> Tensor:
+        """Slots within each class, uniform with replacement: (draws · fill) >> 32, draws int64 (C, …) in [0, 2³²)."""
+        fill = self.fill.view(-1, *[1] * (draws.dim() - 1))
+        return draws * fill >> 32
+
+    def extra_repr(self) -> str:
+        slots, dim = self.bank.shape
+        megabytes = self.bank.numel() * self.bank.element_size() / 2**20
+        return f"classes={self.num_classes}, slots={slots}, dim={dim}, {self.bank.dtype}, {megabytes:.1f} MiB"

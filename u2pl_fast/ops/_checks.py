@@ -1,0 +1,104 @@
+"""Argument checks that the ops share: shape, dtype and device at once; label values on the CPU at once, on CUDA later."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+_label_errors: dict[torch.device, Tensor] = {}
+
+
+def check_logits(logits: Tensor) -> None:
+    """(B, C, h, w), floating, with at least one class and one pixel."""
+    if logits.dim() != 4 or 0 in logits.shape[1:]:
+        raise ValueError(f"logits: expected (B, C, h, w) with C, h, w ≥ 1, got {tuple(logits.shape)}")
+    if logits.dtype not in FLOATS:
+        raise TypeError(f"logits: expected float32, bfloat16, float16 or float64, got {logits.dtype}")
+    if logits.shape[1] > 2**15 - 1:
+        raise ValueError(f"logits: expected at most 32767 classes, got {logits.shape[1]}")
+
+
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """(H, W), both positive."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (H, W) with H, W ≥ 1, got {tuple(size)}")
+    return size[0], size[1]
+
+
+def check_map(name: str, x: Tensor, logits: Tensor, shape: Sequence[int] | None = None) -> None:
+    """(B, H, W) of the logits' batch and device, and no gradient wanted."""
+    if x.dim() != 3 or x.shape[0] != logits.shape[0] or 0 in x.shape[1:]:
+        raise ValueError(f"{name}: expected (B, H, W) with B = {logits.shape[0]}, got {tuple(x.shape)}")
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{name}: expected the target's shape {tuple(shape)}, got {tuple(x.shape)}")
+    check_constant(name, x, logits)
+
+
+def check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
+    """Integer labels (B, H, W), and an ``ignore_index`` that is no class."""
+    check_map("target", target, logits)
+    if target.dtype not in INTEGERS:
+        raise TypeError(f"target: expected an integer dtype, got {target.dtype}")
+    if 0 <= ignore_index < logits.shape[1]:
+        raise ValueError(
+            f"ignore_index: {ignore_index} is one of the classes 0..{logits.shape[1] - 1}; choose one outside, "
+            "-1 for example"
+        )
+
+
+def check_constant(name: str, x: Tensor, logits: Tensor) -> None:
+    """On the logits' device, and without a gradient."""
+    if x.device != logits.device:
+        raise ValueError(f"{name}: expected on {logits.device} like logits, got on {x.device}")
+    if x.requires_grad:
+        raise ValueError(f"{name}: the op has no gradient for it; pass {name}.detach()")
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` as it is where it is contiguous or channels_last, which every backend reads in place; else a copy."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def label_errors(device: torch.device | str) -> Tensor:
+    """int32 (1) on ``device``: labels seen so far that were neither a class nor ``ignore_index``."""
+    device = torch.empty(0, device=device).device
+    if device not in _label_errors:
+        _label_errors[device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _label_errors[device]
+
+
+def check_label_errors(device: torch.device | str) -> None:
+    """Raise if any op on ``device`` met a label that was neither a class nor ``ignore_index``, and count from 0 again.
+
+    Such labels count as ignored. Reading the counter waits for the device, so call this where values are logged.
+    """
+    counter = label_errors(device)
+    count = int(counter)
+    counter.zero_()
+    if count:
+        raise ValueError(f"target: {count} labels are neither in 0..C-1 nor ignore_index")
+
+
+def count_label_errors(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Add the labels of ``target`` that are neither a class nor ``ignore_index`` to the device's counter."""
+    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    label_errors(target.device).add_(bad.sum())
+
+
+def label_errors_now(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """After a kernel that counts: on the CPU, or with ``U2PL_FAST_DEBUG=1``, raise at once and name a bad label."""
+    if target.device.type != "cpu" and os.environ.get("U2PL_FAST_DEBUG", "0") != "1":
+        return
+    counter = label_errors(target.device)
+    if int(counter):
+        counter.zero_()
+        bad = target[((target < 0) | (target >= num_classes)) & (target != ignore_index)]
+        raise ValueError(
+            f"target: label {int(bad[0])} is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}"
+        )

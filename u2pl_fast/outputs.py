@@ -1,0 +1,34 @@
+"""What passes from a network to the criterion."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SegmentationOutput(NamedTuple):
+    """What the criterion takes of a network.
+
+    logits (B, C, h, w). With a ``pointwise`` head: features are the decoder's (B, D_dec, h', w') and ``project`` maps
+    (R, D_dec) → (R, D). With a ``conv`` head: features are dense representations (B, D, h', w'), ``project`` is None.
+    h'×w' is h×w, or the grid of stride 4 where the logits are finer.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+    aux_logits: Tensor | None = None
+
+
+@torch.no_grad()
+def represent(output: SegmentationOutput, *, chunk: int = 16384) -> Tensor:
+    """Dense representations without gradient: (B, D, h', w') of a ``conv`` head, (P, D) in bank order of ``pointwise``.
+
+    The pointwise head runs over ``chunk`` pixels at a time, so that its hidden layer never exists for all of them.
+    """
+    features = output.features.detach()
+    if output.project is None:
+        return features
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cat([output.project(part) for part in rows.split(chunk)])
