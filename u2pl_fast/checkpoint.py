@@ -68,7 +68,6 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
         _discard(temporary)
         reason = _os_error(error)
@@ -82,6 +81,12 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     except BaseException:  # Ctrl-C in the middle
         _discard(temporary)
         raise
+    try:
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"wrote checkpoint {target}, but its folder could not be flushed to the disk: {error.strerror or error}"
+        ) from error
 
 
 def load(path: str | os.PathLike[str], map_location: torch.device | str = "cpu") -> dict[str, Any]:

@@ -18,8 +18,9 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "encoder": "resnet10t",
         "encoder_weights": "none",
         "crop_size": (96, 96),
-        "num_labeled": 40,
-        "steps": 600,
+        "scale_range": (0.75, 1.33),
+        "num_labeled": 60,
+        "steps": 1000,
         "lr": 2e-3,
         "encoder_lr": 2e-3,
         "representation_dim": 64,
@@ -41,6 +42,7 @@ FALLBACKS: dict[str, Any] = {
     "encoder": "tf_efficientnet_lite0",
     "encoder_weights": "imagenet",
     "crop_size": (512, 512),
+    "scale_range": (0.5, 2.0),
     "steps": 40_000,
     "lr": 1e-3,
     "representation_dim": 256,
@@ -72,12 +74,10 @@ class TrainConfig:
     """Height and width that images are resized to before all else; labels at evaluation keep their size."""
     crop_size: tuple[int, int] | None = None
     """Height and width of training crops."""
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    """Range of the random scale of the weak view."""
+    scale_range: tuple[float, float] | None = None
+    """Range of the random scale of the weak view; unset: 0.5 to 2, narrower for shapes."""
     cache: bool = True
     """Keep decoded images in memory where they fit."""
-    ignore_index: int | None = None
-    """Label of pixels without one; unset: 255, or -1 with more than 255 classes."""
 
     # Network
     arch: str = "deeplabv3plus"

@@ -64,6 +64,8 @@ def pixel_stats(logits: Tensor, size: Sequence[int], *, align_corners: bool = Fa
 
 def kept_target(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     """(class or 0, kept) of a label map. On the CPU a label that is neither valid nor ignored is an error."""
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index: {ignore_index} is a class (0..{num_classes - 1}); use 255, or -1")
     target = target.long()
     kept = (target >= 0) & (target < num_classes)
     if not target.is_cuda and not bool((kept | (target == ignore_index)).all()):
@@ -374,7 +376,7 @@ def info_nce(
     z = F.normalize(wide(anchors), dim=-1, eps=NORM_EPS)
     centre = F.normalize(positives.detach().to(z.dtype), dim=-1, eps=NORM_EPS)
     fill = ring_fill(offsets, pushed)
-    loss = z.sum() * 0
+    loss = z[:0].sum()
     for c in weight.nonzero()[:, 0].tolist():
         start = int(offsets[c])
         if negatives == "full":

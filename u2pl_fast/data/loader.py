@@ -1,0 +1,203 @@
+"""Batches as a function of the step number, and evaluation samples."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..randomness import generator
+from .base import SegmentationDataset
+from .files import DataError
+from .splits import Split
+from .views import ViewOptions, Views, resize_image, view_seed
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+
+CACHE_BYTES = 2**30  # of all loader processes of a rank together
+_MAX_WORKERS = 8
+_EVALUATION_THREADS = 4
+
+
+class StepDataset(Dataset):
+    """Item `step` is the whole batch of one rank for that step, a function of (seed, step, rank, world).
+
+    With G = world * batch_size, the step's global labelled samples are g = step*G .. step*G + G - 1. Sample g is
+    number g mod n of a permutation drawn anew for each pass g // n over the n images; unlabelled samples likewise.
+    Rank r takes the contiguous share that begins at step*G + r*batch_size, so the number of processes, the number
+    of workers and a restart change nothing.
+
+    A batch is a dict: `images` uint8 (B, 3, H, W), `labels` (B, H, W), `labeled_index` int64 (B,), the global sample
+    indices on the CPU; and with `semi` also `weak` and `strong` uint8 (B, 3, H, W), `valid` bool (B, H, W) and
+    `unlabeled_index`.
+
+    `cache_bytes` bounds the decoded and resized images that this object keeps; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        options: ViewOptions,
+        *,
+        seed: int,
+        batch_size: int,
+        semi: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.split, self.semi, self.seed = split, semi, seed
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.views = Views(options, split.ignore_index)
+        self._samples = _SampleCache(split.dataset, self.views, cache_bytes)
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        first = (step * self.world + self.rank) * self.batch_size
+        samples = range(first, first + self.batch_size)
+        labeled = [self._labeled(step, sample) for sample in samples]
+        images, labels = (torch.stack(column) for column in zip(*labeled, strict=True))
+        batch = {"images": images, "labels": labels, "labeled_index": torch.tensor(samples)}
+        if self.semi:
+            unlabeled = [self._unlabeled(step, sample) for sample in samples]
+            batch |= zip(("weak", "strong", "valid"), map(torch.stack, zip(*unlabeled, strict=True)), strict=True)
+            batch["unlabeled_index"] = torch.tensor(samples)
+        return batch
+
+    def _labeled(self, step: int, sample: int) -> tuple[Tensor, Tensor]:
+        index = _drawn(self.split.labeled, self.seed, "labeled", sample)
+        seed = view_seed(self.seed, step, sample, "labeled view")
+        return self.views.labeled(self._samples.image(index), self._samples.label(index), seed)
+
+    def _unlabeled(self, step: int, sample: int) -> tuple[Tensor, Tensor, Tensor]:
+        index = _drawn(self.split.unlabeled, self.seed, "unlabeled", sample)
+        weak_seed = view_seed(self.seed, step, sample, "weak view")
+        strong_seed = view_seed(self.seed, step, sample, "strong view")
+        return self.views.unlabeled(self._samples.image(index), weak_seed, strong_seed)
+
+
+def _drawn(indices: Sequence[int], seed: int, purpose: str, sample: int) -> int:
+    epoch, position = divmod(sample, len(indices))
+    return indices[_order(len(indices), seed, purpose, epoch)[position]]
+
+
+@lru_cache(maxsize=8)
+def _order(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
+    return torch.randperm(length, generator=generator(seed, purpose, epoch)).tolist()
+
+
+class _SampleCache:
+    """Decoded and resized samples; kept until `limit` bytes are full, then no longer: each is as likely as another."""
+
+    def __init__(self, dataset: SegmentationDataset, views: Views, limit: int) -> None:
+        self._dataset, self._views, self._left = dataset, views, limit
+        self._images: dict[int, Tensor] = {}
+        self._labels: dict[int, Tensor] = {}
+
+    def image(self, index: int) -> Tensor:
+        image = self._images.get(index)
+        if image is None:
+            image = self._views.prepare(to_tensor(self._dataset.image(index)))
+            self._keep(self._images, index, image)
+        return image
+
+    def label(self, index: int) -> Tensor:
+        label = self._labels.get(index)
+        if label is None:
+            label = self._views.prepare_label(torch.from_numpy(self._dataset.label(index).copy()))
+            self._keep(self._labels, index, label)
+        return label
+
+    def _keep(self, where: dict[int, Tensor], index: int, value: Tensor) -> None:
+        if value.nbytes <= self._left:
+            self._left -= value.nbytes
+            where[index] = value
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (h, w, 3) to a contiguous (3, h, w) of its own."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous()
+
+
+class _Guarded(Dataset):
+    """Hands data errors over as items: raised in a worker, they would arrive wrapped in its traceback."""
+
+    def __init__(self, steps: StepDataset) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> dict[str, Tensor] | DataError:
+        try:
+            return self.steps[step]
+        except DataError as error:
+            return error
+
+
+def train_loader(
+    split: Split, config: "TrainConfig", rank: int, world: int, start: int, stop: int, pad_multiple: int = 1
+) -> Iterator[dict[str, Tensor]]:
+    """This rank's batches (see `StepDataset`) of steps `start` .. `stop - 1`, prepared ahead by worker processes.
+
+    H×W is the config's crop size, padded to multiples of `pad_multiple`. Pinned memory where there is a GPU to use.
+    Raises `DataError` for a file that cannot be read.
+    """
+    workers = _default_workers() if config.workers is None else config.workers
+    options = ViewOptions(config.crop_size, pad_multiple, config.resize, config.scale_range)
+    steps = StepDataset(
+        split,
+        options,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        semi=config.method != "supervised",
+        rank=rank,
+        world=world,
+        cache_bytes=CACHE_BYTES // max(1, workers) if config.cache else 0,
+    )
+    loader = DataLoader(
+        _Guarded(steps),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
+        generator=generator(config.seed, "loader"),  # else it draws from, and moves, the global one
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _default_workers() -> int:
+    """One process a core but one, shared by the ranks of this machine."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(_MAX_WORKERS, max(0, len(os.sched_getaffinity(0)) // ranks - 1))
+
+
+def evaluation_samples(
+    dataset: SegmentationDataset, resize: tuple[int, int] | None = None, rank: int = 0, world: int = 1
+) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Every `world`-th sample from `rank` on, so each image once: (image, label, name).
+
+    The image is uint8 (3, h, w), resized if asked for; the label (H, W) keeps its own size. Read ahead by threads.
+    Raises `DataError`.
+    """
+
+    def read(index: int) -> tuple[Tensor, Tensor, str]:
+        image = to_tensor(dataset.image(index))
+        label = torch.from_numpy(dataset.label(index).copy())
+        return image if resize is None else resize_image(image, resize), label, dataset.names[index]
+
+    with ThreadPoolExecutor(_EVALUATION_THREADS) as pool:
+        pending: deque[Future] = deque()
+        for index in range(rank, len(dataset), world):
+            pending.append(pool.submit(read, index))
+            if len(pending) > 2 * _EVALUATION_THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

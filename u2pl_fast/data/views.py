@@ -1,0 +1,182 @@
+"""Weak and strong views: torchvision transforms whose draws come from one named random stream each."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from ..randomness import stream
+
+MEAN_COLOR = (124, 116, 104)  # ImageNet's mean, RGB, rounded to uint8: what padding looks like
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Sizes are (height, width) in pixels.
+
+    `crop_size` is filled up to a multiple of `multiple`, which gives H×W. `scale_range` is relative to the image
+    as it is after `resize`.
+    """
+
+    crop_size: tuple[int, int]
+    multiple: int = 1
+    resize: tuple[int, int] | None = None
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip_prob: float = 0.5
+    jitter_prob: float = 0.8
+    jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)  # brightness, contrast, saturation, hue
+    grayscale_prob: float = 0.2
+    blur_prob: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range must be 0 < low <= high, got {self.scale_range}")
+        for name in ("crop_size", "resize"):
+            size = getattr(self, name)
+            if size is not None and min(size) < 1:
+                raise ValueError(f"{name} must be positive, got {size}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """H×W, the size that enters the network."""
+        return padded_size(self.crop_size, self.multiple)
+
+
+class Views:
+    """Training views of one image. Every method is a function of its arguments: RNG state is left as it was."""
+
+    def __init__(self, options: ViewOptions, ignore_index: int) -> None:
+        self._resize = options.resize
+        geometry = [RandomScaleCrop(options.crop_size, options.scale_range), v2.RandomHorizontalFlip(options.flip_prob)]
+        self._labeled = v2.Compose([*geometry, PadTo(options.size, ignore_index)])
+        self._unlabeled = v2.Compose([*geometry, PadTo(options.size, 0)])
+        self._color = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(*options.jitter)], options.jitter_prob),
+                v2.RandomGrayscale(options.grayscale_prob),
+                # 9 taps reach two standard deviations at the strongest blur; more cost more than they change.
+                v2.RandomApply([v2.GaussianBlur(9, options.blur_sigma)], options.blur_prob),
+            ]
+        )
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """The part without randomness, worth caching: uint8 (3, h, w) resized as the options say."""
+        return image if self._resize is None else resize_image(image, self._resize)
+
+    def prepare_label(self, label: Tensor) -> Tensor:
+        """The same for a label (h, w)."""
+        return label if self._resize is None else resize_label(label, self._resize)
+
+    def labeled(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Weak view (3, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`."""
+        with _seeded(seed):
+            image, label = self._labeled(tv_tensors.Image(image), tv_tensors.Mask(label))
+        return _plain(image), _plain(label)
+
+    def unlabeled(self, image: Tensor, weak_seed: int, strong_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weak view, strong view (3, H, W) uint8, and valid (H, W) bool, false on padding."""
+        inside = torch.ones(image.shape[-2:], dtype=torch.uint8)
+        with _seeded(weak_seed):
+            weak, valid = self._unlabeled(tv_tensors.Image(image), tv_tensors.Mask(inside))
+        with _seeded(strong_seed):
+            strong = self._color(weak)
+        weak, strong, valid = _plain(weak), _plain(strong), _plain(valid).bool()
+        # Padding is no part of the image: it looks the same in every view.
+        return weak, torch.where(valid, strong, weak), valid
+
+
+class RandomScaleCrop(v2.Transform):
+    """Scale by a factor uniform in `scale_range`, then crop at most `crop_size` at random; smaller results stay small.
+
+    The window is cut out first and scaled after, which costs the crop's pixels instead of the image's.
+    Images are interpolated (bilinear, antialiased); masks take the nearest pixel.
+    """
+
+    _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
+
+    def __init__(self, crop_size: tuple[int, int], scale_range: tuple[float, float]) -> None:
+        super().__init__()
+        self.crop_size, self.scale_range = crop_size, scale_range
+
+    def make_params(self, flat_inputs: list[Tensor]) -> dict:
+        low, high = self.scale_range
+        scale = low + (high - low) * torch.rand(()).item()
+        params: dict = {"size": []}
+        for side, length, crop in zip(("height", "width"), flat_inputs[0].shape[-2:], self.crop_size, strict=True):
+            window = max(1, round(crop / scale))
+            if window > length:
+                params["size"].append(min(crop, max(1, round(length * scale))))
+                window = length
+            else:
+                params["size"].append(crop)
+            start = int(torch.randint(length - window + 1, ()))
+            params |= {side: window, "top" if side == "height" else "left": start}
+        return params
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        size = params["size"]
+        window = F.crop(inpt, params["top"], params["left"], params["height"], params["width"])
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        resized = resize_label(_plain(window), size) if is_mask else resize_image(_plain(window), size)
+        return tv_tensors.wrap(resized, like=inpt)
+
+
+class PadTo(v2.Transform):
+    """Fill up to `size` below and to the right: images with the mean colour, masks with `mask_fill`."""
+
+    _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
+
+    def __init__(self, size: tuple[int, int], mask_fill: int) -> None:
+        super().__init__()
+        self.size, self.mask_fill = size, mask_fill
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        bottom, right = (full - length for full, length in zip(self.size, inpt.shape[-2:], strict=True))
+        if bottom == right == 0:
+            return inpt
+        fill = self.mask_fill if isinstance(inpt, tv_tensors.Mask) else list(MEAN_COLOR)
+        return F.pad(inpt, [0, 0, right, bottom], fill=fill)
+
+
+def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
+    """uint8 (3, h, w) to (3, *size), bilinear, antialiased."""
+    return F.resize(image, list(size), antialias=True)
+
+
+def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
+    """(h, w) to `size`, the pixel whose centre is nearest: the grid that `resize_image` interpolates on."""
+    nearest = v2.InterpolationMode.NEAREST_EXACT
+    return F.resize(label[None], list(size), interpolation=nearest, antialias=False)[0]
+
+
+def padded_size(size: Sequence[int], multiple: int) -> tuple[int, int]:
+    """(height, width), each raised to the next multiple."""
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
+
+
+def view_seed(seed: int, step: int, sample: int, purpose: str) -> int:
+    """The random stream of one view: run's seed, step, global sample index, purpose."""
+    return stream(seed, purpose, step, sample)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torchvision draws from the global CPU generator: seed it inside the block, and put it back after.
+
+    `torch.manual_seed` would seed the GPUs' generators as well, and those are not put back here.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.as_subclass(Tensor)
