@@ -1,0 +1,273 @@
+"""The trainer as a program: what it writes, that it goes on where it was, and how it says no."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from u2pl_fast import checkpoint
+from u2pl_fast.config import TrainConfig
+from u2pl_fast.train import main, parse, run
+
+CAMVID = os.environ.get("U2PL_FAST_CAMVID")
+ENCODER_WEIGHTS = os.environ.get("U2PL_FAST_ENCODER_WEIGHTS")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(out: Path, **options) -> TrainConfig:
+    """A few seconds of training that goes through every phase: labels alone, then the teacher, then the bank."""
+    settings = {
+        "encoder": "mobilenetv3_small_050",
+        "crop_size": (64, 64),
+        "batch_size": 2,
+        "num_labeled": 6,
+        "steps": 8,
+        "sup_only_epochs": 3 / 197,
+        "eval_every": 1000,
+        "log_every": 2,
+        "workers": 0,
+        "threads": 1,
+        "device": "cpu",
+    }
+    return TrainConfig(out=out, **settings | options)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(out / "last.pt")
+    flat = {}
+
+    def walk(value, name):
+        if isinstance(value, torch.Tensor):
+            flat[name] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{name}.{key}")
+        elif isinstance(value, list | tuple):
+            for key, item in enumerate(value):
+                walk(item, f"{name}.{key}")
+
+    for part in ("student", "teacher", "bank", "optimizer"):
+        walk(state[part], part)
+    return flat
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() and len(first) > 100
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not differing, f"{len(differing)} tensors differ, first {differing[0]}"
+
+
+def test_a_run_leaves_its_files(tmp_path, capsys):
+    metrics = run(tiny(tmp_path, steps=4, eval_every=2))
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"config.yaml", "log.jsonl", "metrics.json", "last.pt", "best.pt", "tensorboard"} <= written
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert metrics["miou"] == metrics["last_miou"] <= metrics["best_miou"]
+    assert metrics["network"] == "teacher" and metrics["steps"] == 4 and metrics["world_size"] == 1
+    assert len(metrics["iou_per_class"]) == 6
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == [2, 4]
+    assert {"gamma", "lambda_u", "reliable_share", "anchors", "bank_fill"} <= losses[-1].keys()
+    saved = TrainConfig.from_yaml(tmp_path / "config.yaml")
+    assert saved.to_dict() == checkpoint.load(tmp_path / "last.pt")["config"]
+    assert "global batch 2 labelled + 2 unlabelled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "u2pl"},
+        {"method": "u2pl", "recipe": "paper", "optimizer": "sgd", "accumulate": 2},
+        {"method": "mean-teacher", "mix": "classmix"},
+        {"method": "supervised", "ohem": True, "ohem_min_kept": 500, "auxiliary": True},
+    ],
+    ids=["lean", "paper-sgd-accumulate", "mean-teacher", "supervised-ohem"],
+)
+def test_k_plus_k_steps_are_2k_steps_bit_for_bit(tmp_path, options):
+    run(tiny(tmp_path / "straight", **options))
+    run(tiny(tmp_path / "parts", stop_after=4, **options))
+    run(tiny(tmp_path / "parts", resume=True, workers=2, **options))
+    assert_same_state(tmp_path / "straight", tmp_path / "parts")
+    straight, parts = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("straight", "parts"))
+    timing = {"seconds_per_step", "images_per_second", "loader_wait_seconds"}
+    for a, b in zip(map(json.loads, straight), map(json.loads, parts), strict=True):
+        assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, number):
+    options = {"steps": 30, "log_every": 1}
+    flags = ["--config", str(tmp_path / "c.yaml")]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **options).to_dict()))
+    command = [sys.executable, "-m", "u2pl_fast.train", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "cut" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    step = checkpoint.load(tmp_path / "cut" / "last.pt")["step"]
+    assert process.returncode == 0 and 3 <= step < 30
+    assert f"stopped and saved at step {step} of 30; go on with the same command and --resume" in output
+    run(tiny(tmp_path / "cut", resume=True, **options))
+    run(tiny(tmp_path / "whole", **options))
+    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_processes_train_as_one_program(tmp_path):
+    """torchrun with gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
+
+    def torchrun(out: Path, *flags: str) -> None:
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(out, steps=6, eval_every=6).to_dict()))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [*launch, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml"), *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    torchrun(tmp_path / "straight")
+    torchrun(tmp_path / "parts", "--stop-after", "4")
+    torchrun(tmp_path / "parts", "--resume")
+    assert_same_state(tmp_path / "straight", tmp_path / "parts")
+    metrics = json.loads((tmp_path / "straight" / "metrics.json").read_text())
+    assert metrics["world_size"] == 2 and metrics["steps"] == 6 and 0 <= metrics["miou"] <= 1
+    rings = list((tmp_path / "straight").glob("last.ring*.pt"))
+    assert [ring.name for ring in rings] == ["last.ring1.step6.pt"]
+
+
+@pytest.mark.skipif(CAMVID is None, reason="U2PL_FAST_CAMVID names no folder of real images")
+def test_learns_from_real_photographs(tmp_path):
+    options = {
+        "dataset": "camvid",
+        "data_root": Path(CAMVID),
+        "encoder": "tf_efficientnet_lite0" if ENCODER_WEIGHTS else "mobilenetv3_small_050",
+        "encoder_weights": ENCODER_WEIGHTS or "none",
+        "num_labeled": 23,
+        "resize": (96, 128),
+        "crop_size": (96, 128),
+        "steps": 60,
+        "eval_every": 60,
+        "sup_only_epochs": 20 / 86,
+        "batch_size": 4,
+        "log_every": 5,
+        "bank_capacity": 500,
+    }
+    metrics = run(tiny(tmp_path / "run", **options))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    supervised = [line["supervised"] for line in lines if "supervised" in line]
+    assert sum(supervised[-3:]) < 0.7 * sum(supervised[:3])
+    contrastive = [line["contrastive"] for line in lines if line.get("contrastive")]
+    assert contrastive[-1] < contrastive[0]
+    last = [line for line in lines if "bank_fill" in line][-1]
+    assert sum(last["anchors"]) > 0 and max(last["bank_fill"]) > 100
+    assert metrics["skipped"] == 0
+
+    out = tmp_path / "evaluation.json"
+    flags = ["--checkpoint", str(tmp_path / "run" / "last.pt"), "--json", str(out)]
+    subprocess.run([sys.executable, "-m", "u2pl_fast.evaluate", *flags], cwd=ROOT, check=True, timeout=300)
+    evaluated = json.loads(out.read_text())
+    assert evaluated["miou"] == pytest.approx(metrics["miou"], abs=1e-6)
+    assert evaluated["network"] == metrics["network"] and evaluated["images"] == 101
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, monkeypatch):
+    run(tiny(tmp_path / "good", stop_after=4))
+    before = weights(tmp_path / "good")
+
+    from u2pl_fast import train
+
+    real = train.StudentLoss.forward
+
+    def broken(self, *arguments, **options):
+        losses = real(self, *arguments, **options)
+        losses.total = losses.total * float("nan")
+        return losses
+
+    monkeypatch.setattr(train.StudentLoss, "forward", broken)
+    metrics = run(tiny(tmp_path / "good", stop_after=6, resume=True))
+    assert metrics["skipped"] == 2
+    after = weights(tmp_path / "good")
+    moved = [k for k in before if k.split(".")[0] in ("student", "teacher") and not torch.equal(before[k], after[k])]
+    assert not moved
+    with pytest.raises(FloatingPointError, match="clip-norm"):
+        run(tiny(tmp_path / "good", resume=True, max_skipped=1))
+
+
+def test_refusals_name_the_setting(tmp_path):
+    run(tiny(tmp_path, stop_after=1))
+    with pytest.raises(ValueError, match="already holds a run; go on with --resume"):
+        run(tiny(tmp_path))
+    with pytest.raises(ValueError, match="temperature was 0.5, now 0.1"):
+        run(tiny(tmp_path, resume=True, temperature=0.1))
+    for options, message in (
+        ({"dataset": "nonsense"}, "nonsense"),
+        ({"dataset": "folder"}, "data-root"),
+        ({"low_rank": 6}, "low_rank"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1}, "batch-size 2"),
+        ({"epochs": 1.0}, "steps or epochs"),
+        ({"labeled_fraction": "1/4"}, "not several"),
+        ({"class_weights": tmp_path / "absent"}, "class_weights"),
+        ({"device": "cuda"}, "no GPU"),
+        ({"init_from": tmp_path / "absent.pt"}, "absent.pt"),
+        ({"encoder_weights": "absent.safetensors"}, "absent.safetensors"),
+        ({"background_class": 6}, "background_class"),
+    ):
+        if options == {"device": "cuda"} and torch.cuda.is_available():
+            continue
+        with pytest.raises(ValueError, match=message):
+            run(tiny(tmp_path / "other", **options))
+
+
+def test_commands_exit_with_one_line(tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["--dataset", "folder", "--data-root", str(tmp_path / "absent"), "--out", str(tmp_path / "o")])
+    assert str(stop.value).startswith("error:") and str(tmp_path / "absent") in str(stop.value)
+
+
+def test_flags_override_the_yaml_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("temperature: 0.3\ncrop_size: [32, 64]\nout: somewhere\n")
+    config = parse(["--config", str(file), "--temperature", "0.7"])
+    assert config.temperature == 0.7 and config.crop_size == (32, 64) and config.out == Path("somewhere")
+    file.write_text("temprature: 0.3\n")
+    with pytest.raises(ValueError, match="temprature"):
+        parse(["--config", str(file)])
+    file.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        parse(["--config", str(file)])
+    with pytest.raises(ValueError, match="cannot read"):
+        parse(["--config", str(tmp_path / "absent.yaml")])
+
+
+def test_config_survives_a_round_trip():
+    config = TrainConfig(data_root=Path("a"), crop_size=(3, 4), labeled_list=Path("b"), encoder_weights="c.safetensors")
+    assert TrainConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+    assert dataclasses.asdict(TrainConfig()) == dataclasses.asdict(TrainConfig.from_dict({}))
+
+
+def test_init_from_takes_the_weights_of_another_run(tmp_path):
+    run(tiny(tmp_path / "first", method="supervised", stop_after=2))
+    run(tiny(tmp_path / "second", init_from=tmp_path / "first" / "last.pt", stop_after=1, lr=1e-12, encoder_lr=1e-12))
+    first, second = (checkpoint.load(tmp_path / name / "last.pt")["student"] for name in ("first", "second"))
+    for name, value in first.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(second[name], value, atol=1e-8, rtol=1e-5, msg=name)

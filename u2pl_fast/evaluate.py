@@ -1,0 +1,136 @@
+"""``python -m u2pl_fast.evaluate --checkpoint F --json OUT``: mean IoU of a checkpoint on a split of a data set.
+
+One confusion matrix, each image once, labels at their own size. Under torchrun the images are shared out.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .data import build_dataset, evaluation_samples
+from .distributed import rank, session, world_size
+from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
+
+
+@dataclass
+class EvaluateConfig:
+    """Mean IoU of a checkpoint on a split of a data set: one confusion matrix, each image once, labels at their own
+    size."""
+
+    checkpoint: Path
+    """File that the training wrote."""
+    dataset: str | None = None
+    """Unset: the dataset of the training."""
+    data_root: Path | None = None
+    """Folder of the dataset; unset: that of the training."""
+    split: str = "val"
+    protocol: Protocol | None = None
+    """whole image at once, or averaged sliding windows; unset: as in the training."""
+    window: tuple[int, int] | None = None
+    """Height and width of the windows of slide; unset: the training's crop."""
+    stride: tuple[int, int] | None = None
+    """Distance between windows; unset: two thirds of the window."""
+    flip: bool = False
+    """Average with the prediction for the mirrored image."""
+    resize: tuple[int, int] | None = None
+    """Height and width that the network sees; unset: as in the training; 0 0: the image's own. Never the labels'."""
+    network: Literal["auto", "teacher", "student"] = "auto"
+    """Network to evaluate; auto: the one that the training evaluated."""
+    batch_size: int = 8
+    """Images of equal size that share a forward pass, at most."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    amp: bool = False
+    """Run the network in bfloat16."""
+    channels_last: bool = False
+    json: Path | None = None
+    """File for miou, iou_per_class, confusion (rows = truth), protocol, network and images."""
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as ``config`` says; returns what the JSON file holds, and ``class_names``.
+
+    Raises:
+        ValueError: a setting, the checkpoint or the data can't be used; the message names it.
+        OSError: the JSON file can't be written.
+    """
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+    with session(config.device) as (device, group):
+        model, trained, state = load_model(config.checkpoint, device, config.network)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        protocol = config.protocol or trained.eval_protocol
+        name = config.dataset or trained.dataset
+        root = config.data_root
+        if root is None and name == trained.dataset:
+            root = trained.data_root
+        dataset = build_dataset(name, root, config.split, classes_from=state["class_names"] or None)
+        if dataset.num_classes != state["num_classes"]:
+            raise ValueError(
+                f"dataset: {name} has {dataset.num_classes} classes, {config.checkpoint} was trained with "
+                f"{state['num_classes']}; evaluate on a data set with the same classes"
+            )
+        result = evaluate_model(
+            model,
+            evaluation_samples(dataset, choose_resize(config.resize, trained), rank(group), world_size(group)),
+            num_classes=dataset.num_classes,
+            ignore_index=dataset.ignore_index,
+            device=device,
+            protocol=protocol,
+            window=choose_window(protocol, config.window, trained),
+            stride=config.stride,
+            flip=config.flip,
+            amp_dtype=torch.bfloat16 if config.amp else None,
+            channels_last=config.channels_last,
+            batch_size=config.batch_size,
+            group=group,
+        )
+        result["network"] = state["network"]
+        if config.json is not None and rank(group) == 0:
+            _write_json(config.json, result)
+    return {**result, "class_names": list(dataset.class_names)}
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    """In one rename, so that nobody reads half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(result) + "\n")
+    os.replace(temporary, path)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    title = f"{result['network']}, {result['protocol']}, {result['images']} images"
+    table = Table(title=title, show_footer=True)
+    table.add_column("class", footer="mean")
+    table.add_column("IoU", footer=f"{result['miou']:.4f}", justify="right")
+    table.add_column("share of pixels", justify="right")
+    total = max(1, sum(map(sum, result["confusion"])))
+    for name, iou, row in zip(result["class_names"], result["iou_per_class"], result["confusion"], strict=True):
+        table.add_row(name, "-" if iou is None else f"{iou:.4f}", f"{sum(row) / total:.2%}")
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse flags, evaluate, print a table; bad input ends in one line."""
+    config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m u2pl_fast.evaluate")
+    try:
+        result = run(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        Console().print(_table(result))
+
+
+if __name__ == "__main__":
+    main()

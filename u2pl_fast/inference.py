@@ -1,0 +1,304 @@
+"""Label maps from a trained network, at the size that the caller wants, and the score of a whole data set.
+
+Two protocols. ``whole``: the image goes through the network once; label, confidence and entropy are computed straight
+from the low-resolution logits, which are never stored at full size. ``slide``: overlapping windows go through it, and
+their probabilities are averaged where they overlap. Labels are never resized, images may have been.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import checkpoint, ops
+from .config import TrainConfig
+from .data import MEAN_COLOR
+from .distributed import Group, all_sum
+from .metrics import ConfusionMatrix
+from .models import build_model
+from .reference import PixelStats, label_dtype, upsample
+
+Protocol = Literal["whole", "slide"]
+Sample = tuple[Tensor, Tensor, str]
+
+
+@torch.no_grad()
+def predict_labels(
+    model: nn.Module,
+    image: Tensor,
+    size: Sequence[int] | None = None,
+    *,
+    protocol: Protocol = "whole",
+    window: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    flip: bool = False,
+    amp_dtype: torch.dtype | None = None,
+) -> PixelStats:
+    """Label, confidence ``max p`` and entropy ``−Σ p log p`` (nats) of every pixel.
+
+    The image is padded with the mean colour, below and to the right, to what the network needs; the padding is cut off
+    the result. Results may be wanted at another ``size`` than the image's, when the image was resized: then the logits
+    (``whole``) or the averaged probabilities (``slide``) are interpolated to that size directly.
+
+    Args:
+        model: returns an object with ``logits`` ``(B, C, h', w')``, and says ``pad_multiple`` and ``align_corners``.
+            It runs in the mode it is in: put it into evaluation mode first.
+        image: uint8 ``(B, 3, h, w)`` on the model's device.
+        size: ``(H, W)`` of the result; None = that of the image.
+        protocol: ``"whole"`` or ``"slide"``.
+        window: height and width of the windows of ``slide``, in image pixels; a smaller image is one window.
+        stride: distance between windows, at most their size; None = two thirds of it.
+        flip: average the probabilities with those of the mirrored input.
+        amp_dtype: autocast the network to this type.
+
+    Returns:
+        PixelStats of ``(B, H, W)``: label uint8 (int16 when C > 255), confidence and entropy fp32.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    _check_image(image)
+    size = tuple(image.shape[-2:]) if size is None else tuple(size)
+    if protocol == "whole":
+        return _whole(model, image, size, flip, amp_dtype)
+    if protocol != "slide":
+        raise ValueError(f"protocol: expected 'whole' or 'slide', got {protocol!r}")
+    if window is None:
+        raise ValueError("window: the slide protocol needs its height and width")
+    if stride is None:
+        stride = [max(1, 2 * side // 3) for side in window]
+    if len(window) != 2 or len(stride) != 2 or not all(0 < s <= w for s, w in zip(stride, window, strict=True)):
+        raise ValueError(f"stride: expected two numbers from 1 to the window's {tuple(window)}, got {tuple(stride)}")
+    return _slide(model, image, size, window, stride, flip, amp_dtype)
+
+
+def _whole(
+    model: nn.Module, image: Tensor, size: tuple[int, int], flip: bool, amp_dtype: torch.dtype | None
+) -> PixelStats:
+    padded = _pad(image, model.pad_multiple)
+    logits = _network_logits(model, padded, flip, amp_dtype)
+    # The padded image covers this many pixels of the result's scale; what lies beyond the image is cut off.
+    full = [
+        max(out, round(pad * out / side))
+        for out, pad, side in zip(size, padded.shape[-2:], image.shape[-2:], strict=True)
+    ]
+    stats = ops.pixel_stats(logits, full, align_corners=model.align_corners)
+    return PixelStats(*(x[:, : size[0], : size[1]] for x in stats))
+
+
+def _slide(
+    model: nn.Module,
+    image: Tensor,
+    size: tuple[int, int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    flip: bool,
+    amp_dtype: torch.dtype | None,
+) -> PixelStats:
+    height, width = image.shape[-2:]
+    window_height, window_width = min(window[0], height), min(window[1], width)
+    total = None
+    visits = image.new_zeros(1, 1, height, width, dtype=torch.float32)
+    for top in _starts(height, window_height, stride[0]):
+        for left in _starts(width, window_width, stride[1]):
+            here = (..., slice(top, top + window_height), slice(left, left + window_width))
+            padded = _pad(image[here], model.pad_multiple)
+            logits = upsample(_network_logits(model, padded, flip, amp_dtype), padded.shape[-2:], model.align_corners)
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[here] += logits[..., :window_height, :window_width].softmax(1)
+            visits[here] += 1
+    probabilities = total.div_(visits)
+    if size != (height, width):
+        # Probabilities live on pixel centres, whatever the network's own grid does.
+        probabilities = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
+    confidence, label = probabilities.max(1)
+    entropy = -torch.xlogy(probabilities, probabilities).sum(1)
+    return PixelStats(label.to(label_dtype(probabilities.shape[1])), confidence, entropy.clamp_(min=0))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows that cover ``length``; the last one ends flush with the border."""
+    steps = -(-(length - window) // stride)
+    return [min(step * stride, length - window) for step in range(steps + 1)]
+
+
+def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torch.dtype | None) -> Tensor:
+    """Logits on the network's own grid; with ``flip`` the logarithm of the mean of both probabilities."""
+    with torch.autocast(image.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        logits = model(image).logits
+        if flip:
+            mirrored = model(image.flip(-1)).logits.flip(-1)
+    if not flip:
+        return logits
+    return torch.logaddexp(logits.float().log_softmax(1), mirrored.float().log_softmax(1))
+
+
+def _pad(image: Tensor, multiple: int) -> Tensor:
+    """Fill up with the mean colour, below and to the right, until both sides are multiples of ``multiple``."""
+    height, width = image.shape[-2:]
+    padded_height, padded_width = (-(-side // multiple) * multiple for side in (height, width))
+    if (padded_height, padded_width) == (height, width):
+        return image
+    padded = image.new_empty(*image.shape[:2], padded_height, padded_width)
+    for channel, value in enumerate(MEAN_COLOR):
+        padded[:, channel].fill_(value)
+    padded[..., :height, :width] = image
+    return padded
+
+
+def _check_image(image: Tensor) -> None:
+    if image.dtype != torch.uint8:
+        raise TypeError(f"image: expected uint8 in 0..255, got {image.dtype}")
+    if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape:
+        raise ValueError(f"image: expected (B, 3, h, w), got {tuple(image.shape)}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module has the mode it had, frozen ones included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluate_model(
+    model: nn.Module,
+    samples: Iterable[Sample],
+    *,
+    num_classes: int,
+    ignore_index: int = 255,
+    device: torch.device | str = "cpu",
+    protocol: Protocol = "whole",
+    window: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    flip: bool = False,
+    amp_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    batch_size: int = 8,
+    group: Group = None,
+) -> dict[str, Any]:
+    """Mean IoU of a network over a data set: one confusion matrix, kept on the device, each image once.
+
+    Neighbouring images of equal sizes share a batch. The model comes back in the mode it was in.
+
+    Args:
+        model: see :func:`predict_labels`; the bare network, not its DDP wrapper.
+        samples: ``(image uint8 (3, h, w), label (H, W), name)``, CPU tensors; with ``group``, this process's share
+            (no image in two shares).
+        num_classes: C.
+        ignore_index: label of pixels without truth.
+        device: where the model is.
+        batch_size: images per forward, at most.
+        group: processes whose counts are added up; every process returns the same dict.
+
+    Returns:
+        ``miou`` (mean over the classes in truth or prediction), ``iou_per_class`` (None for a class in neither),
+        ``confusion`` (rows = truth), ``protocol``, ``images`` and ``pixel_accuracy``: primitives, ready for JSON.
+
+    Raises:
+        ValueError: labels out of range, or no labelled pixel at all.
+    """
+    confusion = ConfusionMatrix(num_classes, ignore_index, device)
+    images = 0
+    with evaluating(model):
+        for image, label in _batches(samples, batch_size):
+            images += image.shape[0]
+            image, label = (x.to(device, non_blocking=True) for x in (image, label))
+            if channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            stats = predict_labels(
+                model,
+                image,
+                label.shape[-2:],
+                protocol=protocol,
+                window=window,
+                stride=stride,
+                flip=flip,
+                amp_dtype=amp_dtype,
+            )
+            confusion.update(stats.label, label)
+    confusion.all_reduce(group)
+    images = int(all_sum(torch.tensor(images, device=device), group))
+    matrix = confusion.checked()
+    if not matrix.any():
+        raise ValueError(f"samples: none of the {images} images has a labelled pixel; evaluate on a split with labels")
+    iou = confusion.iou().tolist()
+    return {
+        "miou": confusion.miou(),
+        "iou_per_class": [None if value != value else value for value in iou],
+        "confusion": matrix.tolist(),
+        "protocol": protocol,
+        "images": images,
+        "pixel_accuracy": confusion.pixel_accuracy(),
+    }
+
+
+def _batches(samples: Iterable[Sample], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Runs of neighbours with equal image and label sizes, stacked."""
+    run: list[tuple[Tensor, Tensor]] = []
+    shapes = None
+    for image, label, _ in samples:
+        here = (image.shape, label.shape)
+        if run and (here != shapes or len(run) == batch_size):
+            yield torch.stack([x for x, _ in run]), torch.stack([y for _, y in run])
+            run = []
+        shapes = here
+        run.append((image, label))
+    if run:
+        yield torch.stack([x for x, _ in run]), torch.stack([y for _, y in run])
+
+
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", network: Literal["auto", "teacher", "student"] = "auto"
+) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
+    """The network of a checkpoint, in evaluation mode, its training's config, and the rest of the checkpoint.
+
+    Args:
+        path: a checkpoint that the training wrote.
+        device: where the network goes; the rest of the checkpoint stays on the CPU.
+        network: ``"auto"`` = the one that the training evaluated. In the returned state, ``network`` is the one
+            that was loaded.
+
+    Raises:
+        CheckpointError: unreadable file, weights that don't fit, or no such network in it.
+    """
+    state = checkpoint.load(path)
+    checkpoint.check_layout(state, path)
+    try:
+        config = TrainConfig.from_dict(state["config"])
+        model = build_model(config, state["num_classes"], load_encoder_weights=False)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{path}: no network can be built from its config ({error})") from error
+    chosen = state["network"] if network == "auto" else network
+    if state[chosen] is None:
+        raise checkpoint.CheckpointError(f"{path} holds no {chosen}: trained without one, or saved before it began")
+    checkpoint.check_match(state, model, key=chosen, source=path)
+    model.load_state_dict(state[chosen])
+    return model.to(device).eval().requires_grad_(False), config, {**state, "network": chosen}
+
+
+def choose_window(protocol: Protocol, window: Sequence[int] | None, config: TrainConfig) -> tuple[int, int] | None:
+    """Windows of ``slide`` as asked for, else of the training's crop size."""
+    chosen = window or config.crop_size
+    if protocol == "slide" and chosen is None:
+        raise ValueError("window: the checkpoint names no crop size; give --window HEIGHT WIDTH")
+    return tuple(chosen) if protocol == "slide" else None
+
+
+def choose_resize(resize: Sequence[int] | None, config: TrainConfig) -> tuple[int, int] | None:
+    """Size that images are resized to: as asked for, else the training's; ``(0, 0)`` is none at all."""
+    chosen = config.resize if resize is None else tuple(resize)
+    if chosen is None or tuple(chosen) == (0, 0):
+        return None
+    if min(chosen) < 1:
+        raise ValueError(f"resize: expected a height and width of at least 1, or 0 0 for none, got {tuple(chosen)}")
+    return tuple(chosen)

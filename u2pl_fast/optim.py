@@ -1,0 +1,68 @@
+"""Optimiser, learning-rate schedule, and an update that a flag on the device can call off."""
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+
+
+def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW in torch's fused form, the encoder and the rest in groups with their own rates.
+
+    Biases and normalisation parameters are not decayed.
+    """
+    heads = {id(p) for p in student.head_parameters}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in student.parameters():
+        rate = config.lr if id(parameter) in heads else config.encoder_lr
+        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    settings = [
+        {"params": members, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(settings, lr=config.lr, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, power: float) -> float:
+    """Poly schedule lr = base · (1 − step/steps)^power, a function of the attempted step alone. Returns the factor."""
+    factor = (1 - step / steps) ** power
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return factor
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Norm over all gradients, on the device: not finite where any element is not."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def gated_step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
+    """One update where ``ok`` (0-d bool on the device) is true, none otherwise, without asking the host.
+
+    Fused optimisers skip where ``found_inf`` is 1, the flag that gradient scaling uses.
+    """
+    optimizer.grad_scale = None
+    optimizer.found_inf = (~ok).float()
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
+
+
+class BufferGuard:
+    """Remembers a module's buffers, and puts them back where a flag says so."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = list(module.buffers())
+        self._saved = [torch.empty_like(buffer) for buffer in self._live]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        for saved, live in zip(self._saved, self._live, strict=True):
+            saved.copy_(live)
+
+    @torch.no_grad()
+    def restore_unless(self, ok: Tensor) -> None:
+        for saved, live in zip(self._saved, self._live, strict=True):
+            live.copy_(torch.where(ok, live, saved))
