@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Largest ‖actual − expected‖ / ‖expected‖. Every backend widens its input to fp32 exactly, so values never depend on the
-# input's dtype; a gradient is rounded to it once.
+# Largest ‖actual − expected‖ / ‖expected‖. Every backend widens its input to fp32 exactly, so the error of a value does
+# not depend on the input's dtype; a gradient is rounded to it once.
 TOLERANCE = {
     "value": 1e-5,
     "gradient": {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3},

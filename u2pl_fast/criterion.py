@@ -253,7 +253,7 @@ class U2PLCriterion(nn.Module):
             return torch.cat([reference.sample_to_grid(m, grid, align_corners=self.align_corners) for m in maps])
 
         unread = torch.zeros_like(labels, dtype=torch.bool)
-        masks = reference.contrast_masks(
+        masks = ops.contrast_masks(
             reference.pool_to_stride4(self._probability_logits(student, teacher, num_labeled), size),
             to_grid(labels, pseudo.label),
             to_grid(unread, reliable),
@@ -263,20 +263,20 @@ class U2PLCriterion(nn.Module):
             **self.ranks,
         )
         keys = represent(teacher if self.key_encoder == "teacher" else student)
-        sums = all_sum(reference.class_sum(keys, masks.anchor_label, classes), self.group)
+        sums = all_sum(ops.class_sum(keys, masks.anchor_label, classes), self.group)
         anchors_everywhere = all_sum(masks.anchors, self.group)
         positives = sums / anchors_everywhere.clamp(min=1)[:, None]
 
         before = self.bank.pushed.clone()
         self.bank.push(keys, masks.mask, draw=draw32((classes,), generator), gate=finite)
 
-        index = reference.class_sample(masks.anchor_label, classes, draw32((classes, self.num_anchors), generator))
-        anchors = reference.gather_pixels(student.features, index)
+        index = ops.class_sample(masks.anchor_label, classes, draw32((classes, self.num_anchors), generator))
+        anchors = ops.gather_pixels(student.features, index)
         if student.project is not None:
             anchors = student.project(anchors.flatten(0, 1)).unflatten(0, index.shape)
         takes_part = (masks.anchors > 0) & (self.bank.fill > 0)
         pairs = all_sum(takes_part.sum(), self.group).clamp(min=1)
-        loss = reference.info_nce(
+        loss = ops.info_nce(
             anchors,
             takes_part / pairs * world_size(self.group),
             positives,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import distributed, reference
+from . import distributed, ops, reference
 
 
 class MemoryBank(nn.Module):
@@ -78,12 +78,12 @@ class MemoryBank(nn.Module):
             gate: 0-d bool on the device; nothing moves where it is false.
         """
         draw = torch.zeros_like(self.pushed) if draw is None else draw
-        mask = reference.thin_mask(mask, self.max_keys, draw)
+        mask = ops.thin_mask(mask, self.max_keys, draw)
         if self.scope == "local":
-            reference.ring_push(self.bank, self.offsets, self.pushed, features, mask, gate=gate)
+            ops.ring_push(self.bank, self.offsets, self.pushed, features, mask, gate=gate)
             return
         for rows, row_mask in self._gather(features, mask):
-            reference.ring_push(self.bank, self.offsets, self.pushed, rows, row_mask, gate=gate)
+            ops.ring_push(self.bank, self.offsets, self.pushed, rows, row_mask, gate=gate)
 
     def _gather(self, features: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each process's keys as (C·k, D) rows and their mask, in rank order: one fixed-size collective, and counts."""
@@ -91,7 +91,7 @@ class MemoryBank(nn.Module):
         rows = self.bank.new_zeros(classes * k, self.bank.shape[1])
         starts = torch.arange(classes + 1, device=rows.device) * k
         counts = torch.zeros_like(self.pushed)
-        reference.ring_push(rows, starts, counts, features, mask)
+        ops.ring_push(rows, starts, counts, features, mask)
         all_rows = distributed.all_stack(rows, self.group)
         all_counts = distributed.all_stack(counts, self.group)
         taken = torch.arange(k, device=rows.device) < all_counts[..., None]

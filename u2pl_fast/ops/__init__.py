@@ -4,23 +4,45 @@ One file an op: docstring, argument checks, registration with torch, gradient. `
 variable ``U2PL_FAST_BACKEND`` choose between implementations.
 """
 
-from ..reference import PixelStats
+from ..reference import ContrastMasks, PixelStats, pack_mask, unpack_mask
 from ._backend import use_backend
 from ._checks import check_label_errors, label_errors
+from .class_sample import class_sample
+from .class_sum import class_sum
+from .contrast_masks import contrast_masks
+from .contrastive_loss import ContrastiveDraws, ContrastiveLoss, contrastive_draws, contrastive_loss
 from .ema_update import ema_update
+from .gather_pixels import gather_pixels
+from .info_nce import info_nce
 from .masked_quantile import masked_quantile
 from .ohem_mask import ohem_mask
 from .pixel_stats import pixel_stats
+from .ring_push import ring_push
+from .thin_mask import thin_mask
 from .upsampled_cross_entropy import upsampled_cross_entropy
 
 __all__ = [
+    "ContrastMasks",
+    "ContrastiveDraws",
+    "ContrastiveLoss",
     "PixelStats",
     "check_label_errors",
+    "class_sample",
+    "class_sum",
+    "contrast_masks",
+    "contrastive_draws",
+    "contrastive_loss",
     "ema_update",
+    "gather_pixels",
+    "info_nce",
     "label_errors",
     "masked_quantile",
     "ohem_mask",
+    "pack_mask",
     "pixel_stats",
+    "ring_push",
+    "thin_mask",
+    "unpack_mask",
     "upsampled_cross_entropy",
     "use_backend",
 ]

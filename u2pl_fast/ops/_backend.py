@@ -26,7 +26,7 @@ class use_backend:
     """Run every op with the backend ``name``; None gives the choice back to the device's default.
 
     ``use_backend("reference")`` holds from here on; ``with use_backend("reference"): ...`` for the block only. It wins
-    over the environment variable ``U2PL_FAST_BACKEND``. An op that has no implementation by that name keeps its default.
+    over the environment variable ``U2PL_FAST_BACKEND``. An op without an implementation by that name keeps its default.
     """
 
     def __init__(self, name: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Argument checks that the ops share: shape, dtype and device at once; label values on the CPU at once, on CUDA later."""
+"""Argument checks that the ops share: shape, dtype and device at once, values of labels on CUDA when asked."""
 
 import os
 from collections.abc import Sequence

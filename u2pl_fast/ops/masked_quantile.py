@@ -8,9 +8,7 @@ from .. import reference
 from . import _backend
 
 
-def masked_quantile(
-    x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.ProcessGroup | None = None
-) -> Tensor:
+def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """The q-quantile of ``x[mask]`` by linear interpolation: NumPy's default method, for any number of elements.
 
     With n = #mask and v the sorted selected values: i = q·(n−1) in float64, and the result lies at the fraction i − ⌊i⌋

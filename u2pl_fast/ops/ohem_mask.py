@@ -18,9 +18,9 @@ def ohem_mask(
 ) -> Tensor:
     """Keep the labelled pixels with p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, pixels).
 
-    Two defaults differ from torch's: ``ignore_index`` is 255, the field's, not −100; and the upsampling is bilinear, not
-    nearest. p = softmax of the logits upsampled to the target's size, which are never stored. The k-th smallest is exact
-    and stays on the device.
+    Two defaults differ from torch's: ``ignore_index`` is 255, not −100, and upsampling is bilinear, not nearest.
+    p = softmax of the logits upsampled to the target's size, which are never stored. The k-th smallest is exact and
+    stays on the device.
 
     Args:
         logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.

@@ -16,7 +16,7 @@ def pixel_stats(logits: Tensor, size: Sequence[int], *, align_corners: bool = Fa
     With l the logits upsampled as ``torch.nn.functional.interpolate(mode="bilinear")`` does, d = l − max l and
     S = Σ_c e^d:
 
-        label = argmax l (ties to the lower class),  confidence = 1/S = max p,  entropy = log S − (Σ_c d·e^d)/S, in nats.
+        label = argmax l (ties to the lower class),  confidence = 1/S = max p,  entropy = log S − (Σ_c d·e^d)/S in nats.
 
     Args:
         logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.

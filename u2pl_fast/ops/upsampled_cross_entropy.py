@@ -22,13 +22,13 @@ def upsampled_cross_entropy(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``F.cross_entropy(F.interpolate(logits, target.shape[-2:], mode="bilinear"), target)`` in one pass.
 
-    Two defaults differ from torch's: ``ignore_index`` is 255, the field's, not −100; and the upsampling is bilinear, not
-    nearest. With l the upsampled logits, p = softmax(l), ε the label smoothing and sums over the pixels that are kept:
+    Two defaults differ from torch's: ``ignore_index`` is 255, not −100, and upsampling is bilinear, not nearest.
+    With l the upsampled logits, p = softmax(l), ε the label smoothing and sums over the pixels that are kept:
 
         ℓ = (1−ε)·w_y·(−log p_y) + (ε/C)·Σ_c w_c·(−log p_c),  num = Σ pw·ℓ,  den = Σ pw·w_y,  mean = num / den.
 
-    The gradient of num is made in the forward pass, in fp32 at low resolution, and the backward pass scales and casts it
-    once: nothing of size B·C·H·W exists. Under AMP pass half-precision logits as they are.
+    The gradient of num is made in the forward pass, in fp32 at low resolution, and the backward pass scales and casts
+    it once: nothing of size B·C·H·W exists. Under AMP pass half-precision logits as they are.
 
     Args:
         logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.

@@ -1,0 +1,35 @@
+// The geometry of bilinear upsampling, with torch's own source-index formulas, as tables that the kernels read.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace u2pl_fast::cpu {
+
+class RowTable {
+ public:
+  RowTable(int64_t low, int64_t full, bool align_corners);
+  Rows view() const;
+
+ private:
+  std::vector<int32_t> first_;
+  std::vector<float> upper_, lower_;
+};
+
+class ColumnTable {
+ public:
+  ColumnTable(int64_t low, int64_t full, bool align_corners, int lanes);
+  Columns view() const;
+
+ private:
+  void add_taps(int64_t block, int lanes);
+
+  int64_t full_, blocks_;
+  std::vector<int32_t> base_, left_, right_, tap_first_, tap_index_;
+  std::vector<uint8_t> narrow_;
+  std::vector<float> left_weight_, right_weight_, tap_weight_;
+};
+
+}  // namespace u2pl_fast::cpu

@@ -1,0 +1,109 @@
+// What the CPU ops take, and the table of kernels that each instruction-set level fills in.
+// No torch and no intrinsics here: the bindings fill these structs, the levels read them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "contrast_kernels.h"
+#include "types.h"
+
+namespace u2pl_fast::cpu {
+
+// Low-resolution logits (batch, classes, height, width), strides in elements; stride_x or stride_c is 1.
+struct Logits {
+  const void* data;
+  Float type;
+  int64_t batch, classes, height, width;
+  int64_t stride_b, stride_c, stride_y, stride_x;
+};
+
+// One task is a band of this many low rows of one image, whatever the number of threads: the bits of every sum are
+// then the same for any thread count.
+constexpr int64_t kBandRows = 8;
+
+// Full row i blends low rows y and y + 1 (clamped) as upper[i] * row(y) + lower[i] * row(y + 1); the full rows of low
+// row y are first[y] .. first[y + 1].
+struct Rows {
+  int64_t full;
+  const int32_t* first;
+  const float* upper;
+  const float* lower;
+};
+
+// Columns are taken in blocks of two vectors. Block k reads low columns base[k] ..; where all of them fit in one
+// vector (narrow), `left` and `right` count from base[k] and serve as permutation indices, otherwise from column 0.
+// Full columns past the end repeat the last one.
+struct Columns {
+  int64_t full;
+  int64_t blocks;
+  const int32_t* base;
+  const uint8_t* narrow;
+  const int32_t* left;         // (blocks, 2 lanes)
+  const int32_t* right;        // (blocks, 2 lanes)
+  const float* left_weight;    // (blocks, 2 lanes)
+  const float* right_weight;   // (blocks, 2 lanes)
+  // The transposed blend of a narrow block: low column base[k] + j gathers, over taps tap_first[k] .. tap_first[k+1],
+  // tap_weight[tap][j] * gradient[tap_index[tap][j]].
+  const int32_t* tap_first;
+  const int32_t* tap_index;    // (taps, lanes)
+  const float* tap_weight;     // (taps, lanes)
+};
+
+struct PixelStats {
+  Logits logits;
+  Rows rows;
+  Columns columns;
+  void* label;  // (batch, H, W), uint8 or int16
+  bool label_is_wide;
+  float* confidence;
+  float* entropy;
+};
+
+struct CrossEntropy {
+  Logits logits;
+  Rows rows;
+  Columns columns;
+  const void* target;  // (batch, H, W) contiguous
+  Integer target_type;
+  int64_t ignore_index;
+  const float* weight;        // (classes) or null
+  const float* pixel_weight;  // (batch, H, W) contiguous or null
+  double label_smoothing;
+  double weight_sum;  // sum of weight, or classes
+
+  // Results; each may be null.
+  float* probability;  // (batch, H, W): p(target), 2 where the pixel is ignored
+  float* grad;         // (batch, classes, height, width) at the strides below
+  int64_t grad_stride_b, grad_stride_c, grad_stride_y, grad_stride_x;
+  // A band's share of the first low row of the next band, (tasks, classes, width); added by cross_entropy_seam.
+  float* seam;
+};
+
+// What one task of the cross-entropy hands back.
+struct CrossEntropySums {
+  double num = 0;
+  double den = 0;
+  int64_t valid = 0;
+  int64_t bad_position = -1;  // flat index of the first target that is neither a class nor ignored
+  int64_t bad_value = 0;
+};
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  size_t (*pixel_stats_scratch)(const PixelStats&);
+  void (*pixel_stats)(const PixelStats&, int64_t task, float* scratch);
+  size_t (*cross_entropy_scratch)(const CrossEntropy&);
+  void (*cross_entropy)(const CrossEntropy&, int64_t task, float* scratch, CrossEntropySums& sums);
+  ContrastKernels contrast;
+};
+
+const Kernels& kernels_baseline();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t bands(const Logits& logits) { return ceil_div(logits.height, kBandRows); }
+
+}  // namespace u2pl_fast::cpu

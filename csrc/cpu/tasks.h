@@ -1,0 +1,37 @@
+// Sharing tasks out to threads. A task's result depends on its number alone, so neither the number of threads nor who
+// takes which task can change a bit.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "ops.h"
+
+namespace u2pl_fast::cpu {
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Scratch = std::unique_ptr<float, Free>;
+
+inline Scratch make_scratch(size_t floats) {
+  const size_t bytes = (floats * sizeof(float) + 127) / 64 * 64;
+  Scratch scratch(static_cast<float*>(std::aligned_alloc(64, bytes)));
+  if (!scratch) throw std::bad_alloc();
+  return scratch;
+}
+
+// body(task, scratch) for every task in 0 .. tasks-1, each thread with its own scratch.
+template <typename Body>
+void run_tasks(int64_t tasks, size_t scratch_floats, const Workers& workers, const Body& body) {
+  std::atomic<int64_t> next{0};
+  workers(tasks, [&] {
+    const Scratch scratch = make_scratch(scratch_floats);
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task, scratch.get());
+  });
+}
+
+}  // namespace u2pl_fast::cpu

@@ -1,0 +1,207 @@
+"""Geometry that the pixel kernels share: who computes which full-resolution pixels, and how they are blended.
+
+A *cell* is what lies between four neighbouring logits: the full-resolution rows whose source position falls in
+[y, y+1) and the columns whose source position falls in [x, x+1). One lane owns one cell: per class it reads four
+corners and blends all of the cell's pixels from them, so that a logit is read about four times, not once a pixel, and
+the fold of the gradient back onto the corners stays within the lane. Without aligned corners there are pixels before
+the first source position: they form the cells of row or column −1, which lean wholly on their inner corner, as the
+cells of the last row and column do. So no border costs the others anything.
+
+Cells are numbered (image, row, column) in one run and cut into blocks of ``CELLS`` lanes, whatever the width of the
+grid. Pixels of a cell are cut into chunks of at most ``R`` rows × ``S`` columns, one program each.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(math.log2(math.e))
+LN2 = tl.constexpr(math.log(2))
+MAX_SIDE = 16384  # 2 · side² must fit int32
+WIDEST = 4  # rows and columns of a cell's chunk: 16 pixels a lane keep registers below 128
+
+
+class Axis(NamedTuple):
+    """One axis: ``out`` positions over ``size`` logits; the cell of logit i begins at ⌈(i·step + shift) / unit⌉."""
+
+    size: int
+    out: int
+    step: int
+    shift: int
+    unit: int
+    scale: float
+
+    @property
+    def longest(self) -> int:
+        """The most positions that a cell can hold."""
+        return -(-self.step // self.unit)
+
+    @property
+    def block(self) -> int:
+        return min(WIDEST, triton.next_power_of_2(self.longest))
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.longest // self.block)
+
+
+def axis(size: int, out: int, align_corners: bool) -> Axis:
+    """Source positions as ``interpolate`` has them; where one cell begins is exact, in integers."""
+    if max(size, out) > MAX_SIDE:
+        raise ValueError(f"size: the triton kernels take sides up to {MAX_SIDE}, got {max(size, out)}")
+    if not align_corners:
+        return Axis(size, out, 2 * out, out - size, 2 * size, size / out)
+    if size == 1 or out == 1:  # every position reads logit 0
+        return Axis(size, out, out, 0, 1, 0.0)
+    return Axis(size, out, out - 1, 0, size - 1, (size - 1) / (out - 1))
+
+
+class Grid(NamedTuple):
+    """How one call is cut into programs."""
+
+    rows: Axis
+    columns: Axis
+    align_corners: bool
+    batch: int
+
+    @property
+    def cells(self) -> int:
+        ghost = 0 if self.align_corners else 1
+        return self.batch * (self.rows.size + ghost) * (self.columns.size + ghost)
+
+    @property
+    def chunks(self) -> int:
+        return self.rows.chunks * self.columns.chunks
+
+    def arguments(self) -> tuple:
+        """What ``locate`` needs, in its order."""
+        return (self.cells, *self.rows, *self.columns, self.columns.chunks)
+
+
+def grid(logits: Tensor, height: int, width: int, align_corners: bool) -> Grid:
+    return Grid(
+        axis(logits.shape[2], height, align_corners),
+        axis(logits.shape[3], width, align_corners),
+        align_corners,
+        logits.shape[0],
+    )
+
+
+def guard(tensor: Tensor) -> torch.cuda.device:
+    """Launch on the tensor's device; does nothing for a CPU tensor in the interpreter."""
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+
+
+# --- In the kernels ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def cell_start(i, size, out, step, shift, unit):
+    """The first output position of the cell of logit i; cells past the last begin at the end."""
+    start = (tl.maximum(i * step + shift, 0) + unit - 1) // unit
+    return tl.where(i >= size, out, tl.minimum(start, out))
+
+
+@triton.jit
+def cell_weight(o_out, i, size, scale, ALIGN: tl.constexpr):
+    """Weight of corner i + 1 at output position ``o_out``, in fp32 as ``interpolate`` computes it."""
+    if ALIGN:
+        position = o_out.to(tl.float32) * scale
+    else:
+        position = (o_out.to(tl.float32) + 0.5) * scale - 0.5
+    fraction = tl.minimum(tl.maximum(position - i, 0.0), 1.0)
+    return tl.where(i < 0, 1.0, tl.where(i == size - 1, 0.0, fraction))
+
+
+@triton.jit
+def cell_position(o_cell, row_size, col_size, ALIGN: tl.constexpr):
+    """(image, row, column) of cells by number; row and column begin at −1 without aligned corners."""
+    GHOST: tl.constexpr = 0 if ALIGN else 1
+    line = o_cell // (col_size + GHOST)
+    i_x = o_cell - line * (col_size + GHOST) - GHOST
+    i_image = line // (row_size + GHOST)
+    i_y = line - i_image * (row_size + GHOST) - GHOST
+    return i_image, i_y, i_x
+
+
+@triton.jit
+def cell_pixels(
+    o_cell,
+    i_chunk,
+    num_cells,
+    row_size,
+    row_out,
+    row_step,
+    row_shift,
+    row_unit,
+    row_scale,
+    col_size,
+    col_out,
+    col_step,
+    col_shift,
+    col_unit,
+    col_scale,
+    col_chunks,
+    ALIGN: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+):
+    """Image, row and column of the cells; of one chunk of their pixels the weights, the mask and the flat offsets."""
+    i_image, i_y, i_x = cell_position(tl.minimum(tl.maximum(o_cell, 0), num_cells - 1), row_size, col_size, ALIGN)
+    row_first = cell_start(i_y, row_size, row_out, row_step, row_shift, row_unit) + i_chunk // col_chunks * R
+    col_first = cell_start(i_x, col_size, col_out, col_step, col_shift, col_unit) + i_chunk % col_chunks * S
+    row_end = cell_start(i_y + 1, row_size, row_out, row_step, row_shift, row_unit)
+    col_end = cell_start(i_x + 1, col_size, col_out, col_step, col_shift, col_unit)
+    o_row = row_first[None, None, :] + tl.arange(0, R)[:, None, None]
+    o_col = col_first[None, None, :] + tl.arange(0, S)[None, :, None]
+    b_wy = cell_weight(o_row, i_y[None, None, :], row_size, row_scale, ALIGN)
+    b_wx = cell_weight(o_col, i_x[None, None, :], col_size, col_scale, ALIGN)
+    m_pixel = ((o_cell >= 0) & (o_cell < num_cells))[None, None, :]
+    m_pixel = m_pixel & (o_row < row_end[None, None, :]) & (o_col < col_end[None, None, :])
+    # The minimum hides from the compiler that columns are adjacent: it would otherwise lay out the whole kernel for the
+    # few full-resolution accesses, columns across lanes, and exchange every class's values through shared memory.
+    o_pixel = (i_image.to(tl.int64) * row_out)[None, None, :] + o_row
+    o_pixel = o_pixel * col_out + tl.minimum(o_col, col_out - 1)
+    return i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel
+
+
+@triton.jit
+def corner_pointers(p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w):
+    """Pointers to class 0 of the four corners; a corner outside is its neighbour inside, with weight 0."""
+    p_image = p_logits + i_image.to(tl.int64) * stride_b
+    upper = tl.maximum(i_y, 0).to(tl.int64) * stride_h
+    lower = tl.minimum(i_y + 1, row_size - 1).to(tl.int64) * stride_h
+    left = tl.maximum(i_x, 0).to(tl.int64) * stride_w
+    right = tl.minimum(i_x + 1, col_size - 1).to(tl.int64) * stride_w
+    return p_image + upper + left, p_image + upper + right, p_image + lower + left, p_image + lower + right
+
+
+@triton.jit
+def corners(p_ul, p_ur, p_ll, p_lr, offset):
+    """The four corners of one class, in units of log 2: exp2 is what the hardware has."""
+    b_ul = tl.load(p_ul + offset).to(tl.float32) * LOG2E
+    b_ur = tl.load(p_ur + offset).to(tl.float32) * LOG2E
+    b_ll = tl.load(p_ll + offset).to(tl.float32) * LOG2E
+    b_lr = tl.load(p_lr + offset).to(tl.float32) * LOG2E
+    return b_ul, b_ur, b_ll, b_lr
+
+
+@triton.jit
+def blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx):
+    """(R, S, CELLS) values from corners (CELLS), row weights (R, 1, CELLS) and column weights (1, S, CELLS)."""
+    upper = b_ul[None, None, :] + (b_ur - b_ul)[None, None, :] * b_wx
+    lower = b_ll[None, None, :] + (b_lr - b_ll)[None, None, :] * b_wx
+    return upper + (lower - upper) * b_wy
+
+
+@triton.jit
+def log_sum_exp_step(b_max, b_sum, b_value):
+    """One class of an online log2-sum-exp2 with one exp2: either the old sum shrinks or the new term is small."""
+    delta = b_value - b_max
+    e = tl.exp2(-tl.abs(delta))
+    b_sum = tl.where(delta > 0, b_sum * e + 1.0, b_sum + e)
+    return tl.maximum(b_max, b_value), b_sum

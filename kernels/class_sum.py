@@ -1,0 +1,139 @@
+"""Sums of representations by class: pixels sorted by class, cut into chunks of one class each, added in order.
+
+A class of n pixels has ⌈n / CHUNK⌉ chunks; the first kernel gives each chunk and run of channels to a program, the
+second adds a class's chunks. Which pixels meet in which sum depends on the labels alone: the same bits on every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _counting, _rows
+from ._cells import guard
+from ._counting import class_range
+from ._rows import row_offset
+
+CHUNK = 512  # pixels of a partial sum
+PIXELS = 64  # read at once
+CHANNELS = 32  # of a program
+PARTIALS = 64  # added at once
+
+
+@triton.jit
+def class_chunks(p_running, num_blocks, num_classes, CLASSES: tl.constexpr, CHUNK: tl.constexpr):
+    """For all classes: number, first pixel and end in the order, first chunk and end."""
+    o_class = tl.arange(0, CLASSES)
+    b_first, b_end = class_range(p_running, o_class, o_class < num_classes, num_blocks)
+    b_chunks = ((b_end - b_first + CHUNK - 1) // CHUNK).to(tl.int32)
+    b_chunk_end = tl.cumsum(b_chunks, 0)
+    return o_class, b_first.to(tl.int32), b_end.to(tl.int32), b_chunk_end - b_chunks, b_chunk_end
+
+
+@triton.jit
+def pick(b_values, m_chosen):
+    """The one element where ``m_chosen``."""
+    return tl.sum(tl.where(m_chosen, b_values, 0), 0)
+
+
+@triton.jit
+def class_sum_fwd_kernel(
+    p_features,
+    p_order,
+    p_running,
+    p_partial,
+    num_blocks,
+    num_classes,
+    dim,
+    per_image,
+    stride_b: tl.int64,
+    stride_p: tl.int64,
+    stride_d: tl.int64,
+    CLASSES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    i_chunk = tl.program_id(0)
+    _, b_first, b_end, b_chunk, b_chunk_end = class_chunks(p_running, num_blocks, num_classes, CLASSES, CHUNK)
+    m_chosen = (b_chunk <= i_chunk) & (i_chunk < b_chunk_end)
+    first = pick(b_first + (i_chunk - b_chunk) * CHUNK, m_chosen)
+    end = tl.minimum(first + CHUNK, pick(b_end, m_chosen))  # both 0 where there is no such chunk
+    o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    m_channel = o_channel < dim
+    b_sum = tl.zeros((CHANNELS, PIXELS), tl.float32)
+    for start in range(first, end, PIXELS):
+        o_order = start + tl.arange(0, PIXELS)
+        m_order = o_order < end
+        o_pixel = tl.load(p_order + o_order, mask=m_order, other=0)
+        p_row = p_features + row_offset(o_pixel, per_image, stride_b, stride_p)
+        p_value = p_row[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
+        b_sum += tl.load(p_value, mask=m_channel[:, None] & m_order[None, :], other=0).to(tl.float32)
+    if end > first:
+        tl.store(p_partial + i_chunk.to(tl.int64) * dim + o_channel, tl.sum(b_sum, 1), mask=m_channel)
+
+
+@triton.jit
+def class_sum_merge_kernel(
+    p_partial,
+    p_running,
+    p_sum,
+    num_blocks,
+    num_classes,
+    dim,
+    CLASSES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    i_class = tl.program_id(0)
+    o_class, _, _, b_chunk, b_chunk_end = class_chunks(p_running, num_blocks, num_classes, CLASSES, CHUNK)
+    first, end = pick(b_chunk, o_class == i_class), pick(b_chunk_end, o_class == i_class)
+    o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    m_channel = o_channel < dim
+    b_sum = tl.zeros((PARTIALS, CHANNELS), tl.float32)
+    for start in range(first, end, PARTIALS):
+        o_chunk = start + tl.arange(0, PARTIALS)
+        p_value = p_partial + o_chunk.to(tl.int64)[:, None] * dim + o_channel[None, :]
+        b_sum += tl.load(p_value, mask=(o_chunk < end)[:, None] & m_channel[None, :], other=0)
+    tl.store(p_sum + i_class.to(tl.int64) * dim + o_channel, tl.sum(b_sum, 0), mask=m_channel)
+
+
+def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
+    """As ``reference.class_sum``."""
+    features, dim = _rows.dense(features), features.shape[1]
+    order, running = _counting.class_order(anchor_label.contiguous(), num_classes)
+    chunks = triton.cdiv(order.numel(), CHUNK) + num_classes  # at most
+    partial = features.new_empty((chunks, dim), dtype=torch.float32)
+    total = features.new_empty((num_classes, dim), dtype=torch.float32)
+    groups, classes = triton.cdiv(dim, CHANNELS), triton.next_power_of_2(num_classes)
+    with guard(features):
+        class_sum_fwd_kernel[(chunks, groups)](
+            features,
+            order,
+            running,
+            partial,
+            running.shape[1],
+            num_classes,
+            dim,
+            *_rows.rows(features),
+            CLASSES=classes,
+            CHUNK=CHUNK,
+            PIXELS=PIXELS,
+            CHANNELS=CHANNELS,
+            num_warps=2,
+        )
+        class_sum_merge_kernel[(num_classes, groups)](
+            partial,
+            running,
+            total,
+            running.shape[1],
+            num_classes,
+            dim,
+            CLASSES=classes,
+            CHUNK=CHUNK,
+            PARTIALS=PARTIALS,
+            CHANNELS=CHANNELS,
+            num_warps=2,
+        )
+    return total

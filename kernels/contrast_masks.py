@@ -1,0 +1,192 @@
+"""Negatives and anchors of every class in one pass over the logits, without a sort.
+
+A program holds all classes of a few pixels of one image in registers, as integers in the order of the floats. The key
+of the r-th likeliest class is found by descending from one distinct value to the next: r steps of compare, select and
+maximum, so the work is linear in classes and in r (20 by default). Then a class is among the first r iff its key is
+above that one, or equal and not beaten to the last places by lower classes. Words, anchor label and the class counts
+of the block leave together; the counts are added up afterwards, in integers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import reference
+from . import _launch, _rows
+from ._cells import LOG2E, guard
+
+LOWEST = tl.constexpr(-(2**31))  # below the key of −∞: classes that only fill up the tile
+HIGHEST = tl.constexpr(2**31 - 1)
+LANE_KEYS = 32  # keys in a lane's registers
+
+
+@triton.jit
+def order_key(b_logit):
+    """int32 in the order of the floats: +0 and −0 are equal, NaN is the highest, as sorting in torch has it."""
+    bits = (b_logit + 0.0).to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & HIGHEST)
+    return tl.where(b_logit != b_logit, HIGHEST - 1, bits)
+
+
+@triton.jit
+def descend(b_key, b_bound, rank, steps):
+    """The key of the ``rank``-th class in descending order, at most ``steps`` distinct keys below ``b_bound``."""
+    for _ in range(steps):
+        lower = b_key < b_bound[None, :]
+        seen = b_key.shape[0] - tl.sum(lower.to(tl.int32), 0)
+        b_next = tl.max(tl.where(lower, b_key, LOWEST), 0)
+        b_bound = tl.where(seen < rank, b_next, b_bound)
+    return b_bound
+
+
+@triton.jit
+def tie_cut(b_key, o_class, b_bound, rank):
+    """Below which class a key equal to the bound is still among the first ``rank``: ties go to the lower class."""
+    equal = b_key == b_bound[None, :]
+    b_excess = tl.sum((b_key >= b_bound[None, :]).to(tl.int32), 0) - rank
+    b_cut = tl.full(b_bound.shape, b_key.shape[0], tl.int32)
+    while tl.max(b_excess, 0) > 0:  # of the equal ones the highest class goes first
+        b_last = tl.max(tl.where(equal & (o_class[:, None] < b_cut[None, :]), o_class[:, None], 0), 0)
+        b_cut = tl.where(b_excess > 0, b_last, b_cut)
+        b_excess -= 1
+    return b_cut
+
+
+@triton.jit
+def among_first(b_key, o_class, b_bound, b_cut):
+    """Which classes come before a bound and its cut."""
+    return (b_key > b_bound[None, :]) | ((b_key == b_bound[None, :]) & (o_class[:, None] < b_cut[None, :]))
+
+
+# That the classes of a pixel may be neighbours in memory is kept from the compiler: it would lay them across the lanes.
+@triton.jit(do_not_specialize=["stride_c"])
+def contrast_masks_fwd_kernel(
+    p_logits,
+    p_label,
+    p_reliable,
+    p_unreliable,
+    p_mask,
+    p_anchor_label,
+    p_counts,
+    num_classes,
+    num_words,
+    per_image,
+    stride_b: tl.int64,
+    stride_p: tl.int64,
+    stride_c: tl.int64,
+    num_labeled,
+    low_rank,
+    high_rank,
+    positive_threshold,
+    CLASSES: tl.constexpr,
+    WORD: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    i_image = tl.program_id(1)
+    o_class = tl.arange(0, CLASSES)
+    m_class = o_class < num_classes
+    o_local = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    m_pixel = o_local < per_image
+    o_pixel = i_image.to(tl.int64) * per_image + o_local
+    p_image = p_logits + i_image.to(tl.int64) * stride_b
+    p_logit = p_image + o_class.to(tl.int64)[:, None] * stride_c + o_local.to(tl.int64)[None, :] * stride_p
+    b_logit = tl.load(p_logit, mask=m_class[:, None] & m_pixel[None, :], other=float("-inf")).to(tl.float32)
+    b_key = tl.where(m_class[:, None], order_key(b_logit), LOWEST)
+
+    b_label = tl.load(p_label + o_pixel, mask=m_pixel, other=0).to(tl.int64)
+    m_kept = m_pixel & (b_label >= 0) & (b_label < num_classes)
+    b_class = tl.where(m_kept, b_label, -1).to(tl.int32)
+    is_label = o_class[:, None] == b_class[None, :]
+
+    b_max = tl.max(b_logit, 0)
+    b_total = tl.sum(tl.exp2((b_logit - b_max[None, :]) * LOG2E), 0)
+    b_own = tl.sum(tl.where(is_label, b_logit, 0.0), 0)
+    b_probability = tl.exp2((b_own - b_max) * LOG2E) / b_total
+    is_anchor = m_kept & (b_probability > positive_threshold)
+
+    labeled = i_image < num_labeled
+    m_unreliable = m_pixel
+    if not labeled:
+        is_anchor &= tl.load(p_reliable + o_pixel, mask=m_pixel, other=0) != 0
+        m_unreliable = tl.load(p_unreliable + o_pixel, mask=m_pixel, other=0) != 0
+    m_wanted = (labeled & m_kept) | (~labeled & m_unreliable)
+    wanted = tl.max(m_wanted.to(tl.int32), 0)  # without such a pixel ranks don't matter
+    b_low = descend(b_key, tl.full((PIXELS,), HIGHEST, tl.int32), low_rank, low_rank * wanted)
+    b_low_cut = tie_cut(b_key, o_class, b_low, low_rank)
+    b_high = tl.full((PIXELS,), LOWEST, tl.int32)  # below every class
+    b_high_cut = tl.zeros((PIXELS,), tl.int32)
+    if ~labeled & (high_rank < num_classes):
+        b_high = descend(b_key, b_low, high_rank, (high_rank - low_rank) * wanted)
+        b_high_cut = tie_cut(b_key, o_class, b_high, high_rank)
+    negative = among_first(b_key, o_class, b_low, b_low_cut) == labeled
+    negative &= among_first(b_key, o_class, b_high, b_high_cut) & ~(is_label & labeled)
+    negative &= m_class[:, None] & m_wanted[None, :]
+
+    bits = negative.to(tl.int32) << (o_class % WORD)[:, None]
+    b_word = tl.sum(tl.reshape(bits, (CLASSES // WORD, WORD, PIXELS)), 1)
+    o_word = tl.arange(0, CLASSES // WORD)
+    p_word = p_mask + o_pixel[None, :] * num_words + o_word[:, None]
+    tl.store(p_word, b_word, mask=(o_word < num_words)[:, None] & m_pixel[None, :])
+    tl.store(p_anchor_label + o_pixel, tl.where(is_anchor, b_class, -1).to(tl.int16), mask=m_pixel)
+
+    i_block = i_image.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    num_blocks = tl.num_programs(1).to(tl.int64) * tl.num_programs(0)
+    p_count = p_counts + i_block * num_classes + o_class
+    tl.store(p_count, tl.sum(negative.to(tl.int32), 1).to(tl.uint8), mask=m_class)
+    b_anchors = tl.sum((is_label & is_anchor[None, :]).to(tl.int32), 1)
+    tl.store(p_count + num_blocks * num_classes, b_anchors.to(tl.uint8), mask=m_class)
+
+
+def tile(num_classes: int, warp: int) -> tuple[int, int, int]:
+    """(classes, pixels, warps). Pixels lie across the lanes of a warp, classes in a lane's registers and, where those
+    are too many, across lanes.
+    """
+    classes, keys = max(8, triton.next_power_of_2(num_classes)), warp * LANE_KEYS
+    return classes, max(1, min(warp, keys // classes)), max(1, classes // keys)
+
+
+def contrast_masks(
+    logits: Tensor,
+    label: Tensor,
+    reliable: Tensor,
+    unreliable: Tensor,
+    *,
+    num_labeled: int,
+    low_rank: int,
+    high_rank: int,
+    positive_threshold: float,
+    ignore_index: int = 255,
+) -> reference.ContrastMasks:
+    """As ``reference.contrast_masks``; any label that is no class counts as ignored, whatever ``ignore_index`` is."""
+    logits = _rows.dense(logits)
+    batch, num_classes, height, width = logits.shape
+    words = reference.mask_words(num_classes)
+    classes, pixels, warps = tile(num_classes, _launch.warp_size(logits.device))
+    blocks = triton.cdiv(height * width, pixels)
+    mask = logits.new_empty((batch * height * width, words), dtype=torch.int32)
+    anchor_label = logits.new_empty((batch * height * width,), dtype=torch.int16)
+    counts = logits.new_empty((2, batch * blocks, num_classes), dtype=torch.uint8)
+    with guard(logits):
+        contrast_masks_fwd_kernel[(blocks, batch)](
+            logits,
+            label.contiguous(),
+            reliable.contiguous().view(torch.uint8),
+            unreliable.contiguous().view(torch.uint8),
+            mask,
+            anchor_label,
+            counts,
+            num_classes,
+            words,
+            *_rows.rows(logits),
+            num_labeled,
+            min(low_rank, num_classes),
+            min(high_rank, num_classes),
+            positive_threshold,
+            CLASSES=classes,
+            WORD=min(32, classes),
+            PIXELS=pixels,
+            num_warps=warps,
+        )
+    keys, anchors = counts.sum(1).unbind()
+    return reference.ContrastMasks(mask, anchor_label, keys, anchors)

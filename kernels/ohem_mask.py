@@ -1,0 +1,145 @@
+"""p(target) of every pixel in one sweep, its exact k-th smallest by radix selection, and the comparison."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _cells, _launch
+from ._cells import blend, cell_pixels, corner_pointers, corners, log_sum_exp_step
+from .masked_quantile import select
+
+BLOCK = 1024
+NUM_WARPS = 4
+
+
+@triton.jit
+def ohem_mask_probability_kernel(
+    p_logits,
+    p_target,
+    p_probability,
+    p_errors,
+    num_classes,
+    ignore_index,
+    stride_b: tl.int64,
+    stride_c: tl.int64,
+    stride_h: tl.int64,
+    stride_w: tl.int64,
+    num_cells,
+    row_size,
+    row_out,
+    row_step,
+    row_shift,
+    row_unit,
+    row_scale,
+    col_size,
+    col_out,
+    col_step,
+    col_shift,
+    col_unit,
+    col_scale,
+    col_chunks,
+    ALIGN: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    """p(target), and −1 where the pixel is ignored."""
+    i_chunk = tl.program_id(1)
+    o_cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel = cell_pixels(
+        o_cell,
+        i_chunk,
+        num_cells,
+        row_size,
+        row_out,
+        row_step,
+        row_shift,
+        row_unit,
+        row_scale,
+        col_size,
+        col_out,
+        col_step,
+        col_shift,
+        col_unit,
+        col_scale,
+        col_chunks,
+        ALIGN,
+        R,
+        S,
+    )
+    p_ul, p_ur, p_ll, p_lr = corner_pointers(
+        p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
+    )
+    label = tl.load(p_target + o_pixel, mask=m_pixel, other=0).to(tl.int64)
+    m_class = (label >= 0) & (label < num_classes)
+    b_label = tl.where(m_pixel & m_class, label, -1).to(tl.int32)
+    num_bad = tl.sum((m_pixel & (label != ignore_index) & ~m_class).to(tl.int32))
+    if num_bad > 0:
+        tl.atomic_add(p_errors, num_bad)
+
+    b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, 0)
+    b_max = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
+    b_sum = tl.full((R, S, CELLS), 1.0, tl.float32)
+    b_target = b_max
+    for i_class in range(1, num_classes):
+        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+        b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
+        b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
+        b_target = tl.where(b_label == i_class, b_value, b_target)
+    b_probability = tl.where(b_label >= 0, tl.exp2(b_target - b_max) / b_sum, -1.0)
+    o_pixel = tl.permute(o_pixel, (0, 2, 1))
+    tl.store(p_probability + o_pixel, tl.permute(b_probability, (0, 2, 1)), mask=tl.permute(m_pixel, (0, 2, 1)))
+
+
+@triton.jit
+def ohem_mask_keep_kernel(p_probability, p_kth, p_keep, threshold, numel, BLOCK: tl.constexpr):
+    o_pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_pixel = o_pixel < numel
+    b_probability = tl.load(p_probability + o_pixel, mask=m_pixel, other=-1.0)
+    limit = tl.maximum(tl.load(p_kth), threshold)
+    tl.store(p_keep + o_pixel, ((b_probability >= 0) & (b_probability <= limit)).to(tl.uint8), mask=m_pixel)
+
+
+def ohem_mask(
+    logits: Tensor,
+    target: Tensor,
+    errors: Tensor,
+    threshold: float,
+    min_kept: int,
+    ignore_index: int,
+    align_corners: bool,
+) -> Tensor:
+    """bool (B, H, W); ``errors`` counts labels out of range."""
+    grid = _cells.grid(logits, *target.shape[1:], align_corners)
+    rows, columns = grid.rows.block, grid.columns.block
+    launch = _launch.launch(rows * columns, logits.device)
+    probability = torch.empty_like(target, dtype=torch.float32)
+    keep = torch.empty_like(target, dtype=torch.bool)
+    with _cells.guard(logits):
+        ohem_mask_probability_kernel[(triton.cdiv(grid.cells, launch.cells), grid.chunks)](
+            logits,
+            target,
+            probability,
+            errors,
+            logits.shape[1],
+            ignore_index,
+            *logits.stride(),
+            *grid.arguments(),
+            ALIGN=align_corners,
+            R=rows,
+            S=columns,
+            CELLS=launch.cells,
+            num_warps=launch.num_warps,
+        )
+        kth = select(probability, None, None, min_kept)
+        ohem_mask_keep_kernel[(triton.cdiv(target.numel(), BLOCK),)](
+            probability,
+            kth,
+            keep.view(torch.uint8),
+            threshold,
+            target.numel(),
+            BLOCK=BLOCK,
+            num_warps=NUM_WARPS,
+        )
+    return keep

@@ -1,0 +1,75 @@
+"""Systematic thinning of a class's keys, in integers: block counts, one running sum, then every block on its own.
+
+⌊((r+1)k+v)/n⌋ > ⌊(rk+v)/n⌋ says the same as ((rk+v) mod n) + k ≥ n, since k ≤ n: one remainder a key. A block takes
+the remainder at its first key in full 64-bit; from there a key of local rank j needs (that + j·k) mod n, a number so
+small that the hardware's 32-bit division does, which the compiler's 64-bit division tries first.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _counting
+from ._cells import guard
+from ._counting import BLOCK, TILE, class_range, membership
+
+
+@triton.jit
+def thin_mask_fwd_kernel(
+    p_mask,
+    p_max_keys,
+    p_draw,
+    p_counts,
+    p_running,
+    p_thinned,
+    num_pixels,
+    num_classes,
+    BLOCK: tl.constexpr,
+):
+    i_block, i_tile = tl.program_id(0), tl.program_id(1)
+    num_blocks, num_tiles = tl.num_programs(0), tl.num_programs(1)
+    o_pixel = i_block * BLOCK + tl.arange(0, BLOCK)
+    m_pixel = o_pixel < num_pixels
+    b_member = membership(p_mask, o_pixel, m_pixel, i_tile, num_tiles, True)
+    o_bit = tl.arange(0, TILE)
+    o_class = i_tile * TILE + o_bit
+    m_class = o_class < num_classes
+
+    b_first, b_end = class_range(p_running, o_class, m_class, num_blocks)
+    o_count = o_class.to(tl.int64) * num_blocks + i_block
+    b_before = tl.load(p_running + o_count, mask=m_class, other=0) - b_first
+    b_before -= tl.load(p_counts + o_count, mask=m_class, other=0)  # rank of the block's first key
+    b_total = b_end - b_first
+    b_limit = tl.load(p_max_keys + o_class, mask=m_class, other=0)
+    b_keep = tl.where(b_limit > 0, tl.minimum(b_limit, b_total), b_total)
+    b_shift = (tl.load(p_draw + o_class, mask=m_class, other=0) * b_total) >> 32
+    b_modulus = tl.maximum(b_total, 1)
+    b_start = (b_before * b_keep + b_shift) % b_modulus
+
+    b_rank = tl.cumsum(b_member, 0) - b_member
+    b_remainder = (b_start[None, :] + b_rank * b_keep[None, :]) % b_modulus[None, :]
+    m_kept = (b_member > 0) & (b_remainder + b_keep[None, :] >= b_total[None, :])
+    b_word = tl.sum(m_kept.to(tl.int32) << o_bit[None, :], 1)
+    tl.store(p_thinned + o_pixel.to(tl.int64) * num_tiles + i_tile, b_word, mask=m_pixel)
+
+
+def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
+    """As ``reference.thin_mask``."""
+    num_classes = max_keys.numel()
+    mask = mask.contiguous()
+    counts = _counting.count(mask, num_classes)
+    thinned = torch.empty_like(mask)
+    with guard(mask):
+        thin_mask_fwd_kernel[(counts.per_block.shape[1], mask.shape[1])](
+            mask,
+            max_keys.contiguous(),
+            draw.contiguous(),
+            *counts,
+            thinned,
+            mask.shape[0],
+            num_classes,
+            BLOCK=BLOCK,
+            num_warps=4,
+        )
+    return thinned

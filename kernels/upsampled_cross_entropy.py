@@ -1,0 +1,243 @@
+"""Cross-entropy and its low-resolution gradient in one kernel without atomics; the scheme is in ``_cells.py``.
+
+Sweep 1 over the classes is an online log-sum-exp, sweep 2 computes the values again, forms exp(l − lse) − target and
+folds it onto the cell's corners: per lane, four shares of a sum over at most 16 pixels. The right-hand shares move one
+lane to the right, which is why a block begins one cell early (the halo) and why every share is written by one lane
+only. Upper and lower shares go to buffers of their own, and so do the shares of each chunk where cells are large; they
+are added in a fixed order. The same bits on every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _cells, _launch
+from ._cells import LN2, blend, cell_pixels, corner_pointers, corners, log_sum_exp_step
+
+
+@triton.jit
+def upsampled_cross_entropy_fwd_kernel(
+    p_logits,
+    p_target,
+    p_weight,
+    p_pixel_weight,
+    p_upper,
+    p_lower,
+    p_partial,
+    p_errors,
+    num_classes,
+    ignore_index,
+    label_smoothing,
+    stride_b: tl.int64,
+    stride_c: tl.int64,
+    stride_h: tl.int64,
+    stride_w: tl.int64,
+    stride_chunk: tl.int64,
+    num_cells,
+    row_size,
+    row_out,
+    row_step,
+    row_shift,
+    row_unit,
+    row_scale,
+    col_size,
+    col_out,
+    col_step,
+    col_shift,
+    col_unit,
+    col_scale,
+    col_chunks,
+    ALIGN: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_PIXEL_WEIGHT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    GRAD: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    FIRST: tl.constexpr = 0 if ALIGN else -1
+    WEIGHTED: tl.constexpr = HAS_WEIGHT or HAS_PIXEL_WEIGHT
+    i_chunk = tl.program_id(1)
+    o_lane = tl.arange(0, CELLS)
+    o_cell = tl.program_id(0) * (CELLS - 1) - 1 + o_lane
+    m_own = (o_lane > 0) & (o_cell < num_cells)
+    i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel = cell_pixels(
+        o_cell,
+        i_chunk,
+        num_cells,
+        row_size,
+        row_out,
+        row_step,
+        row_shift,
+        row_unit,
+        row_scale,
+        col_size,
+        col_out,
+        col_step,
+        col_shift,
+        col_unit,
+        col_scale,
+        col_chunks,
+        ALIGN,
+        R,
+        S,
+    )
+    p_ul, p_ur, p_ll, p_lr = corner_pointers(
+        p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
+    )
+
+    label = tl.load(p_target + o_pixel, mask=m_pixel, other=0).to(tl.int64)
+    m_class = (label >= 0) & (label < num_classes)
+    m_kept = m_pixel & m_class
+    bad = m_pixel & m_own[None, None, :] & (label != ignore_index) & ~m_class
+    b_label = tl.where(m_kept, label, -1).to(tl.int32)
+    num_bad = tl.sum(bad.to(tl.int32))
+    if num_bad > 0:
+        tl.atomic_add(p_errors, num_bad)
+
+    # Sweep 1: lse, the target's logit and, smoothed, Σ w_c and Σ w_c·l_c.
+    b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, 0)
+    b_max = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
+    b_sum = tl.full((R, S, CELLS), 1.0, tl.float32)
+    b_target = b_max
+    class_weight = 1.0
+    if HAS_WEIGHT:
+        class_weight = tl.load(p_weight)
+    weight_total = class_weight
+    # Σ w_c·l_c is as linear as blending: sum at the corners, blend once.
+    all_ul, all_ur, all_ll, all_lr = b_ul * class_weight, b_ur * class_weight, b_ll * class_weight, b_lr * class_weight
+    for i_class in range(1, num_classes):
+        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+        b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
+        b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
+        b_target = tl.where(b_label == i_class, b_value, b_target)
+        if SMOOTHING:
+            if HAS_WEIGHT:
+                class_weight = tl.load(p_weight + i_class)
+            weight_total += class_weight
+            all_ul += b_ul * class_weight
+            all_ur += b_ur * class_weight
+            all_ll += b_ll * class_weight
+            all_lr += b_lr * class_weight
+    b_lse = b_max + tl.log2(b_sum)
+
+    # ℓ = hard·(−log p_y) + spread·Σ_c w_c·(−log p_c), times the pixel's weight
+    hard = 1.0 - label_smoothing
+    spread = label_smoothing / num_classes
+    b_weight = tl.where(m_kept, 1.0, 0.0)
+    if HAS_PIXEL_WEIGHT:
+        b_weight = tl.load(p_pixel_weight + o_pixel, mask=m_kept, other=0).to(tl.float32)
+    b_hard = b_weight
+    if HAS_WEIGHT:
+        b_hard = b_weight * tl.load(p_weight + b_label, mask=m_kept, other=0)
+    m_count = m_kept & m_own[None, None, :]
+    b_loss = b_hard * (b_lse - b_target)
+    if SMOOTHING:
+        b_all = blend(all_ul, all_ur, all_ll, all_lr, b_wy, b_wx)
+        b_loss = hard * b_loss + spread * b_weight * (weight_total * b_lse - b_all)
+    o_partial = i_chunk * tl.num_programs(0) + tl.program_id(0)
+    tl.store(p_partial + o_partial, tl.sum(tl.where(m_count, b_loss, 0.0)) * LN2)
+    tl.store(p_partial + tl.num_programs(0) * tl.num_programs(1) + o_partial, tl.sum(tl.where(m_count, b_hard, 0.0)))
+
+    if GRAD:
+        # Sweep 2: pw·(p·Σ share − share_c) with share_c = w_c·(hard·[c = y] + spread), whose sum is 1 without weights.
+        # Without weights p is made 0 where nothing is kept, which saves a product a class and the registers of a mask.
+        b_scale = b_weight
+        if HAS_WEIGHT:
+            b_scale = hard * b_hard + spread * weight_total * b_weight
+        if not WEIGHTED:
+            b_lse = tl.where(m_kept, b_lse, float("inf"))
+        o_corner = i_image.to(tl.int64) * stride_b + i_x.to(tl.int64) * stride_w
+        p_up = p_upper + i_chunk * stride_chunk + o_corner + i_y.to(tl.int64) * stride_h
+        p_low = p_lower + i_chunk * stride_chunk + o_corner + (i_y + 1).to(tl.int64) * stride_h
+        m_up = m_own & (i_x >= 0) & (i_y >= 0)
+        m_low = m_own & (i_x >= 0) & (i_y + 1 < row_size)
+        o_left = tl.maximum(o_lane - 1, 0)
+        m_left = i_x > FIRST
+        for i_class in range(0, num_classes):
+            b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+            b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
+            b_slope = tl.exp2(b_value - b_lse)
+            if HAS_WEIGHT:
+                class_weight = tl.load(p_weight + i_class)
+            share = 0.0
+            if SMOOTHING:
+                share = tl.where(b_label >= 0, class_weight * spread, 0.0)
+            share = tl.where(b_label == i_class, class_weight * (hard + spread), share)
+            if WEIGHTED:
+                b_slope = b_slope * b_scale - b_weight * share
+            else:
+                b_slope -= share
+            b_low = tl.sum(b_slope * b_wy, 0)[None, :, :]
+            b_up = tl.sum(b_slope, 0)[None, :, :] - b_low
+            b_up_right = tl.sum(tl.sum(b_up * b_wx, 1), 0)
+            b_low_right = tl.sum(tl.sum(b_low * b_wx, 1), 0)
+            b_up_left = tl.sum(tl.sum(b_up, 1), 0) - b_up_right
+            b_low_left = tl.sum(tl.sum(b_low, 1), 0) - b_low_right
+            b_up_left += tl.where(m_left, tl.gather(b_up_right, o_left, 0), 0.0)
+            b_low_left += tl.where(m_left, tl.gather(b_low_right, o_left, 0), 0.0)
+            tl.store(p_up + i_class * stride_c, b_up_left, mask=m_up)
+            tl.store(p_low + i_class * stride_c, b_low_left, mask=m_low)
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    errors: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(num, den, gradient of num in fp32 with the strides of ``logits``); ``errors`` counts labels out of range."""
+    num_classes = logits.shape[1]
+    grid = _cells.grid(logits, *target.shape[1:], align_corners)
+    rows, columns = grid.rows.block, grid.columns.block
+    launch = _launch.launch(rows * columns, logits.device)
+    blocks = triton.cdiv(grid.cells, launch.cells - 1)
+    partial = logits.new_empty((2, blocks * grid.chunks), dtype=torch.float32)
+    if weight is not None:
+        weight = weight.float().contiguous()
+    shape = (grid.chunks if need_grad else 0, *logits.shape)
+    strides = (logits.numel(), *logits.stride())
+    upper, lower = (torch.empty_strided(shape, strides, dtype=torch.float32, device=logits.device) for _ in range(2))
+    with _cells.guard(logits):
+        upsampled_cross_entropy_fwd_kernel[(blocks, grid.chunks)](
+            logits,
+            target,
+            partial if weight is None else weight,
+            partial if pixel_weight is None else pixel_weight,
+            upper,
+            lower,
+            partial,
+            errors,
+            num_classes,
+            ignore_index,
+            label_smoothing,
+            *logits.stride(),
+            logits.numel(),
+            *grid.arguments(),
+            ALIGN=align_corners,
+            HAS_WEIGHT=weight is not None,
+            HAS_PIXEL_WEIGHT=pixel_weight is not None,
+            SMOOTHING=label_smoothing > 0,
+            GRAD=need_grad,
+            R=rows,
+            S=columns,
+            CELLS=launch.cells,
+            num_warps=launch.num_warps,
+        )
+    num, den = partial[0].sum(), partial[1].sum()
+    if not need_grad:
+        return num, den, upper.flatten()
+    first = 1 if align_corners else 0  # with aligned corners no cell has row 0 as its lower one
+    grad = upper[0]
+    for part in upper[1:]:
+        grad += part
+    for part in lower:
+        grad[:, :, first:] += part[:, :, first:]
+    return num, den, grad

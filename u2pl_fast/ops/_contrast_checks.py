@@ -1,0 +1,74 @@
+"""Argument checks that the contrastive ops share; each error names the argument and what was expected of it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+MAX_CLASSES = 2**15 - 1  # anchor maps are int16
+
+
+def check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int], device: torch.device) -> None:
+    """Exactly this dtype, shape and device."""
+    if x.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {x.dtype}")
+    if x.shape != tuple(shape):
+        raise ValueError(f"{name}: expected {tuple(shape)}, got {tuple(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{name}: expected on {device}, got on {x.device}")
+
+
+def check_features(features: Tensor) -> None:
+    """(B, D, h, w) or (R, D), floating, D ≥ 1."""
+    if features.dim() not in (2, 4) or features.shape[1] == 0:
+        raise ValueError(f"features: expected (B, D, h, w) or (R, D) with D ≥ 1, got {tuple(features.shape)}")
+    if features.dtype not in _checks.FLOATS:
+        raise TypeError(f"features: expected float32, bfloat16, float16 or float64, got {features.dtype}")
+
+
+def num_pixels(features: Tensor) -> int:
+    """P = B·h·w of feature maps, R of rows."""
+    return features.shape[0] if features.dim() == 2 else features.shape[0] * features.shape[2] * features.shape[3]
+
+
+def check_num_classes(num_classes: int) -> None:
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes: expected 1..{MAX_CLASSES}, got {num_classes}")
+
+
+def check_anchor_label(anchor_label: Tensor, pixels: int | None = None, device: torch.device | None = None) -> None:
+    """int16 (P)."""
+    if anchor_label.dim() != 1:
+        raise ValueError(f"anchor_label: expected (P,), got {tuple(anchor_label.shape)}")
+    shape = anchor_label.shape if pixels is None else (pixels,)
+    check_tensor("anchor_label", anchor_label, torch.int16, shape, anchor_label.device if device is None else device)
+
+
+def check_mask(mask: Tensor, num_classes: int, pixels: int | None = None, device: torch.device | None = None) -> None:
+    """int32 (P, ⌈C/32⌉)."""
+    if mask.dim() != 2:
+        raise ValueError(f"mask: expected (P, ⌈C/32⌉), got {tuple(mask.shape)}")
+    rows = mask.shape[0] if pixels is None else pixels
+    shape = (rows, -(-num_classes // 32))
+    check_tensor("mask", mask, torch.int32, shape, mask.device if device is None else device)
+
+
+def check_rings(bank: Tensor, offsets: Tensor, pushed: Tensor, dim: int, device: torch.device) -> None:
+    """bank (slots, D) floating, offsets int64 (C+1), pushed int64 (C), all on one device."""
+    if pushed.dim() != 1 or pushed.numel() == 0:
+        raise ValueError(f"pushed: expected (C,) with C ≥ 1, got {tuple(pushed.shape)}")
+    check_tensor("pushed", pushed, torch.int64, pushed.shape, device)
+    check_tensor("offsets", offsets, torch.int64, (pushed.numel() + 1,), device)
+    if bank.dim() != 2 or bank.shape[1] != dim:
+        raise ValueError(f"bank: expected (slots, D) with D = {dim}, got {tuple(bank.shape)}")
+    if bank.dtype not in _checks.FLOATS:
+        raise TypeError(f"bank: expected float32, bfloat16, float16 or float64, got {bank.dtype}")
+    if bank.device != device:
+        raise ValueError(f"bank: expected on {device}, got on {bank.device}")
+
+
+def dense_features(features: Tensor) -> Tensor:
+    """As it is where every backend reads it in place (contiguous or channels_last), else a copy."""
+    return _checks.dense(features) if features.dim() == 4 else features.contiguous()

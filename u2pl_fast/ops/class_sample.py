@@ -1,0 +1,48 @@
+"""Draws pixels of each class, uniformly and with replacement, without a list per class."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _backend
+from ._contrast_checks import check_anchor_label, check_num_classes, check_tensor
+
+
+def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
+    """M pixels of each class: of the class's n pixels in order, number (draw·n) >> 32; −1 where the class has none.
+
+    Args:
+        anchor_label: int16 (P), the class of each pixel or −1.
+        num_classes: C.
+        draws: int64 (C, M), uniform in [0, 2³²).
+
+    Returns:
+        int64 (C, M), pixels in 0..P-1, or −1. Equal draws give equal pixels on every backend.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class ≥ C.
+
+    Source: the anchor sampling of U2PL (Wang et al., CVPR 2022), as one stable counting sort.
+    """
+    check_num_classes(num_classes)
+    check_anchor_label(anchor_label)
+    if draws.dim() != 2:
+        raise ValueError(f"draws: expected (C, M), got {tuple(draws.shape)}")
+    check_tensor("draws", draws, torch.int64, (num_classes, draws.shape[1]), anchor_label.device)
+    return _class_sample(anchor_label.contiguous(), num_classes, draws.contiguous())
+
+
+@torch.library.custom_op("u2pl_fast::class_sample", mutates_args=())
+def _class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
+    match _backend.resolve("class_sample", anchor_label):
+        case "cpu":
+            return _backend.extension().class_sample(anchor_label, num_classes, draws)
+        case "triton":
+            return _backend.kernel("class_sample").class_sample(anchor_label, num_classes, draws)
+        case _:
+            return reference.class_sample(anchor_label, num_classes, draws)
+
+
+@_class_sample.register_fake
+def _(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
+    return torch.empty_like(draws)

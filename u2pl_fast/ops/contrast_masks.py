@@ -1,0 +1,123 @@
+"""Which pixels are anchors and negatives of which classes, from the logits in one pass and without a sort."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..reference import ContrastMasks
+from . import _backend, _checks
+from ._contrast_checks import check_tensor
+
+
+def contrast_masks(
+    logits: Tensor,
+    label: Tensor,
+    reliable: Tensor,
+    unreliable: Tensor,
+    *,
+    num_labeled: int,
+    low_rank: int,
+    high_rank: int,
+    positive_threshold: float,
+    ignore_index: int = 255,
+) -> ContrastMasks:
+    """Negatives and anchors of every class for the P = B·h·w pixels of a batch, labelled images first.
+
+    With p = softmax(l), y the label and O(c) the rank of class c by descending logit (0 = most likely, ties to the
+    lower class):
+
+        anchor of c:    y = c and p(c) > δ_p; a pixel of an unlabelled image must be reliable too.
+        negative of c:  labelled image: y ≠ c, y not ignored and O(c) < r_l;
+                        unlabelled image: unreliable and r_l ≤ O(c) < r_h.
+
+    A pixel is an anchor of one class at most and can be a negative of many.
+
+    Args:
+        logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
+        label: (B, h, w), any integer dtype: labels, then pseudo-labels.
+        reliable, unreliable: bool (B, h, w); not read for the first ``num_labeled`` images.
+        num_labeled: how many of the B images are labelled.
+        low_rank, high_rank: r_l and r_h, 0 ≤ r_l ≤ r_h. positive_threshold: δ_p.
+        ignore_index: the label of pixels left out; not one of 0..C-1.
+
+    Returns:
+        ``ContrastMasks(mask, anchor_label, keys, anchors)``: mask int32 (P, ⌈C/32⌉), class c in bit c % 32 of word
+        c // 32 (``unpack_mask`` makes booleans of it); anchor_label int16 (P), −1 for none; keys and anchors int64 (C),
+        how many negatives and anchors each class has. No gradient.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype, device or rank, naming the argument; a label that is neither a
+            class nor ``ignore_index``: at once on the CPU; on CUDA it counts as ignored and ``check_label_errors``
+            raises.
+
+    Source: Section 3.3 of U2PL (Wang et al., CVPR 2022): anchor pixels (Eq. 6) and negative samples (Eqs. 9-13).
+    """
+    _checks.check_logits(logits)
+    shape = (logits.shape[0], *logits.shape[2:])
+    if label.dtype not in _checks.INTEGERS:
+        raise TypeError(f"label: expected an integer dtype, got {label.dtype}")
+    check_tensor("label", label, label.dtype, shape, logits.device)
+    check_tensor("reliable", reliable, torch.bool, shape, logits.device)
+    check_tensor("unreliable", unreliable, torch.bool, shape, logits.device)
+    if not 0 <= num_labeled <= logits.shape[0]:
+        raise ValueError(f"num_labeled: expected 0..{logits.shape[0]}, got {num_labeled}")
+    if not 0 <= low_rank <= high_rank:
+        raise ValueError(f"high_rank: expected at least low_rank={low_rank} ≥ 0, got {high_rank}")
+    if 0 <= ignore_index < logits.shape[1]:
+        raise ValueError(
+            f"ignore_index: {ignore_index} is one of the classes 0..{logits.shape[1] - 1}; choose one outside, "
+            "-1 for example"
+        )
+    maps = (label.contiguous(), reliable.contiguous(), unreliable.contiguous())
+    settings = (num_labeled, low_rank, high_rank, float(positive_threshold), ignore_index)
+    return ContrastMasks(*_contrast_masks(_checks.dense(logits.detach()), *maps, *settings))
+
+
+@torch.library.custom_op("u2pl_fast::contrast_masks", mutates_args=())
+def _contrast_masks(
+    logits: Tensor,
+    label: Tensor,
+    reliable: Tensor,
+    unreliable: Tensor,
+    num_labeled: int,
+    low_rank: int,
+    high_rank: int,
+    positive_threshold: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    maps = (label, reliable, unreliable)
+    backend = _backend.resolve("contrast_masks", logits)
+    if backend == "cpu":
+        settings = (num_labeled, low_rank, high_rank, positive_threshold, ignore_index)
+        return _backend.extension().contrast_masks(logits, *maps, *settings)
+    module = _backend.kernel("contrast_masks") if backend == "triton" else reference
+    _checks.count_label_errors(label, logits.shape[1], ignore_index)
+    _checks.label_errors_now(label, logits.shape[1], ignore_index)
+    result = module.contrast_masks(
+        logits,
+        *maps,
+        num_labeled=num_labeled,
+        low_rank=low_rank,
+        high_rank=high_rank,
+        positive_threshold=positive_threshold,
+        ignore_index=ignore_index,
+    )
+    return tuple(x.clone() if x.storage_offset() else x for x in result)  # an op's outputs are no views
+
+
+@_contrast_masks.register_fake
+def _(
+    logits: Tensor,
+    label: Tensor,
+    reliable: Tensor,
+    unreliable: Tensor,
+    num_labeled: int,
+    low_rank: int,
+    high_rank: int,
+    positive_threshold: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_classes, pixels = logits.shape[1], label.numel()
+    mask = logits.new_empty((pixels, reference.mask_words(num_classes)), dtype=torch.int32)
+    keys, anchors = (logits.new_empty((num_classes,), dtype=torch.int64) for _ in range(2))
+    return mask, logits.new_empty((pixels,), dtype=torch.int16), keys, anchors

@@ -1,0 +1,170 @@
+"""The whole contrastive branch of U2PL in one call: masks, bank, anchors, loss."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .class_sample import class_sample
+from .class_sum import class_sum
+from .contrast_masks import contrast_masks
+from .gather_pixels import gather_pixels
+from .info_nce import NEGATIVES, info_nce
+
+
+class Bank(Protocol):
+    """What the loss needs of a memory bank; ``u2pl_fast.memory_bank.MemoryBank`` is one."""
+
+    bank: Tensor
+    offsets: Tensor
+    pushed: Tensor
+
+    @property
+    def fill(self) -> Tensor: ...
+
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None, gate: Tensor | None) -> None: ...
+
+    def sample(self, draws: Tensor) -> Tensor: ...
+
+
+class ContrastiveDraws(NamedTuple):
+    """Every random number of the loss, int64 uniform in [0, 2³²).
+
+    thinning (C): which keys the bank takes. anchors (C, M). negatives (C, M, N) for ``per_anchor``, (C, N) for
+    ``shared``, None for ``full``.
+    """
+
+    thinning: Tensor
+    anchors: Tensor
+    negatives: Tensor | None
+
+
+class ContrastiveLoss(NamedTuple):
+    """loss: 0-d, differentiable. Of this step, int64 (C) each: anchor pixels, negative pixels, keys the bank took."""
+
+    loss: Tensor
+    anchors: Tensor
+    negatives: Tensor
+    pushed: Tensor
+
+
+def contrastive_draws(
+    num_classes: int,
+    generator: torch.Generator,
+    *,
+    num_anchors: int = 256,
+    num_negatives: int = 50,
+    negatives: str = "per_anchor",
+) -> ContrastiveDraws:
+    """The random numbers of one ``contrastive_loss``, on the generator's device."""
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randint(0, 1 << 32, shape, generator=generator, device=generator.device, dtype=torch.int64)
+
+    thinning, anchors = draw(num_classes), draw(num_classes, num_anchors)
+    if negatives == "full":
+        return ContrastiveDraws(thinning, anchors, None)
+    lead = (num_classes, num_anchors) if negatives == "per_anchor" else (num_classes,)
+    return ContrastiveDraws(thinning, anchors, draw(*lead, num_negatives))
+
+
+def contrastive_loss(
+    logits: Tensor,
+    label: Tensor,
+    reliable: Tensor,
+    unreliable: Tensor,
+    features: Tensor,
+    keys: Tensor,
+    bank: Bank,
+    draws: ContrastiveDraws,
+    *,
+    num_labeled: int,
+    low_rank: int,
+    high_rank: int,
+    positive_threshold: float = 0.3,
+    ignore_index: int = 255,
+    negatives: str = "per_anchor",
+    temperature: float = 0.5,
+    project: Callable[[Tensor], Tensor] | None = None,
+    gate: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> ContrastiveLoss:
+    """L_c of U2PL for one batch, labelled images first; moves the bank by one step.
+
+    In this order: ``contrast_masks`` finds anchors and negatives; class centres are means of ``keys`` over all anchors;
+    the bank takes the negatives (thinned to its cap); M anchors a class are drawn and their features, projected where a
+    head is given, meet centres and keys in ``info_nce``. A class with an anchor and a key takes part, all with the same
+    weight; with none the loss and its gradient are 0. Nothing waits for the device.
+
+    Args:
+        logits: (B, C, h, w), whose probabilities decide; label, reliable, unreliable: (B, h, w); ``num_labeled``,
+            ``low_rank``, ``high_rank``, ``positive_threshold``, ``ignore_index``: as ``contrast_masks`` takes them.
+        features: (B, D', h, w), of which the gradient is wanted: dense representations, or what ``project`` takes.
+        keys: representations for centres and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
+        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``fill``, ``push``, ``sample``.
+        draws: from ``contrastive_draws``, on the device.
+        negatives, temperature: as ``info_nce`` takes them.
+        project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
+            with a gradient.
+        gate: 0-d bool on the device; the bank stays as it is where it is false.
+        group: centres and the number of classes that take part are those of all its processes, and the loss is scaled
+            so that the average of the processes' gradients is the gradient of the global mean.
+
+    Returns:
+        ``ContrastiveLoss(loss, anchors, negatives, pushed)``.
+
+    Raises:
+        ValueError, TypeError: as the ops do, naming the argument.
+
+    Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022, Section 3.3
+        and Algorithm 1.
+    """
+    num_classes = logits.shape[1]
+    masks = contrast_masks(
+        logits,
+        label,
+        reliable,
+        unreliable,
+        num_labeled=num_labeled,
+        low_rank=low_rank,
+        high_rank=high_rank,
+        positive_threshold=positive_threshold,
+        ignore_index=ignore_index,
+    )
+    sums = _all_sum(class_sum(keys, masks.anchor_label, num_classes), group)
+    centres = sums / _all_sum(masks.anchors, group).clamp(min=1)[:, None]
+
+    before = bank.pushed.clone()
+    bank.push(keys, masks.mask, draw=draws.thinning, gate=gate)
+
+    index = class_sample(masks.anchor_label, num_classes, draws.anchors)
+    anchors = gather_pixels(features, index)
+    if project is not None:
+        anchors = project(anchors.flatten(0, 1)).unflatten(0, index.shape)
+    takes_part = (masks.anchors > 0) & (bank.fill > 0)
+    pairs = _all_sum(takes_part.sum(), group).clamp(min=1)
+    processes = 1 if group is None else dist.get_world_size(group)
+    loss = info_nce(
+        anchors,
+        takes_part / pairs * processes,
+        centres,
+        bank.bank,
+        bank.offsets,
+        bank.pushed,
+        indices=None if draws.negatives is None else bank.sample(draws.negatives),
+        negatives=negatives,
+        temperature=temperature,
+    )
+    return ContrastiveLoss(loss, masks.anchors, masks.keys, bank.pushed - before)
+
+
+def _all_sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if group is None:
+        return x
+    total = x.clone()
+    dist.all_reduce(total, group=group)
+    return total

@@ -1,0 +1,210 @@
+"""The pixel-to-class contrastive loss against a bank of keys; the gradient is made in the forward pass."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference
+from . import _backend, _checks
+from ._contrast_checks import check_rings, check_tensor
+
+NEGATIVES = ("per_anchor", "shared", "full")
+
+
+def info_nce(
+    anchors: Tensor,
+    weight: Tensor,
+    positives: Tensor,
+    bank: Tensor,
+    offsets: Tensor,
+    pushed: Tensor,
+    *,
+    indices: Tensor | None = None,
+    negatives: str = "per_anchor",
+    temperature: float = 0.5,
+) -> Tensor:
+    """Σ_c weight_c · mean_m ℓ_cm, the loss of M anchors of each class against the class's centre and its keys.
+
+        ℓ = −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) )
+
+    s⁺ is the cosine of anchor and positive, s⁻_j that of the anchor and key j (keys are stored with norm 1; the other
+    norms are clamped at 1e-12). The softmax is online, nothing of size C·M·N·D exists, and the gradient, through the
+    anchor's normalisation, comes from the same pass; the backward pass scales and casts it once.
+
+    Args:
+        anchors: (C, M, D), float32, bfloat16, float16 or float64.
+        weight: (C); a class with weight 0 takes no part and is not read.
+        positives: (C, D), the class centres, of any norm.
+        bank: (ΣK_c, D), float32, bfloat16 or float16; offsets int64 (C+1); pushed int64 (C): as ``ring_push`` keeps
+            them.
+        indices: int64, slots within the class, each below its fill: (C, M, N) for ``per_anchor``, (C, N) for
+            ``shared``.
+        negatives: ``per_anchor``: N keys for each anchor. ``shared``: N keys for each class. ``full``: all that the
+            class holds; takes no indices.
+        temperature: τ > 0.
+
+    Returns:
+        0-d float32 (float64 for float64 anchors), differentiable once, with respect to the anchors alone.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a slot at or past
+            its class's fill, which on CUDA counts as no negative.
+        RuntimeError: a second derivative is asked for.
+
+    Source: Eq. 4 (``per_anchor``) and Algorithm 1 (``shared``) of U2PL (Wang et al., CVPR 2022).
+    """
+    if anchors.dim() != 3 or 0 in anchors.shape:
+        raise ValueError(f"anchors: expected (C, M, D), every dimension at least 1, got {tuple(anchors.shape)}")
+    if anchors.dtype not in _checks.FLOATS:
+        raise TypeError(f"anchors: expected float32, bfloat16, float16 or float64, got {anchors.dtype}")
+    num_classes, num_anchors, dim = anchors.shape
+    device = anchors.device
+    check_rings(bank, offsets, pushed, dim, device)
+    check_tensor("pushed", pushed, torch.int64, (num_classes,), device)
+    for name, x, shape in (("weight", weight, (num_classes,)), ("positives", positives, (num_classes, dim))):
+        if not x.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, got {x.dtype}")
+        check_tensor(name, x, x.dtype, shape, device)
+        _checks.check_constant(name, x, anchors)
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
+    if (indices is None) != (negatives == "full"):
+        raise ValueError(f"indices: {'none are taken by' if negatives == 'full' else 'needed with'} {negatives!r}")
+    if indices is not None:
+        lead = (num_classes, num_anchors) if negatives == "per_anchor" else (num_classes,)
+        if indices.dim() != len(lead) + 1:
+            names = "(C, M, N)" if negatives == "per_anchor" else "(C, N)"
+            raise ValueError(f"indices: expected {names} for {negatives!r}, got {tuple(indices.shape)}")
+        check_tensor("indices", indices, torch.int64, (*lead, indices.shape[-1]), device)
+        indices = indices.contiguous()
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+    wide = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+    loss, _ = _info_nce(
+        anchors.contiguous(),
+        weight.to(wide).contiguous(),
+        positives.to(wide).contiguous(),
+        bank.contiguous(),
+        offsets.contiguous(),
+        pushed.contiguous(),
+        indices,
+        negatives,
+        float(temperature),
+        torch.is_grad_enabled() and anchors.requires_grad,
+    )
+    return loss
+
+
+@torch.library.custom_op("u2pl_fast::info_nce", mutates_args=())
+def _info_nce(
+    anchors: Tensor,
+    weight: Tensor,
+    positives: Tensor,
+    bank: Tensor,
+    offsets: Tensor,
+    pushed: Tensor,
+    indices: Tensor | None,
+    negatives: str,
+    temperature: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """(loss, gradient of the loss with respect to the anchors in fp32, empty unless asked for)."""
+    arguments = (anchors, weight, positives, bank, offsets, pushed, indices, negatives, temperature)
+    match _backend.resolve("info_nce", bank if bank.dtype == torch.float64 else anchors):
+        case "cpu":
+            return _backend.extension().info_nce(*arguments, need_grad)
+        case "triton":
+            return _backend.kernel("info_nce").info_nce_forward(*arguments, need_grad)
+        case _:
+            return _plain(*arguments, need_grad)
+
+
+def _plain(
+    anchors: Tensor,
+    weight: Tensor,
+    positives: Tensor,
+    bank: Tensor,
+    offsets: Tensor,
+    pushed: Tensor,
+    indices: Tensor | None,
+    negatives: str,
+    temperature: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """``reference.py`` and the derivative of its formula, written out: autograd is off inside a registered op."""
+    loss = reference.info_nce(
+        anchors,
+        weight,
+        positives,
+        bank,
+        offsets,
+        pushed,
+        indices=indices,
+        negatives=negatives,
+        temperature=temperature,
+    )
+    if not need_grad:
+        return loss, loss.new_empty(0)
+    x = reference.wide(anchors)
+    norm = x.norm(dim=-1, keepdim=True)
+    z = x / norm.clamp(min=reference.NORM_EPS)
+    centre = F.normalize(positives.to(z.dtype), dim=-1, eps=reference.NORM_EPS)
+    fill = reference.ring_fill(offsets, pushed)
+    slope = torch.zeros_like(z)  # with respect to z
+    for c in weight.nonzero()[:, 0].tolist():
+        slots = torch.arange(int(fill[c]), device=x.device) if indices is None else indices[c]
+        keys = bank[offsets[c] + slots].to(z.dtype).expand(x.shape[1], -1, -1)
+        scores = torch.cat((z[c] @ centre[c, :, None], torch.einsum("md,mnd->mn", z[c], keys)), 1)
+        p = (scores / temperature).softmax(1)
+        pull = torch.einsum("mn,mnd->md", p[:, 1:], keys) - (1 - p[:, :1]) * centre[c]
+        slope[c] = pull * (weight[c] / (x.shape[1] * temperature))
+    across = (slope - (slope * z).sum(-1, keepdim=True) * z) / norm
+    return loss, torch.where(norm < reference.NORM_EPS, slope / reference.NORM_EPS, across)
+
+
+@_info_nce.register_fake
+def _(
+    anchors: Tensor,
+    weight: Tensor,
+    positives: Tensor,
+    bank: Tensor,
+    offsets: Tensor,
+    pushed: Tensor,
+    indices: Tensor | None,
+    negatives: str,
+    temperature: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+    return anchors.new_empty((), dtype=wide), anchors.new_empty(anchors.shape if need_grad else (0,), dtype=wide)
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], inputs[0])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor, _: Tensor | None) -> tuple:
+    grad, anchors = ctx.saved_tensors
+    return (_info_nce_backward(grad, grad_loss, anchors), *[None] * 9)
+
+
+_info_nce.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("u2pl_fast::info_nce_backward", mutates_args=())
+def _info_nce_backward(grad: Tensor, scale: Tensor, anchors: Tensor) -> Tensor:
+    """grad · scale, rounded once to the dtype of ``anchors``: unread, but a second derivative would go through them."""
+    return torch.mul(grad, scale, out=torch.empty_like(anchors))
+
+
+@_info_nce_backward.register_fake
+def _(grad: Tensor, scale: Tensor, anchors: Tensor) -> Tensor:
+    return torch.empty_like(anchors)
+
+
+def _no_second_derivative(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+    raise RuntimeError("info_nce is differentiable once; for second derivatives call u2pl_fast.reference.info_nce")
+
+
+_info_nce_backward.register_autograd(_no_second_derivative)
