@@ -39,7 +39,9 @@ def criterion(**options) -> U2PLCriterion:
 
 def losses(crit, parts, **options):
     student, labels, pseudo, teacher = parts
-    return crit(student, labels, pseudo, teacher, **{"epoch": 1, "epochs": 10, "generator": generator(0, "d")} | options)
+    return crit(
+        student, labels, pseudo, teacher, **{"epoch": 1, "epochs": 10, "generator": generator(0, "d")} | options
+    )
 
 
 def test_losses_are_the_formulas():

@@ -17,7 +17,8 @@ def network(arch: str = "deeplabv3plus", encoder: str = SMALL, **options) -> Seg
 
 
 def images(count: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("arch", ["deeplabv3plus", "unet", "fpn", "segformer"])
