@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-kernels lint bench clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -16,8 +16,11 @@ demo: $(VENV)/built
 	@echo "checkpoints, log and TensorBoard in runs/demo; pictures in runs/demo/predictions"
 
 test: lint
+	$(RUN) -m pytest -q tests --ignore tests/interpret
+
+# The Triton kernels without a GPU, in triton's interpreter: some minutes.
+test-kernels: $(VENV)/built
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/interpret
-	$(RUN) -m pytest -q tests
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .
@@ -34,7 +37,7 @@ $(VENV)/ready: setup.py pyproject.toml Makefile
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --upgrade pip setuptools wheel ninja pybind11
 	$(RUN) -c "import torch, torchvision" 2>/dev/null || $(RUN) -m pip install -q $(TORCH)
-	$(RUN) -m pip install -q --no-build-isolation -e '.[dev]'
+	U2PL_FAST_BUILD=0 $(RUN) -m pip install -q --no-build-isolation -e '.[dev]'
 	touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)

@@ -26,7 +26,8 @@ def small_split(number: int = 5, length: int = 12):
 
 
 def config(**options) -> TrainConfig:
-    return TrainConfig(**({"device": "cpu", "crop_size": (24, 40), "batch_size": 2, "workers": 0} | options))
+    defaults = {"device": "cpu", "crop_size": (24, 40), "scale_range": (0.5, 2.0), "batch_size": 2, "workers": 0}
+    return TrainConfig(**(defaults | options))
 
 
 def assert_same(first: dict, second: dict) -> None:

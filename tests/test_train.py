@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -140,7 +141,7 @@ def test_two_processes_train_as_one_program(tmp_path):
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(out, steps=6, eval_every=6).to_dict()))
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command = [*launch, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml"), *flags]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
 
     torchrun(tmp_path / "straight")
@@ -175,7 +176,7 @@ def test_learns_from_real_photographs(tmp_path):
     supervised = [line["supervised"] for line in lines if "supervised" in line]
     assert sum(supervised[-3:]) < 0.7 * sum(supervised[:3])
     contrastive = [line["contrastive"] for line in lines if line.get("contrastive")]
-    assert contrastive[-1] < contrastive[0]
+    assert contrastive[-1] < math.log(51)  # what anchors that know nothing pay, with 50 negatives each
     last = [line for line in lines if "bank_fill" in line][-1]
     assert sum(last["anchors"]) > 0 and max(last["bank_fill"]) > 100
     assert metrics["skipped"] == 0

@@ -1,0 +1,90 @@
+"""The whole contrastive branch: threshold, masks, push, sampling, loss and its gradient with respect to the anchors."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from u2pl_fast import reference
+
+from .. import class_loop
+from ..inputs import TEMPERATURE, UNRELIABLE_SHARE, Inputs, mask_settings, to_grid
+from ..registry import BANKS, BOTH, Arguments, Implementation, Op, Outputs, drop_in
+from . import ring_push
+
+USES = ("masked_quantile", "contrast_masks", "thin_mask", "class_sum", "ring_push", "class_sample", "gather_pixels")
+USES += ("info_nce",)
+
+
+def shared(x: Inputs) -> Arguments:
+    """What every implementation reads and none changes."""
+    w = x.workload
+    return {
+        "logits": x.all_logits,
+        "features": x.features,
+        "labels": x.labels,
+        "pseudo": x.statistics.label,
+        "entropy": x.statistics.entropy,
+        "valid": x.valid,
+        "max_keys": x.max_keys if x.bank == "capped" else None,
+        "thin_draw": x.thin_draw,
+        "anchor_draw": x.anchor_draw,
+        "negative_draw": x.negative_draw,
+        "num_classes": w.num_classes,
+        "grid": w.grid,
+        "align_corners": w.align_corners,
+        "settings": mask_settings(w),
+    }
+
+
+def arguments(x: Inputs) -> Arguments:
+    bank, pushed = x.new_bank()
+    return shared(x) | {"bank": bank, "offsets": x.offsets, "pushed": pushed}
+
+
+def forward(api: object, a: Arguments, mark: Callable[[str], None]) -> Outputs:
+    gamma = api.masked_quantile(a["entropy"], a["valid"], 1 - UNRELIABLE_SHARE)
+    reliable, unreliable = reference.partition(a["entropy"], a["valid"], gamma)
+    maps = to_grid(a["labels"], a["pseudo"], reliable, unreliable, a["grid"], a["align_corners"])
+    mark("threshold")
+    masks = api.contrast_masks(a["logits"], *maps, **a["settings"])
+    mark("masks")
+    keys = masks.mask if a["max_keys"] is None else api.thin_mask(masks.mask, a["max_keys"], a["thin_draw"])
+    api.ring_push(a["bank"], a["offsets"], a["pushed"], a["features"], keys)
+    mark("push")
+    sums = api.class_sum(a["features"], masks.anchor_label, a["num_classes"])
+    positives = sums / masks.anchors.clamp(min=1)[:, None]
+    index = api.class_sample(masks.anchor_label, a["num_classes"], a["anchor_draw"])
+    anchors = api.gather_pixels(a["features"], index).detach().requires_grad_()
+    mark("sampling")
+    fill = reference.ring_fill(a["offsets"], a["pushed"])
+    takes_part = (masks.anchors > 0) & (fill > 0)
+    loss = api.info_nce(
+        anchors,
+        takes_part / takes_part.sum().clamp(min=1),
+        positives,
+        a["bank"],
+        a["offsets"],
+        a["pushed"],
+        indices=a["negative_draw"] * fill[:, None, None] >> 32,
+        temperature=TEMPERATURE,
+    )
+    return loss, anchors
+
+
+def collect(a: Arguments, outputs: Outputs, grads: Sequence[Tensor]) -> Outputs:
+    return outputs[0], grads[0], a["bank"], a["pushed"]
+
+
+def class_loop_arguments(x: Inputs) -> Arguments:
+    bank, pushed = x.new_bank()
+    return shared(x) | {"queues": class_loop.queues(bank, x.workload.capacities, pushed), "ring_slots": True}
+
+
+def _implementations() -> dict[str, Implementation]:
+    drop_ins = drop_in("contrastive", arguments, forward, leaf=lambda outputs: outputs[1:], uses=USES)
+    each = {name: Implementation(i.arguments, i.forward, i.leaf, collect, i.missing) for name, i in drop_ins.items()}
+    loop = Implementation(class_loop_arguments, class_loop.branch, lambda outputs: outputs[1:], class_loop.as_ring_bank)
+    return {"eager": each["eager"], "class-loop": loop, "compile": each["compile"], "fused": each["fused"]}
+
+
+OP = Op("contrastive", _implementations(), passes=(BOTH,), banks=BANKS, counts=ring_push.counts)

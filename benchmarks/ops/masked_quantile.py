@@ -1,0 +1,17 @@
+"""The threshold γ_t: a quantile of the valid pixels' entropies."""
+
+from collections.abc import Callable
+
+from ..inputs import UNRELIABLE_SHARE, Inputs
+from ..registry import Arguments, Op, Outputs, drop_in
+
+
+def arguments(x: Inputs) -> Arguments:
+    return {"x": x.statistics.entropy, "mask": x.valid, "q": 1 - UNRELIABLE_SHARE}
+
+
+def forward(api: object, args: Arguments, mark: Callable[[str], None]) -> Outputs:
+    return (api.masked_quantile(**args),)
+
+
+OP = Op("masked_quantile", drop_in("masked_quantile", arguments, forward), dtypes=("float32",), layouts=("contiguous",))

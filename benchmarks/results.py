@@ -1,0 +1,137 @@
+"""The JSON that a run leaves: one machine, one record for each thing measured.
+
+    {"machine": {...}, "records": [...], "parts": [...]}
+
+``machine``: ``name`` (CPU model, cores, instruction set; or the GPU), ``device``, ``threads``, ``versions``;
+``commit``, ``time`` (UTC) and ``ceilings`` (bytes/s, flop/s, exp/s, as measured then) of the last run that wrote the
+file.
+
+A record's key is op, workload, device (cpu | cuda), dtype (float32 | bfloat16 | float16), layout (contiguous |
+channels_last), bank (literal | capped | null), impl, pass (forward | forward+backward | step). Its values:
+
+- ``ms_all``: milliseconds of each round; element i of every implementation comes from round i. ``ms_median`` of them.
+- ``peak_mb``: MiB that one call adds at its peak to what its inputs occupy. CUDA: the allocator's peak. CPU: the growth
+  of the peak resident set over the inputs, in a fresh process.
+- ``ratio_vs_eager``, ``ratio_vs_compile``: how many times as fast as that implementation: the median over rounds of its
+  time ÷ this one's.
+- ``floor_ms``, ``floor_kind`` (bytes | flops | exp): the least time that the machine's ceilings allow (``roofline``).
+- ``reason``: null, or why a value above is null.
+- ``commit``, ``time``: of this record; a merged file may hold several.
+
+``parts`` holds the same keys with ``parts``: median milliseconds of each stage of the contrastive branch, measured in
+separate calls, because finding where a stage ends makes a GPU wait.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+KEY = ("op", "workload", "device", "dtype", "layout", "bank", "impl", "pass")
+VALUES = ("ms_median", "ms_all", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms", "floor_kind")
+MACHINE = ("name", "device", "threads", "versions", "commit", "time", "ceilings")
+CHOICES = {
+    "device": ("cpu", "cuda"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "layout": ("contiguous", "channels_last"),
+    "bank": ("literal", "capped", None),
+    "pass": ("forward", "forward+backward", "step"),
+    "floor_kind": ("bytes", "flops", "exp", None),
+}
+RESULTS = Path(__file__).parent / "results"
+
+Record = dict[str, Any]
+
+
+def key(record: Record) -> tuple:
+    return tuple(record[name] for name in KEY)
+
+
+def validate(data: dict[str, Any]) -> None:
+    """ValueError that names the first thing wrong."""
+    for name in MACHINE:
+        if name not in data["machine"]:
+            raise ValueError(f"machine: no {name!r}")
+    seen = set()
+    for record in data["records"]:
+        _validate_record(record)
+        if key(record) in seen:
+            raise ValueError(f"records: two with the key {key(record)}")
+        seen.add(key(record))
+    for rounds in _by_setting(data["records"]):
+        if len(rounds) > 1:
+            raise ValueError(f"records: {sorted(rounds)} rounds among the implementations of one setting")
+
+
+def _validate_record(record: Record) -> None:
+    for name in (*KEY, *VALUES, "reason", "commit", "time"):
+        if name not in record:
+            raise ValueError(f"record {record.get('op')}: no {name!r}")
+    where = "record " + " ".join(str(value) for value in key(record))
+    for name, choices in CHOICES.items():
+        if record[name] not in choices:
+            raise ValueError(f"{where}: {name} is {record[name]!r}, expected one of {choices}")
+    for name in ("ms_median", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms"):
+        value = record[name]
+        if value is not None and not (isinstance(value, int | float) and value >= 0):
+            raise ValueError(f"{where}: {name} is {value!r}, expected a number ≥ 0 or null")
+    missing = [name for name in VALUES if record[name] is None]
+    if missing and not record["reason"]:
+        raise ValueError(f"{where}: {', '.join(missing)} null without a reason")
+    if (record["ms_median"] is None) != (record["ms_all"] is None):
+        raise ValueError(f"{where}: ms_median and ms_all must be null together")
+
+
+def _by_setting(records: Iterable[Record]) -> list[set[int]]:
+    settings: dict[tuple, set[int]] = {}
+    for record in records:
+        if record["ms_all"] is not None:
+            setting = tuple(record[name] for name in KEY if name != "impl")
+            settings.setdefault(setting, set()).add(len(record["ms_all"]))
+    return list(settings.values())
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"{path}: not JSON ({error}); delete it or measure again") from error
+    validate(data)
+    return data
+
+
+def load_all(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every results file under ``folder``, in the order of their names; growth curves are kept elsewhere."""
+    return [load(path) for path in sorted(folder.glob("*/*.json")) if path.stem != "growth"]
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``new`` over ``old``: records of the same key are replaced, others stay. Refuses another machine or versions."""
+    for name in ("name", "device", "threads", "versions"):
+        if old["machine"][name] != new["machine"][name]:
+            raise SystemExit(
+                f"--merge: the file was measured with {name} {old['machine'][name]}, this run with "
+                f"{new['machine'][name]}; write to another file"
+            )
+    return {"machine": new["machine"]} | {
+        name: _replaced(old.get(name, []), new.get(name, [])) for name in ("records", "parts")
+    }
+
+
+def _replaced(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
+    return list({key(record): record for record in (*old, *new)}.values())
+
+
+def save(path: Path, data: dict[str, Any]) -> None:
+    """One record a line, so that a change of one is a change of one line. Never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ['{\n"machine": ' + json.dumps(data["machine"], indent=1)]
+    for name in [name for name in data if name != "machine"]:
+        rows = ",\n".join(json.dumps(row) for row in data[name])
+        lines.append(f'"{name}": [\n{rows}\n]')
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(",\n".join(lines) + "\n}\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

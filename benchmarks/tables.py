@@ -1,0 +1,262 @@
+"""``python -m benchmarks.tables``: writes the tables of the documentation from the results, between their markers.
+
+    <!-- table: pixel_stats cpu -->
+    <!-- end of table -->
+
+The first word is a table below or an op; the second, where there is one, a folder of ``benchmarks/results``. A number
+in the documentation is thus a number in a results file; ``--check`` fails where they differ.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from . import results, roofline
+from .registry import load
+from .workloads import NAMED, REPORTED
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
+SETTING = tuple(name for name in results.KEY if name != "impl")
+IMPLS = ("eager", "class-loop", "compile", "fused")
+
+Rows = list[list[str]]
+
+
+def markdown(header: Sequence[str], rows: Rows) -> str:
+    """A table; columns that are empty throughout are left out."""
+    used = [i for i in range(len(header)) if any(row[i] not in ("", "—") for row in rows)]
+    lines = [
+        [header[i] for i in used],
+        ["---" if i == 0 else "--:" for i in used],
+        *([r[i] for i in used] for r in rows),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return "—"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(value: float | None) -> str:
+    return "—" if value is None else f"{number(value)}×"
+
+
+def folder_data(folder: Path) -> list[dict]:
+    return [results.load(path) for path in sorted(folder.glob("*.json")) if path.stem != "growth"]
+
+
+def records_of(folder: Path) -> list[results.Record]:
+    """The records of a folder; of two with the same key, the later."""
+    found: dict[tuple, results.Record] = {}
+    for data in folder_data(folder):
+        for record in data["records"]:
+            known = found.get(results.key(record))
+            if known is None or known["time"] <= record["time"]:
+                found[results.key(record)] = record
+    return list(found.values())
+
+
+def grouped(records: Iterable[results.Record]) -> list[dict[str, results.Record]]:
+    """One dict by implementation for each setting; reported workloads only, in their order."""
+    settings: dict[tuple, dict[str, results.Record]] = {}
+    for record in records:
+        if record["workload"] in REPORTED:
+            settings.setdefault(tuple(record[name] for name in SETTING), {})[record["impl"]] = record
+    return sorted(settings.values(), key=lambda s: REPORTED.index(next(iter(s.values()))["workload"]))
+
+
+def ratio(setting: dict[str, results.Record], other: str, own: str = "fused") -> float | None:
+    """How many times as fast as ``other``: the median over the rounds that both have."""
+    theirs, mine = (setting.get(impl, {}).get("ms_all") for impl in (other, own))
+    if not theirs or not mine:
+        return None
+    return statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
+
+
+def op_table(op: str, folder: Path) -> str:
+    """Times, ratios and memory of one op."""
+    header = ["workload", "dtype", "layout", "bank", "pass", *(f"{impl} ms" for impl in IMPLS)]
+    header += [f"{impl} ÷ fused" for impl in IMPLS[:-1]] + ["eager +MiB", "fused +MiB", "floor ms", "of floor"]
+    rows, reasons = [], {}
+    for setting in grouped(r for r in records_of(folder) if r["op"] == op):
+        any_record = next(iter(setting.values()))
+        row = [any_record[name] or "" for name in ("workload", "dtype", "layout", "bank", "pass")]
+        row += [number(setting.get(impl, {}).get("ms_median")) for impl in IMPLS]
+        row += [times(ratio(setting, impl)) for impl in IMPLS[:-1]]
+        row += [number(setting.get(impl, {}).get("peak_mb")) for impl in ("eager", "fused")]
+        fused = setting.get("fused", {})
+        has_floor = bool(fused.get("ms_median") and fused.get("floor_ms"))
+        row.append(f"{number(fused['floor_ms'])} ({fused['floor_kind']})" if has_floor else "—")
+        row.append(f"{100 * fused['floor_ms'] / fused['ms_median']:.0f} %" if has_floor else "—")
+        rows.append(row)
+        reasons |= {f"`{impl}`: {r['reason']}": None for impl, r in setting.items() if r["ms_median"] is None}
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op {op} --json benchmarks/results/{folder.name}/{op}.json`\n"
+    notes = "".join(f"\n- {reason}" for reason in reasons)
+    return markdown(header, rows) + (f"\nNot measured:\n{notes}\n" if notes else "")
+
+
+def headline(folder: Path) -> str:
+    """The figures that matter, each with the command that draws it."""
+    wanted = (
+        ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
+        (
+            "`upsampled_cross_entropy`, with gradient",
+            "upsampled_cross_entropy",
+            "voc",
+            None,
+            "forward+backward",
+            "eager",
+        ),
+        ("contrastive branch, with gradient", "contrastive", "voc", "literal", "forward+backward", "class-loop"),
+    )
+    settings = grouped(records_of(folder))
+    rows = []
+    for title, op, workload, bank, passes, other in wanted:
+        key = (op, workload, "float32", "contiguous", bank, passes)
+        names = ("op", "workload", "dtype", "layout", "bank", "pass")
+        for setting in settings:
+            fused = setting.get("fused")
+            if fused and fused["ms_median"] and tuple(fused[name] for name in names) == key:
+                theirs = setting.get(other, {})
+                memory = [
+                    f"{number(r.get('peak_mb'))} MiB" if r.get("peak_mb") is not None else "—" for r in (theirs, fused)
+                ]
+                speed = f"{number(theirs.get('ms_median'))} → {number(fused['ms_median'])} ms"
+                command = f"`python -m benchmarks --op {op} --workload {workload} --device {fused['device']}`"
+                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory), command])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
+    return markdown(["", "against", "time", "faster", "extra memory", "command"], rows)
+
+
+def parts(folder: Path) -> str:
+    """Where the contrastive branch spends its time."""
+    found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
+    rows, stages = [], list(dict.fromkeys(stage for row in found.values() for stage in row["parts"]))
+    for row in found.values():
+        if row["workload"] in REPORTED and (row["dtype"], row["layout"]) == ("float32", "contiguous"):
+            rows.append([row["workload"], row["bank"], row["impl"], *(number(row["parts"].get(s)) for s in stages)])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op contrastive --json benchmarks/results/{folder.name}/…`\n"
+    return markdown(["workload", "bank", "impl", *(f"{stage} ms" for stage in stages)], rows)
+
+
+def machines(folder: Path) -> str:
+    """What the results of a folder were measured on."""
+    rows = []
+    for data in folder_data(folder):
+        m, c = data["machine"], data["machine"]["ceilings"]
+        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
+        ceilings = f"{c['bytes'] / 1e9:.1f} GB/s, {c['flops'] / 1e9:.0f} GFLOP/s, {c['exps'] / 1e9:.2f} G/s"
+        rows.append([m["name"], str(m["threads"]), versions, m["commit"], m["time"], ceilings])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
+    return markdown(["machine", "threads", "versions", "commit", "time", "measured copy, matmul, exp"], rows)
+
+
+def growth(folder: Path) -> str:
+    """The exponents of the growth curves."""
+    path = folder / "growth.json"
+    if not path.exists():
+        return (
+            f"Not measured yet: `python -m benchmarks --growth --json benchmarks/results/{folder.name}/growth.json`\n"
+        )
+    rows = [
+        [
+            c["axis"],
+            c["op"],
+            c["impl"],
+            f"{c['x'][0]:g} … {c['x'][-1]:g}",
+            f"{number(c['y'][0])} → {number(c['y'][-1])} {c['unit']}",
+        ]
+        + [f"{c['exponent']:.2f}"]
+        for c in json.loads(path.read_text())["curves"]
+    ]
+    return markdown(["axis", "op", "impl", "from … to", "first → last", "exponent"], rows)
+
+
+def plots(folder: Path) -> str:
+    """The pictures of a folder that exist."""
+    names = sorted(path.name for path in (ROOT / "docs" / "plots").glob(f"{folder.name}-*.png"))
+    if not names:
+        return "Not drawn yet: add `--plot docs/plots` to a measuring command.\n"
+    return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
+
+
+def workloads(_: Path) -> str:
+    rows = []
+    for name in REPORTED:
+        w = NAMED[name]
+        bank = (
+            f"{w.background_capacity:,} / {w.capacity:,}" if w.background_capacity != w.capacity else f"{w.capacity:,}"
+        )
+        row = [f"`{name}`", f"{w.labeled} + {w.unlabeled}", w.num_classes, f"{w.crop[0]}×{w.crop[1]}"]
+        row += [f"{w.grid[0]}×{w.grid[1]}", w.align_corners, w.dim, w.anchors, w.negatives, bank]
+        rows.append([str(cell) for cell in row])
+    return markdown(["name", "images", "C", "crop", "h×w", "align_corners", "D", "M", "N", "K"], rows)
+
+
+def predictions(_: Path) -> str:
+    """Floors of machines that nobody measured."""
+    rows = []
+    for op, name in ((op, name) for op in roofline.COSTS for name in REPORTED):
+        floors = roofline.predictions(op, NAMED[name], itemsize=4, gradient=True, capped=False)
+        rows.append([f"`{op}`", name, *(f"{number(ms)} ({kind})" for ms, kind in floors.values())])
+    return markdown(["op", "workload", *(f"{machine}, *predicted*" for machine in roofline.PUBLISHED)], rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    f.__name__: f for f in (headline, parts, machines, growth, plots, workloads, predictions)
+}
+
+
+def rewritten(text: str, folder: Path, document: str) -> str:
+    """``text`` with every table made anew from the results in ``folder``."""
+    ops = load()
+
+    def table(match: re.Match) -> str:
+        begin, name, device, end = match.groups()
+        if name in TABLES:
+            return begin + TABLES[name](folder / (device or "")) + end
+        if name in ops and device:
+            return begin + op_table(name, folder / device) + end
+        raise SystemExit(f"{document}: no table {name!r} {device or ''}; choose from {', '.join([*TABLES, *ops])}")
+
+    return MARKED.sub(table, text)
+
+
+def main(argv: Sequence[str] | None = None, documents: Sequence[Path] = DOCUMENTS) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table differs")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, metavar="DIR")
+    args = parser.parse_args(argv)
+    stale = []
+    for document in documents:
+        if not document.exists():
+            continue
+        old = document.read_text()
+        new = rewritten(old, args.results, document.name)
+        if new == old:
+            continue
+        stale.append(document)
+        if not args.check:
+            document.write_text(new)
+        print(
+            f"{document.name}: "
+            + ("differs from the results; run python -m benchmarks.tables" if args.check else "written")
+        )
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

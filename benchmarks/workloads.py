@@ -1,0 +1,76 @@
+"""The named workloads: what one training step of a real configuration hands to each op."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One training step's sizes.
+
+    ``labeled`` and ``unlabeled`` images of ``num_classes`` classes, cropped to ``crop`` pixels, logits and features
+    on ``grid``; ``dim`` representation channels, ``anchors`` drawn per class, ``negatives`` drawn per anchor, rings of
+    ``capacity`` keys (``background_capacity`` for class 0). An image shows ``classes_per_image`` classes. Where the
+    bank is capped, a class takes ``max_keys`` keys from a step; None = a sixteenth of its ring.
+    """
+
+    name: str
+    labeled: int
+    unlabeled: int
+    num_classes: int
+    crop: tuple[int, int]
+    grid: tuple[int, int]
+    dim: int
+    anchors: int
+    negatives: int
+    capacity: int
+    background_capacity: int
+    classes_per_image: int
+    max_keys: int | None = None
+
+    @property
+    def align_corners(self) -> bool:
+        """Odd crops come from networks whose grid and crop share their corners: (513 − 1) / 4 + 1 = 129."""
+        return self.crop[0] % 2 == 1
+
+    @property
+    def images(self) -> int:
+        return self.labeled + self.unlabeled
+
+    @property
+    def grid_pixels(self) -> int:
+        """P: pixels on the grid of all images."""
+        return self.images * self.grid[0] * self.grid[1]
+
+    @property
+    def capacities(self) -> list[int]:
+        return [self.background_capacity] + [self.capacity] * (self.num_classes - 1)
+
+    @property
+    def caps(self) -> list[int]:
+        return [max(1, k // 16) if self.max_keys is None else self.max_keys for k in self.capacities]
+
+    @property
+    def low_rank(self) -> int:
+        return min(3, self.num_classes - 1)
+
+    @property
+    def high_rank(self) -> int:
+        return min(20, self.num_classes)
+
+    @property
+    def ignore_index(self) -> int:
+        return 255 if self.num_classes <= 255 else -1
+
+
+NAMED = {
+    workload.name: workload
+    for workload in (
+        Workload("voc", 4, 4, 21, (513, 513), (129, 129), 256, 256, 50, 30_000, 50_000, 3),
+        Workload("cityscapes", 2, 2, 19, (769, 769), (193, 193), 256, 256, 50, 30_000, 30_000, 13),
+        Workload("ade20k", 4, 4, 150, (513, 513), (129, 129), 256, 256, 50, 10_000, 10_000, 9),
+        Workload("camvid", 4, 4, 11, (256, 320), (64, 80), 128, 128, 50, 20_000, 20_000, 8),
+        # Rehearses the suite in seconds. Its times say nothing.
+        Workload("tiny", 2, 2, 7, (65, 81), (17, 21), 32, 16, 8, 200, 300, 3),
+    )
+}
+REPORTED = ("voc", "cityscapes", "ade20k", "camvid")

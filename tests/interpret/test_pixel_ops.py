@@ -1,0 +1,47 @@
+"""The triton kernels of the per-pixel ops in triton's interpreter, by the very tests of the other backends.
+
+A process is in the interpreter or not from the import of triton on: TRITON_INTERPRET=1 pytest tests/interpret
+"""
+
+import pytest
+
+from u2pl_fast.ops import _backend
+
+if not _backend.interpreted():
+    pytest.skip("run apart, as TRITON_INTERPRET=1 pytest tests/interpret", allow_module_level=True)
+
+import test_ops_masked_quantile as masked_quantile
+import test_ops_ohem_mask as ohem_mask
+import test_ops_pixel_stats as pixel_stats
+import test_ops_upsampled_cross_entropy as upsampled_cross_entropy
+
+TESTS = {
+    masked_quantile: ["equals_numpy", "dtypes", "shape_and_tensor_q", "nothing_selected", "nan", "over_two_processes"],
+    ohem_mask: ["matches_reference", "dtypes_and_layouts", "min_kept", "nothing_labelled", "label_out_of_range"],
+    pixel_stats: [
+        "matches_reference",
+        "dtypes_and_layouts",
+        "strided_logits",
+        "ties_go_to_the_lower_class",
+        "extreme_logits",
+        "nan_is_not_hidden",
+        "compiles_whole",
+    ],
+    upsampled_cross_entropy: [
+        "matches_reference",
+        "weights_and_smoothing",
+        "dtypes_and_layouts",
+        "target_dtypes",
+        "pixel_weight_as_a_mask",
+        "parts",
+        "nothing_kept",
+        "double_use_of_the_logits",
+        "grad_scaler_in_half_precision",
+        "no_gradient_is_made_where_none_is_wanted",
+        "repeats_its_bits",
+        "label_out_of_range",
+    ],
+}
+for module, names in TESTS.items():
+    for name in names:
+        globals()[f"test_{module.__name__.removeprefix('test_ops_')}_{name}"] = getattr(module, f"test_{name}")
