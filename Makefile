@@ -16,11 +16,12 @@ demo: $(VENV)/built
 	@echo "checkpoints, log and TensorBoard in runs/demo; pictures in runs/demo/predictions"
 
 test: lint
-	$(RUN) -m pytest -q tests --ignore tests/interpret
+	$(RUN) -m pytest -q tests --ignore tests/interpret --ignore-glob 'tests/test_aot*.py'
 
-# The Triton kernels without a GPU, in triton's interpreter: some minutes.
+# The Triton kernels without a GPU, in triton's interpreter and compiled ahead of time: many minutes.
 test-kernels: $(VENV)/built
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/interpret
+	$(RUN) -m pytest -q tests/test_aot.py tests/test_aot_contrastive.py
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .

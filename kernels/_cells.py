@@ -150,23 +150,80 @@ def cell_pixels(
     R: tl.constexpr,
     S: tl.constexpr,
 ):
-    """Image, row and column of the cells; of one chunk of their pixels the weights, the mask and the flat offsets."""
+    """Image, row and column of the cells; of one chunk of their pixels the weights, the flat offset of the first, and
+    how many rows and columns remain from there, 0 for a cell that does not exist.
+    """
     i_image, i_y, i_x = cell_position(tl.minimum(tl.maximum(o_cell, 0), num_cells - 1), row_size, col_size, ALIGN)
     row_first = cell_start(i_y, row_size, row_out, row_step, row_shift, row_unit) + i_chunk // col_chunks * R
     col_first = cell_start(i_x, col_size, col_out, col_step, col_shift, col_unit) + i_chunk % col_chunks * S
-    row_end = cell_start(i_y + 1, row_size, row_out, row_step, row_shift, row_unit)
-    col_end = cell_start(i_x + 1, col_size, col_out, col_step, col_shift, col_unit)
+    rows_left = cell_start(i_y + 1, row_size, row_out, row_step, row_shift, row_unit) - row_first
+    cols_left = cell_start(i_x + 1, col_size, col_out, col_step, col_shift, col_unit) - col_first
+    rows_left = tl.where((o_cell >= 0) & (o_cell < num_cells), rows_left, 0)
     o_row = row_first[None, None, :] + tl.arange(0, R)[:, None, None]
     o_col = col_first[None, None, :] + tl.arange(0, S)[None, :, None]
     b_wy = cell_weight(o_row, i_y[None, None, :], row_size, row_scale, ALIGN)
     b_wx = cell_weight(o_col, i_x[None, None, :], col_size, col_scale, ALIGN)
-    m_pixel = ((o_cell >= 0) & (o_cell < num_cells))[None, None, :]
-    m_pixel = m_pixel & (o_row < row_end[None, None, :]) & (o_col < col_end[None, None, :])
-    # The minimum hides from the compiler that columns are adjacent: it would otherwise lay out the whole kernel for the
-    # few full-resolution accesses, columns across lanes, and exchange every class's values through shared memory.
-    o_pixel = (i_image.to(tl.int64) * row_out)[None, None, :] + o_row
-    o_pixel = o_pixel * col_out + tl.minimum(o_col, col_out - 1)
-    return i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel
+    o_first = (i_image.to(tl.int64) * row_out + row_first) * col_out + col_first
+    return i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left
+
+
+@triton.jit
+def load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW: tl.constexpr, COL: tl.constexpr):
+    return tl.load(p_x + o_first + (ROW * col_out + COL), mask=(ROW < rows_left) & (COL < cols_left), other=other)
+
+
+@triton.jit
+def load_row(p_x, o_first, rows_left, cols_left, col_out, other, ROW: tl.constexpr, S: tl.constexpr):
+    """(CELLS, S): one row of the cells' pixels."""
+    b_0 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 0)
+    if S == 1:
+        b_row = tl.expand_dims(b_0, 1)
+    else:
+        b_1 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 1)
+        if S == 2:
+            b_row = tl.join(b_0, b_1)
+        else:
+            b_2 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 2)
+            b_3 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 3)
+            b_row = tl.reshape(tl.join(tl.join(b_0, b_2), tl.join(b_1, b_3)), (b_0.shape[0], 4))
+    return b_row
+
+
+@triton.jit
+def load_pixels(p_x, o_first, rows_left, cols_left, col_out, other, R: tl.constexpr, S: tl.constexpr):
+    """(R, S, CELLS) of a full-resolution map, ``other`` past the end of a cell.
+
+    Loaded pixel by pixel, a lane a cell, and put together in registers. A load of the whole block would have the
+    compiler choose a layout for coalescing these few accesses, with pixels across lanes, carry it through the kernel
+    and exchange every class's values through shared memory.
+    """
+    tl.static_assert(R <= 4 and S <= 4)
+    b_0 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 0, S)
+    if R == 1:
+        b_x = tl.expand_dims(b_0, 2)
+    else:
+        b_1 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 1, S)
+        if R == 2:
+            b_x = tl.join(b_0, b_1)
+        else:
+            b_2 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 2, S)
+            b_3 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 3, S)
+            b_x = tl.reshape(tl.join(tl.join(b_0, b_2), tl.join(b_1, b_3)), (b_0.shape[0], S, 4))
+    return tl.permute(b_x, (2, 1, 0))
+
+
+@triton.jit
+def store_pixels(p_x, b_x, o_first, rows_left, cols_left, col_out, R: tl.constexpr, S: tl.constexpr):
+    """Store (R, S, CELLS) to a full-resolution map, columns innermost: neighbouring threads write neighbours.
+
+    The minimum, without effect under the mask, hides that columns are adjacent. The compiler would otherwise prefer
+    this store's layout for the whole kernel (see ``load_pixels``).
+    """
+    o_row = tl.arange(0, R)[:, None, None]
+    o_col = tl.arange(0, S)[None, None, :]
+    o_pixel = o_first[None, :, None] + o_row * col_out + tl.minimum(o_col, cols_left[None, :, None])
+    m_pixel = (o_row < rows_left[None, :, None]) & (o_col < cols_left[None, :, None])
+    tl.store(p_x + o_pixel, tl.permute(b_x, (0, 2, 1)).to(p_x.dtype.element_ty), mask=m_pixel)
 
 
 @triton.jit
@@ -196,6 +253,32 @@ def blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx):
     upper = b_ul[None, None, :] + (b_ur - b_ul)[None, None, :] * b_wx
     lower = b_ll[None, None, :] + (b_lr - b_ll)[None, None, :] * b_wx
     return upper + (lower - upper) * b_wy
+
+
+@triton.jit
+def load_labels(
+    p_target,
+    o_first,
+    rows_left,
+    cols_left,
+    col_out,
+    m_own,
+    p_errors,
+    num_classes,
+    ignore_index,
+    R: tl.constexpr,
+    S: tl.constexpr,
+):
+    """The labels of pixels as int32, −1 where ignored. Counts those of own cells that are no class nor the ignored."""
+    label = load_pixels(p_target, o_first, rows_left, cols_left, col_out, 0, R, S)
+    m_pixel = tl.arange(0, R)[:, None, None] < rows_left[None, None, :]
+    m_pixel = m_pixel & (tl.arange(0, S)[None, :, None] < cols_left[None, None, :])
+    m_class = (label >= 0) & (label < num_classes)
+    bad = m_pixel & m_own[None, None, :] & (label != ignore_index) & ~m_class
+    num_bad = tl.sum(bad.to(tl.int32))
+    if num_bad > 0:
+        tl.atomic_add(p_errors, num_bad)
+    return tl.where(m_pixel & m_class, label.to(tl.int32), -1)
 
 
 @triton.jit

@@ -43,13 +43,18 @@ def descend(b_key, b_bound, rank, steps):
 @triton.jit
 def tie_cut(b_key, o_class, b_bound, rank):
     """Below which class a key equal to the bound is still among the first ``rank``: ties go to the lower class."""
+    b_room = rank - tl.sum((b_key > b_bound[None, :]).to(tl.int32), 0)
     equal = b_key == b_bound[None, :]
-    b_excess = tl.sum((b_key >= b_bound[None, :]).to(tl.int32), 0) - rank
     b_cut = tl.full(b_bound.shape, b_key.shape[0], tl.int32)
-    while tl.max(b_excess, 0) > 0:  # of the equal ones the highest class goes first
-        b_last = tl.max(tl.where(equal & (o_class[:, None] < b_cut[None, :]), o_class[:, None], 0), 0)
-        b_cut = tl.where(b_excess > 0, b_last, b_cut)
-        b_excess -= 1
+    m_tied = tl.sum(equal.to(tl.int32), 0) > b_room
+    if tl.max(m_tied.to(tl.int32), 0) > 0:  # the largest cut that leaves no more equals than there is room for
+        b_cut = tl.where(m_tied, 0, b_cut)
+        step = b_key.shape[0] // 2
+        while step > 0:
+            b_next = b_cut + step
+            b_taken = tl.sum((equal & (o_class[:, None] < b_next[None, :])).to(tl.int32), 0)
+            b_cut = tl.where(m_tied & (b_taken <= b_room), b_next, b_cut)
+            step = step // 2
     return b_cut
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import blend, cell_pixels, corner_pointers, corners, log_sum_exp_step
+from ._cells import blend, cell_pixels, corner_pointers, corners, load_labels, log_sum_exp_step, store_pixels
 from .masked_quantile import select
 
 BLOCK = 1024
@@ -47,7 +47,7 @@ def ohem_mask_probability_kernel(
     """p(target), and −1 where the pixel is ignored."""
     i_chunk = tl.program_id(1)
     o_cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel = cell_pixels(
+    i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
         o_cell,
         i_chunk,
         num_cells,
@@ -71,12 +71,10 @@ def ohem_mask_probability_kernel(
     p_ul, p_ur, p_ll, p_lr = corner_pointers(
         p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
     )
-    label = tl.load(p_target + o_pixel, mask=m_pixel, other=0).to(tl.int64)
-    m_class = (label >= 0) & (label < num_classes)
-    b_label = tl.where(m_pixel & m_class, label, -1).to(tl.int32)
-    num_bad = tl.sum((m_pixel & (label != ignore_index) & ~m_class).to(tl.int32))
-    if num_bad > 0:
-        tl.atomic_add(p_errors, num_bad)
+    m_own = o_cell < num_cells
+    b_label = load_labels(
+        p_target, o_first, rows_left, cols_left, col_out, m_own, p_errors, num_classes, ignore_index, R, S
+    )
 
     b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, 0)
     b_max = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
@@ -88,8 +86,7 @@ def ohem_mask_probability_kernel(
         b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
         b_target = tl.where(b_label == i_class, b_value, b_target)
     b_probability = tl.where(b_label >= 0, tl.exp2(b_target - b_max) / b_sum, -1.0)
-    o_pixel = tl.permute(o_pixel, (0, 2, 1))
-    tl.store(p_probability + o_pixel, tl.permute(b_probability, (0, 2, 1)), mask=tl.permute(m_pixel, (0, 2, 1)))
+    store_pixels(p_probability, b_probability, o_first, rows_left, cols_left, col_out, R, S)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import LN2, blend, cell_pixels, corner_pointers, corners
+from ._cells import LN2, blend, cell_pixels, corner_pointers, corners, store_pixels
 
 LOWEST = tl.constexpr(-1e30)
 
@@ -54,7 +54,7 @@ def pixel_stats_fwd_kernel(
 ):
     i_chunk = tl.program_id(1)
     o_cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel = cell_pixels(
+    i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
         o_cell,
         i_chunk,
         num_cells,
@@ -97,12 +97,9 @@ def pixel_stats_fwd_kernel(
 
     b_confidence = 1.0 / b_sum
     b_entropy = (tl.log2(b_sum) - b_moment * b_confidence) * LN2
-    # Stored with columns innermost: neighbouring threads then write neighbouring pixels.
-    o_pixel = tl.permute(o_pixel, (0, 2, 1))
-    m_pixel = tl.permute(m_pixel, (0, 2, 1))
-    tl.store(p_label + o_pixel, tl.permute(b_label, (0, 2, 1)).to(p_label.dtype.element_ty), mask=m_pixel)
-    tl.store(p_confidence + o_pixel, tl.permute(b_confidence, (0, 2, 1)), mask=m_pixel)
-    tl.store(p_entropy + o_pixel, tl.permute(b_entropy, (0, 2, 1)), mask=m_pixel)
+    store_pixels(p_label, b_label, o_first, rows_left, cols_left, col_out, R, S)
+    store_pixels(p_confidence, b_confidence, o_first, rows_left, cols_left, col_out, R, S)
+    store_pixels(p_entropy, b_entropy, o_first, rows_left, cols_left, col_out, R, S)
 
 
 def pixel_stats(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import LN2, blend, cell_pixels, corner_pointers, corners, log_sum_exp_step
+from ._cells import LN2, blend, cell_pixels, corner_pointers, corners, load_labels, load_pixels, log_sum_exp_step
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def upsampled_cross_entropy_fwd_kernel(
     o_lane = tl.arange(0, CELLS)
     o_cell = tl.program_id(0) * (CELLS - 1) - 1 + o_lane
     m_own = (o_lane > 0) & (o_cell < num_cells)
-    i_image, i_y, i_x, b_wy, b_wx, m_pixel, o_pixel = cell_pixels(
+    i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
         o_cell,
         i_chunk,
         num_cells,
@@ -88,14 +88,10 @@ def upsampled_cross_entropy_fwd_kernel(
         p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
     )
 
-    label = tl.load(p_target + o_pixel, mask=m_pixel, other=0).to(tl.int64)
-    m_class = (label >= 0) & (label < num_classes)
-    m_kept = m_pixel & m_class
-    bad = m_pixel & m_own[None, None, :] & (label != ignore_index) & ~m_class
-    b_label = tl.where(m_kept, label, -1).to(tl.int32)
-    num_bad = tl.sum(bad.to(tl.int32))
-    if num_bad > 0:
-        tl.atomic_add(p_errors, num_bad)
+    b_label = load_labels(
+        p_target, o_first, rows_left, cols_left, col_out, m_own, p_errors, num_classes, ignore_index, R, S
+    )
+    m_kept = b_label >= 0
 
     # Sweep 1: lse, the target's logit and, smoothed, Σ w_c and Σ w_c·l_c.
     b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, 0)
@@ -106,6 +102,7 @@ def upsampled_cross_entropy_fwd_kernel(
     if HAS_WEIGHT:
         class_weight = tl.load(p_weight)
     weight_total = class_weight
+    b_label_weight = tl.full((R, S, CELLS), 0.0, tl.float32) + class_weight
     # Σ w_c·l_c is as linear as blending: sum at the corners, blend once.
     all_ul, all_ur, all_ll, all_lr = b_ul * class_weight, b_ur * class_weight, b_ll * class_weight, b_lr * class_weight
     for i_class in range(1, num_classes):
@@ -113,9 +110,10 @@ def upsampled_cross_entropy_fwd_kernel(
         b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
         b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
         b_target = tl.where(b_label == i_class, b_value, b_target)
+        if HAS_WEIGHT:
+            class_weight = tl.load(p_weight + i_class)
+            b_label_weight = tl.where(b_label == i_class, class_weight, b_label_weight)
         if SMOOTHING:
-            if HAS_WEIGHT:
-                class_weight = tl.load(p_weight + i_class)
             weight_total += class_weight
             all_ul += b_ul * class_weight
             all_ur += b_ur * class_weight
@@ -128,10 +126,11 @@ def upsampled_cross_entropy_fwd_kernel(
     spread = label_smoothing / num_classes
     b_weight = tl.where(m_kept, 1.0, 0.0)
     if HAS_PIXEL_WEIGHT:
-        b_weight = tl.load(p_pixel_weight + o_pixel, mask=m_kept, other=0).to(tl.float32)
+        b_pixel_weight = load_pixels(p_pixel_weight, o_first, rows_left, cols_left, col_out, 0, R, S)
+        b_weight = tl.where(m_kept, b_pixel_weight.to(tl.float32), 0.0)
     b_hard = b_weight
     if HAS_WEIGHT:
-        b_hard = b_weight * tl.load(p_weight + b_label, mask=m_kept, other=0)
+        b_hard = b_weight * b_label_weight
     m_count = m_kept & m_own[None, None, :]
     b_loss = b_hard * (b_lse - b_target)
     if SMOOTHING:

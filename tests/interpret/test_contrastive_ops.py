@@ -1,0 +1,117 @@
+"""The triton kernels of the contrastive ops in triton's interpreter, by the very tests of the other backends.
+
+A process is in the interpreter or not from the import of triton on: TRITON_INTERPRET=1 pytest tests/interpret. It runs
+one program after another, thousands of times slower than a GPU, so the larger cases of some tests are left out.
+"""
+
+import pytest
+import torch
+
+from u2pl_fast.ops import _backend
+
+if not _backend.interpreted():
+    pytest.skip("run apart, as TRITON_INTERPRET=1 pytest tests/interpret", allow_module_level=True)
+
+import test_ops_class_sample as class_sample
+import test_ops_class_sum as class_sum
+import test_ops_contrast_masks as contrast_masks
+import test_ops_gather_pixels as gather_pixels
+import test_ops_info_nce as info_nce
+import test_ops_thin_mask as thin_mask
+from contrast_cases import BATCHES, Batch
+
+TESTS = {
+    contrast_masks: [
+        "matches_reference",
+        "dtypes_and_layouts",
+        "all_ignored",
+        "partition_of_labelled_images_is_not_read",
+        "label_out_of_range",
+        "nan_does_not_hang",
+    ],
+    thin_mask: ["matches_reference", "many_pixels_and_the_largest_draw"],
+    class_sample: ["no_anchor_at_all_and_no_draw", "every_pixel_is_as_likely_as_any_other"],
+    class_sum: ["many_pixels_keep_their_digits_and_bits"],
+    gather_pixels: ["one_pixel_and_none", "shape_of_the_index", "slices_are_read_where_they_lie", "bits_repeat"],
+    info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_centre"],
+}
+for module, names in TESTS.items():
+    for name in names:
+        globals()[f"test_{module.__name__.removeprefix('test_ops_')}_{name}"] = getattr(module, f"test_{name}")
+
+CPU = torch.device("cpu")
+NARROW = [(torch.float32, "nchw"), (torch.bfloat16, "nhwc"), (torch.float16, "rows")]
+MODES = ["per_anchor", "shared", "full"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 5), (1, 2), (3, 3), (2, 400)])
+def test_contrast_masks_ranks(low: int, high: int, backend: str) -> None:
+    contrast_masks.test_other_ranks(21, low, high, backend, CPU)
+
+
+@pytest.mark.parametrize("classes", [6, 40])
+def test_contrast_masks_ties(classes: int, backend: str) -> None:
+    contrast_masks.test_ties_go_to_the_lower_class(classes, backend, CPU)
+
+
+@pytest.mark.parametrize(("classes", "pixels"), [(1, 1), (2, 321), (21, 321), (33, 63), (300, 63)])
+def test_class_sample(classes: int, pixels: int, backend: str) -> None:
+    class_sample.test_matches_reference(classes, pixels, backend, CPU)
+
+
+@pytest.mark.parametrize("batch", [BATCHES[0], BATCHES[2], BATCHES[9], BATCHES[10]], ids=str)
+def test_class_sum(batch: Batch, backend: str) -> None:
+    class_sum.test_matches_reference(batch, "nchw", backend, CPU)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), NARROW, ids=str)
+@pytest.mark.parametrize("dim", [1, 32])
+def test_class_sum_dtypes(dim: int, dtype: torch.dtype, layout: str, backend: str) -> None:
+    class_sum.test_dtypes(dim, dtype, layout, backend, CPU)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), NARROW, ids=str)
+@pytest.mark.parametrize("dim", [1, 19])
+def test_gather_pixels(dim: int, dtype: torch.dtype, layout: str, backend: str) -> None:
+    gather_pixels.test_matches_reference(dim, dtype, layout, backend, CPU)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("classes", [1, 2, 21])
+def test_info_nce(classes: int, mode: str, backend: str) -> None:
+    info_nce.check(info_nce.make_inputs(mode, classes, count=3, dim=16), mode, CPU)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("count", "dim", "negatives", "pushed"), [(1, 1, 1, 1), (5, 130, 40, 30), (3, 512, 5, 4), (66, 8, 3, 40)]
+)
+def test_info_nce_sizes(count: int, dim: int, negatives: int, pushed: int, mode: str, backend: str) -> None:
+    info_nce.check(info_nce.make_inputs(mode, 2, count, dim, negatives, pushed), mode, CPU)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_info_nce_half(dtype: torch.dtype, mode: str, backend: str) -> None:
+    """Rounding anchors and shares to the bank's type for the tensor cores costs what rounding the keys does."""
+    inputs = info_nce.make_inputs(mode, 3, dim=64, negatives=50, pushed=30, bank_type=dtype)
+    loss, grad, exact, exact_grad = info_nce.both(inputs, mode)
+    assert (loss - exact).abs() <= 1e-2 * exact.abs()
+    assert (grad - exact_grad).norm() <= 1e-2 * exact_grad.norm()
+
+
+@pytest.mark.parametrize("temperature", [0.03, 10.0])
+def test_info_nce_temperature(temperature: float, backend: str) -> None:
+    for mode in MODES:
+        info_nce.check(info_nce.make_inputs(mode, 2), mode, CPU, temperature)
+
+
+def test_info_nce_parts_are_merged(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class cut into several parts, some of them empty, is the class in one."""
+    from u2pl_fast.kernels import info_nce as kernel
+
+    monkeypatch.setattr(kernel, "PART_KEYS", 8)
+    inputs = info_nce.make_inputs("full", 4, 5, 19, pushed=40)
+    parts = inputs.rings.bank.shape[0] // (4 * kernel.PART_KEYS)
+    assert parts > 1
+    info_nce.check(inputs, "full", CPU)
