@@ -7,6 +7,7 @@ one program after another, thousands of times slower than a GPU, so the larger c
 import pytest
 import torch
 
+from u2pl_fast import reference
 from u2pl_fast.ops import _backend
 
 if not _backend.interpreted():
@@ -110,8 +111,9 @@ def test_info_nce_parts_are_merged(backend: str, monkeypatch: pytest.MonkeyPatch
     """A class cut into several parts, some of them empty, is the class in one."""
     from u2pl_fast.kernels import info_nce as kernel
 
-    monkeypatch.setattr(kernel, "PART_KEYS", 8)
-    inputs = info_nce.make_inputs("full", 4, 5, 19, pushed=40)
-    parts = inputs.rings.bank.shape[0] // (4 * kernel.PART_KEYS)
-    assert parts > 1
+    monkeypatch.setattr(kernel, "PART_KEYS", 2)
+    inputs = info_nce.make_inputs("full", 5, 5, 19, pushed=40)
+    rows, keys = inputs.rings.bank.shape[0], kernel.tile(32, torch.float32, 32).keys
+    longest = int(reference.ring_fill(inputs.rings.offsets, inputs.rings.pushed).max())
+    assert keys < longest and rows // (5 * kernel.PART_KEYS) > 2
     info_nce.check(inputs, "full", CPU)
