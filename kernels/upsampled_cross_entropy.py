@@ -102,7 +102,6 @@ def upsampled_cross_entropy_fwd_kernel(
     if HAS_WEIGHT:
         class_weight = tl.load(p_weight)
     weight_total = class_weight
-    b_label_weight = tl.full((R, S, CELLS), 0.0, tl.float32) + class_weight
     # Σ w_c·l_c is as linear as blending: sum at the corners, blend once.
     all_ul, all_ur, all_ll, all_lr = b_ul * class_weight, b_ur * class_weight, b_ll * class_weight, b_lr * class_weight
     for i_class in range(1, num_classes):
@@ -110,10 +109,9 @@ def upsampled_cross_entropy_fwd_kernel(
         b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
         b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
         b_target = tl.where(b_label == i_class, b_value, b_target)
-        if HAS_WEIGHT:
-            class_weight = tl.load(p_weight + i_class)
-            b_label_weight = tl.where(b_label == i_class, class_weight, b_label_weight)
         if SMOOTHING:
+            if HAS_WEIGHT:
+                class_weight = tl.load(p_weight + i_class)
             weight_total += class_weight
             all_ul += b_ul * class_weight
             all_ur += b_ur * class_weight
@@ -130,7 +128,10 @@ def upsampled_cross_entropy_fwd_kernel(
         b_weight = tl.where(m_kept, b_pixel_weight.to(tl.float32), 0.0)
     b_hard = b_weight
     if HAS_WEIGHT:
-        b_hard = b_weight * b_label_weight
+        b_hard = tl.zeros((R, S, CELLS), tl.float32)
+        for i_class in range(0, num_classes):  # a gather by label would choose its own layout, see load_pixels
+            b_hard = tl.where(b_label == i_class, tl.load(p_weight + i_class), b_hard)
+        b_hard *= b_weight
     m_count = m_kept & m_own[None, None, :]
     b_loss = b_hard * (b_lse - b_target)
     if SMOOTHING:
@@ -141,10 +142,10 @@ def upsampled_cross_entropy_fwd_kernel(
     tl.store(p_partial + tl.num_programs(0) * tl.num_programs(1) + o_partial, tl.sum(tl.where(m_count, b_hard, 0.0)))
 
     if GRAD:
-        # Sweep 2: pw·(p·Σ share − share_c) with share_c = w_c·(hard·[c = y] + spread), whose sum is 1 without weights.
+        # Sweep 2: pw·(p·Σ share − share_c) with share_c = w_c·(hard·[c = y] + spread): unsmoothed, pw·w_y·(p − [c = y]).
         # Without weights p is made 0 where nothing is kept, which saves a product a class and the registers of a mask.
-        b_scale = b_weight
-        if HAS_WEIGHT:
+        b_scale = b_hard
+        if SMOOTHING and HAS_WEIGHT:
             b_scale = hard * b_hard + spread * weight_total * b_weight
         if not WEIGHTED:
             b_lse = tl.where(m_kept, b_lse, float("inf"))
@@ -159,16 +160,16 @@ def upsampled_cross_entropy_fwd_kernel(
             b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
             b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
             b_slope = tl.exp2(b_value - b_lse)
-            if HAS_WEIGHT:
-                class_weight = tl.load(p_weight + i_class)
-            share = 0.0
             if SMOOTHING:
-                share = tl.where(b_label >= 0, class_weight * spread, 0.0)
-            share = tl.where(b_label == i_class, class_weight * (hard + spread), share)
-            if WEIGHTED:
-                b_slope = b_slope * b_scale - b_weight * share
+                if HAS_WEIGHT:
+                    class_weight = tl.load(p_weight + i_class)
+                b_share = tl.where(b_label >= 0, class_weight * spread, 0.0)
+                b_share = tl.where(b_label == i_class, class_weight * (hard + spread), b_share)
+                b_slope = b_slope * b_scale - b_weight * b_share if WEIGHTED else b_slope - b_share
             else:
-                b_slope -= share
+                b_slope -= tl.where(b_label == i_class, 1.0, 0.0)
+                if WEIGHTED:
+                    b_slope *= b_scale
             b_low = tl.sum(b_slope * b_wy, 0)[None, :, :]
             b_up = tl.sum(b_slope, 0)[None, :, :] - b_low
             b_up_right = tl.sum(tl.sum(b_up * b_wx, 1), 0)
