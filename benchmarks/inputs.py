@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from u2pl_fast import ops, reference
-from u2pl_fast.randomness import draw32, generator
+from u2pl_fast.ops import draw32
+from u2pl_fast.randomness import generator
 
 from .workloads import Workload
 

@@ -142,7 +142,7 @@ def upsampled_cross_entropy_fwd_kernel(
     tl.store(p_partial + tl.num_programs(0) * tl.num_programs(1) + o_partial, tl.sum(tl.where(m_count, b_hard, 0.0)))
 
     if GRAD:
-        # Sweep 2: pw·(p·Σ share − share_c) with share_c = w_c·(hard·[c = y] + spread): unsmoothed, pw·w_y·(p − [c = y]).
+        # Sweep 2: pw·(p·Σ share − share_c), share_c = w_c·(hard·[c = y] + spread); unsmoothed, pw·w_y·(p − [c = y]).
         # Without weights p is made 0 where nothing is kept, which saves a product a class and the registers of a mask.
         b_scale = b_hard
         if SMOOTHING and HAS_WEIGHT:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from u2pl_fast import reference
 from u2pl_fast.criterion import PseudoLabels, U2PLCriterion
+from u2pl_fast.ops import draw32
 from u2pl_fast.outputs import SegmentationOutput, represent
-from u2pl_fast.randomness import draw32, generator
+from u2pl_fast.randomness import generator
 
 CLASSES, DIM, SIZE, GRID = 5, 8, (32, 40), (8, 10)
 

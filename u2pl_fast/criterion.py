@@ -11,9 +11,7 @@ from . import ops, reference
 from .distributed import Group, all_sum, all_true, world_size
 from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
-from .randomness import draw32
 
-NEGATIVES = ("per_anchor", "shared", "full")
 SOURCES = ("student", "teacher")
 
 
@@ -103,7 +101,7 @@ class U2PLCriterion(nn.Module):
         if not 0 <= low_rank < high_rank:
             raise ValueError(f"high_rank: expected more than low_rank={low_rank} ≥ 0, got {high_rank}")
         for name, value, allowed in (
-            ("negatives", negatives, NEGATIVES),
+            ("negatives", negatives, ops.NEGATIVES),
             ("key_encoder", key_encoder, SOURCES),
             ("labeled_probs", labeled_probs, SOURCES),
         ):
@@ -245,7 +243,7 @@ class U2PLCriterion(nn.Module):
         finite: Tensor,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        num_labeled, size, classes = labels.shape[0], labels.shape[-2:], self.num_classes
+        num_labeled, size = labels.shape[0], labels.shape[-2:]
         grid = student.features.shape[-2:]
 
         def to_grid(of_labeled: Tensor, of_unlabeled: Tensor) -> Tensor:
@@ -253,46 +251,36 @@ class U2PLCriterion(nn.Module):
             return torch.cat([reference.sample_to_grid(m, grid, align_corners=self.align_corners) for m in maps])
 
         unread = torch.zeros_like(labels, dtype=torch.bool)
-        masks = ops.contrast_masks(
+        out = ops.contrastive_loss(
             reference.pool_to_stride4(self._probability_logits(student, teacher, num_labeled), size),
             to_grid(labels, pseudo.label),
             to_grid(unread, reliable),
             to_grid(unread, unreliable),
+            student.features,
+            represent(teacher if self.key_encoder == "teacher" else student),
+            self.bank,
+            ops.contrastive_draws(
+                self.num_classes,
+                generator,
+                num_anchors=self.num_anchors,
+                num_negatives=self.num_negatives,
+                negatives=self.negatives,
+            ),
             num_labeled=num_labeled,
-            ignore_index=self.ignore_index,
             **self.ranks,
-        )
-        keys = represent(teacher if self.key_encoder == "teacher" else student)
-        sums = all_sum(ops.class_sum(keys, masks.anchor_label, classes), self.group)
-        anchors_everywhere = all_sum(masks.anchors, self.group)
-        positives = sums / anchors_everywhere.clamp(min=1)[:, None]
-
-        before = self.bank.pushed.clone()
-        self.bank.push(keys, masks.mask, draw=draw32((classes,), generator), gate=finite)
-
-        index = ops.class_sample(masks.anchor_label, classes, draw32((classes, self.num_anchors), generator))
-        anchors = ops.gather_pixels(student.features, index)
-        if student.project is not None:
-            anchors = student.project(anchors.flatten(0, 1)).unflatten(0, index.shape)
-        takes_part = (masks.anchors > 0) & (self.bank.fill > 0)
-        pairs = all_sum(takes_part.sum(), self.group).clamp(min=1)
-        loss = ops.info_nce(
-            anchors,
-            takes_part / pairs * world_size(self.group),
-            positives,
-            self.bank.bank,
-            self.bank.offsets,
-            self.bank.pushed,
-            indices=self._draw_negatives(generator),
+            ignore_index=self.ignore_index,
             negatives=self.negatives,
             temperature=self.temperature,
+            project=student.project,
+            gate=finite,
+            group=self.group,
         )
-        pushed = self.bank.pushed - before
-        return loss, {
-            "anchors": masks.anchors,
-            "negatives": masks.keys,
-            "bank_fill": self.bank.fill,
-            "bank_turnover": pushed / self.bank.fill.clamp(min=1),
+        fill = self.bank.fill
+        return out.loss, {
+            "anchors": out.anchors,
+            "negatives": out.negatives,
+            "bank_fill": fill,
+            "bank_turnover": out.pushed / fill.clamp(min=1),
         }
 
     def _probability_logits(self, student: SegmentationOutput, teacher: SegmentationOutput, num_labeled: int) -> Tensor:
@@ -300,15 +288,6 @@ class U2PLCriterion(nn.Module):
             return teacher.logits
         unlabeled = teacher.logits[-(student.logits.shape[0] - num_labeled) :]
         return torch.cat((student.logits[:num_labeled].detach().to(unlabeled.dtype), unlabeled))
-
-    def _draw_negatives(self, generator: torch.Generator) -> Tensor | None:
-        shapes = {
-            "per_anchor": (self.num_classes, self.num_anchors, self.num_negatives),
-            "shared": (self.num_classes, self.num_negatives),
-        }
-        if self.negatives == "full":
-            return None
-        return self.bank.sample(draw32(shapes[self.negatives], generator))
 
 
 def _ratio(num: Tensor, den: Tensor) -> Tensor:

@@ -14,8 +14,3 @@ def stream(seed: int, *key: int | str) -> int:
 def generator(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded with ``stream(seed, *key)``. Seeding a CUDA generator does not wait for the device."""
     return torch.Generator(device=device).manual_seed(stream(seed, *key))
-
-
-def draw32(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Integers uniform in [0, 2³²), int64, on the generator's device: the draws that the sampling ops take."""
-    return torch.randint(0, 1 << 32, shape, generator=generator, device=generator.device, dtype=torch.int64)

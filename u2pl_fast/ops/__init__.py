@@ -10,10 +10,11 @@ from ._checks import check_label_errors, label_errors
 from .class_sample import class_sample
 from .class_sum import class_sum
 from .contrast_masks import contrast_masks
-from .contrastive_loss import ContrastiveDraws, ContrastiveLoss, contrastive_draws, contrastive_loss
+from .contrastive_loss import ContrastiveLoss, contrastive_loss
+from .draws import ContrastiveDraws, contrastive_draws, draw32
 from .ema_update import ema_update
 from .gather_pixels import gather_pixels
-from .info_nce import info_nce
+from .info_nce import NEGATIVES, info_nce
 from .masked_quantile import masked_quantile
 from .ohem_mask import ohem_mask
 from .pixel_stats import pixel_stats
@@ -25,6 +26,7 @@ __all__ = [
     "ContrastMasks",
     "ContrastiveDraws",
     "ContrastiveLoss",
+    "NEGATIVES",
     "PixelStats",
     "check_label_errors",
     "class_sample",
@@ -32,6 +34,7 @@ __all__ = [
     "contrast_masks",
     "contrastive_draws",
     "contrastive_loss",
+    "draw32",
     "ema_update",
     "gather_pixels",
     "info_nce",

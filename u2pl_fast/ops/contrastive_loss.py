@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .class_sample import class_sample
 from .class_sum import class_sum
 from .contrast_masks import contrast_masks
+from .draws import ContrastiveDraws
 from .gather_pixels import gather_pixels
-from .info_nce import NEGATIVES, info_nce
+from .info_nce import info_nce
 
 
 class Bank(Protocol):
@@ -29,18 +29,6 @@ class Bank(Protocol):
     def sample(self, draws: Tensor) -> Tensor: ...
 
 
-class ContrastiveDraws(NamedTuple):
-    """Every random number of the loss, int64 uniform in [0, 2³²).
-
-    thinning (C): which keys the bank takes. anchors (C, M). negatives (C, M, N) for ``per_anchor``, (C, N) for
-    ``shared``, None for ``full``.
-    """
-
-    thinning: Tensor
-    anchors: Tensor
-    negatives: Tensor | None
-
-
 class ContrastiveLoss(NamedTuple):
     """loss: 0-d, differentiable. Of this step, int64 (C) each: anchor pixels, negative pixels, keys the bank took."""
 
@@ -48,28 +36,6 @@ class ContrastiveLoss(NamedTuple):
     anchors: Tensor
     negatives: Tensor
     pushed: Tensor
-
-
-def contrastive_draws(
-    num_classes: int,
-    generator: torch.Generator,
-    *,
-    num_anchors: int = 256,
-    num_negatives: int = 50,
-    negatives: str = "per_anchor",
-) -> ContrastiveDraws:
-    """The random numbers of one ``contrastive_loss``, on the generator's device."""
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randint(0, 1 << 32, shape, generator=generator, device=generator.device, dtype=torch.int64)
-
-    thinning, anchors = draw(num_classes), draw(num_classes, num_anchors)
-    if negatives == "full":
-        return ContrastiveDraws(thinning, anchors, None)
-    lead = (num_classes, num_anchors) if negatives == "per_anchor" else (num_classes,)
-    return ContrastiveDraws(thinning, anchors, draw(*lead, num_negatives))
 
 
 def contrastive_loss(
