@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import reference
 from . import _backend, _checks
 from ._contrast_checks import check_rings, check_tensor
+from ._gradient import scale_gradient
 
 NEGATIVES = ("per_anchor", "shared", "full")
 
@@ -186,25 +187,7 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor, _: Tensor | None) -> tuple:
     grad, anchors = ctx.saved_tensors
-    return (_info_nce_backward(grad, grad_loss, anchors), *[None] * 9)
+    return (scale_gradient(grad, grad_loss, anchors, "info_nce"), *[None] * 9)
 
 
 _info_nce.register_autograd(_backward, setup_context=_save)
-
-
-@torch.library.custom_op("u2pl_fast::info_nce_backward", mutates_args=())
-def _info_nce_backward(grad: Tensor, scale: Tensor, anchors: Tensor) -> Tensor:
-    """grad · scale, rounded once to the dtype of ``anchors``: unread, but a second derivative would go through them."""
-    return torch.mul(grad, scale, out=torch.empty_like(anchors))
-
-
-@_info_nce_backward.register_fake
-def _(grad: Tensor, scale: Tensor, anchors: Tensor) -> Tensor:
-    return torch.empty_like(anchors)
-
-
-def _no_second_derivative(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
-    raise RuntimeError("info_nce is differentiable once; for second derivatives call u2pl_fast.reference.info_nce")
-
-
-_info_nce_backward.register_autograd(_no_second_derivative)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from . import _backend, _checks
+from ._gradient import scale_gradient
 
 REDUCTIONS = ("mean", "sum", "parts")
 
@@ -168,28 +169,7 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad_num: Tensor, *_: Tensor | None) -> tuple:
     grad, logits = ctx.saved_tensors
-    return (_scale_gradient(grad, grad_num, logits), *[None] * 7)
+    return (scale_gradient(grad, grad_num, logits, "upsampled_cross_entropy"), *[None] * 7)
 
 
 _upsampled_cross_entropy.register_autograd(_backward, setup_context=_save)
-
-
-@torch.library.custom_op("u2pl_fast::scale_gradient", mutates_args=())
-def _scale_gradient(grad: Tensor, scale: Tensor, logits: Tensor) -> Tensor:
-    """grad · scale, rounded once to the dtype of ``logits``: unread, but a second derivative would go through them."""
-    return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=logits.dtype))
-
-
-@_scale_gradient.register_fake
-def _(grad: Tensor, scale: Tensor, logits: Tensor) -> Tensor:
-    return torch.empty_like(grad, dtype=logits.dtype)
-
-
-def _no_second_derivative(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
-    raise RuntimeError(
-        "upsampled_cross_entropy is differentiable once; for second derivatives call "
-        "u2pl_fast.reference.upsampled_cross_entropy"
-    )
-
-
-_scale_gradient.register_autograd(_no_second_derivative)
