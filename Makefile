@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test test-kernels lint bench clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -15,13 +15,11 @@ demo: $(VENV)/built
 	$(RUN) -m u2pl_fast.predict runs/demo/images --checkpoint runs/demo/best.pt --out runs/demo/predictions
 	@echo "checkpoints, log and TensorBoard in runs/demo; pictures in runs/demo/predictions"
 
+# The Triton kernels need no GPU here: they are compiled ahead of time, and run in triton's interpreter, which is a
+# matter of the process.
 test: lint
-	$(RUN) -m pytest -q tests --ignore tests/interpret --ignore-glob 'tests/test_aot*.py'
-
-# The Triton kernels without a GPU, in triton's interpreter and compiled ahead of time: many minutes.
-test-kernels: $(VENV)/built
+	$(RUN) -m pytest -q tests --ignore tests/interpret
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/interpret
-	$(RUN) -m pytest -q tests/test_aot.py tests/test_aot_contrastive.py
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .

@@ -5,7 +5,7 @@ import oracle
 import pytest
 import torch
 
-from u2pl_fast import randomness, reference
+from u2pl_fast import ops, randomness, reference
 
 # --- schedules and weights ---
 
@@ -121,16 +121,16 @@ def test_streams_are_stable_and_apart():
 
 
 def test_draws_depend_on_nothing_but_their_key():
-    first = randomness.draw32((4, 8), randomness.generator(3, 17, "anchors"))
+    first = ops.draw32((4, 8), randomness.generator(3, 17, "anchors"))
     torch.manual_seed(0)
     torch.rand(100)
-    again = randomness.draw32((4, 8), randomness.generator(3, 17, "anchors"))
+    again = ops.draw32((4, 8), randomness.generator(3, 17, "anchors"))
     assert torch.equal(first, again)
-    assert not torch.equal(first, randomness.draw32((4, 8), randomness.generator(3, 18, "anchors")))
+    assert not torch.equal(first, ops.draw32((4, 8), randomness.generator(3, 18, "anchors")))
 
 
 def test_draws_fill_32_bits():
-    draws = randomness.draw32((4096,), randomness.generator(0, "range"))
+    draws = ops.draw32((4096,), randomness.generator(0, "range"))
     assert draws.dtype == torch.int64
     assert draws.min() >= 0 and draws.max() < 1 << 32
     assert abs((draws.double() / 2**32).mean().item() - 0.5) < 0.03  # 6 standard errors

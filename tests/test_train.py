@@ -193,16 +193,16 @@ def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, mon
     run(tiny(tmp_path / "good", stop_after=4))
     before = weights(tmp_path / "good")
 
-    from u2pl_fast import train
+    from u2pl_fast import learner
 
-    real = train.StudentLoss.forward
+    real = learner.StudentLoss.forward
 
     def broken(self, *arguments, **options):
         losses = real(self, *arguments, **options)
         losses.total = losses.total * float("nan")
         return losses
 
-    monkeypatch.setattr(train.StudentLoss, "forward", broken)
+    monkeypatch.setattr(learner.StudentLoss, "forward", broken)
     metrics = run(tiny(tmp_path / "good", stop_after=6, resume=True))
     assert metrics["skipped"] == 2
     after = weights(tmp_path / "good")

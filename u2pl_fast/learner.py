@@ -1,0 +1,293 @@
+"""One training step: teacher, mixing, student, losses, update. Knows no files, no loader and no log."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from . import mixing
+from .config import TrainConfig
+from .criterion import Losses, PseudoLabels, U2PLCriterion
+from .distributed import Group, all_true, broadcast_buffers, rank, world_size
+from .models import build_model
+from .optim import BufferGuard, build_optimizer, gated_step, gradient_norm, set_learning_rate
+from .outputs import SegmentationOutput
+from .randomness import generator, stream
+from .reference import sample_to_grid
+from .teacher import EMATeacher
+
+Autocast = Callable[[], torch.autocast]
+PHASES = ("teacher", "student", "losses", "backward", "update")  # names of a step's parts in a profile
+
+
+class StudentLoss(nn.Module):
+    """The student's forward and the whole loss in one forward, so that data-parallel wrapping sees every parameter."""
+
+    def __init__(self, student: nn.Module, criterion: U2PLCriterion, autocast: Autocast) -> None:
+        super().__init__()
+        self.student = student
+        self._autocast = autocast
+        self._criterion = [criterion]  # hidden from nn.Module: each process keeps a bank of its own
+
+    def forward(self, images: Tensor, labels: Tensor, pseudo: PseudoLabels | None, teacher, **options) -> Losses:
+        with record_function("student"), self._autocast():
+            output = self.student(images, representations=teacher is not None)
+        if output.project is not None:
+            output = output._replace(project=self._autocast()(output.project))
+        with record_function("losses"):
+            losses = self._criterion[0](output, labels, pseudo, teacher, **options)
+        if teacher is None and self.student.projection is not None:
+            idle = sum(p.sum() for p in self.student.projection.parameters())
+            losses.total = losses.total + 0 * idle
+        return losses
+
+
+@dataclass
+class Step:
+    """What one step saw: its losses, the student's images (labelled first) and the mixed pseudo-labels, if any."""
+
+    losses: Losses
+    images: Tensor
+    pseudo: PseudoLabels | None
+    lr_factor: float
+
+
+class Learner:
+    """Student, teacher, criterion and optimiser of a resolved config, moved on by ``train_step``.
+
+    Args:
+        steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabelled images, for α_t.
+        teacher_start: the step at which the teacher begins; labels alone before.
+        init: called with the fresh student, before the teacher copies it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        ignore_index: int,
+        *,
+        steps: int,
+        steps_per_epoch: int,
+        teacher_start: int = 0,
+        device: torch.device,
+        group: Group = None,
+        init: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        self.config, self.num_classes, self.device, self.group = config, num_classes, device, group
+        self.steps, self.steps_per_epoch, self.teacher_start = steps, steps_per_epoch, teacher_start
+        self.rank = rank(group)
+        self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
+
+        torch.manual_seed(stream(config.seed, "weights"))
+        self.student = build_model(config, num_classes).to(device)
+        if config.channels_last:
+            self.student = self.student.to(memory_format=torch.channels_last)
+        if world_size(group) > 1 and device.type == "cuda" and config.sync_batchnorm:
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
+        if init is not None:
+            init(self.student)
+        self.teacher = EMATeacher(self.student, config.ema_momentum) if config.method != "supervised" else None
+        self.criterion = build_criterion(config, num_classes, ignore_index, group).to(device)
+        self.optimizer = build_optimizer(self.student, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+        self._loss: nn.Module = StudentLoss(self.student, self.criterion, self._autocast)
+        if group is not None:
+            self._loss = nn.parallel.DistributedDataParallel(self._loss, broadcast_buffers=False)
+        self._parameters = list(self.student.parameters())
+        self._buffers = BufferGuard(self.student)
+        self._window_ok = torch.ones((), dtype=torch.bool, device=device)
+
+        self.step = 0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def teacher_began(self) -> bool:
+        """Whether the teacher follows the student yet; before that it is an untrained copy."""
+        return self.teacher is not None and self.step > self.teacher_start
+
+    def train_step(self, batch: dict[str, Tensor]) -> Step:
+        """Take one batch of the training loader, on the device, and move by it; nothing here waits for the device."""
+        config, step = self.config, self.step
+        torch.manual_seed(stream(config.seed, "forward", step, self.rank))
+        lr_factor = set_learning_rate(self.optimizer, step, self.steps, config.poly_power)
+        last_of_window = (step + 1) % config.accumulate == 0 or step + 1 == self.steps
+        if step % config.accumulate == 0:
+            self._buffers.save()
+            self._window_ok.fill_(True)
+        if self.teacher is not None and step == self.teacher_start:
+            self.teacher.restart(self.student)
+
+        images, pseudo, teacher, draws = batch["images"], None, None, None
+        if self.teacher is not None and step >= self.teacher_start:
+            with record_function("teacher"):
+                strong, pseudo, teacher = self._teach(batch)
+            images = torch.cat((images, strong))
+            if self.criterion.bank is None:
+                teacher = None
+            draws = generator(config.seed, "draws", step, self.rank, device=self.device)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+
+        with nullcontext() if last_of_window or self.group is None else self._loss.no_sync():
+            losses = self._loss(
+                images,
+                batch["labels"],
+                pseudo,
+                teacher,
+                epoch=step // self.steps_per_epoch,
+                epochs=self.steps / self.steps_per_epoch,
+                generator=draws,
+            )
+            with record_function("backward"):
+                self.scaler.scale(losses.total / config.accumulate).backward()
+        self._window_ok &= losses.finite
+        self.step = step + 1
+        if last_of_window:
+            with record_function("update"):
+                self._update(self._window_ok)
+        return Step(losses, images, pseudo, lr_factor)
+
+    def _teach(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
+        """The teacher's pass over weak views, then one mask that moves images, maps and outputs together."""
+        config, weak = self.config, batch["weak"]
+        num_labeled = batch["images"].shape[0]
+        with_labeled = self.criterion.needs_labeled_teacher
+        inputs = torch.cat((batch["images"], weak)) if with_labeled else weak
+        if config.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        represent = self.criterion.bank is not None and config.key_encoder == "teacher"
+        with torch.no_grad(), self._autocast():
+            output = self.teacher.module(inputs, representations=represent)
+        if output.project is not None:
+            output = output._replace(project=self._autocast()(output.project))
+        unlabeled = output.logits[num_labeled:] if with_labeled else output.logits
+        pseudo = self.criterion.pseudo_labels(unlabeled, batch["valid"])
+        strong = batch["strong"]
+        if config.mix == "none":
+            return strong, pseudo, output
+
+        first = int(batch["unlabeled_index"][0])
+        mask = mixing.region_masks(
+            config.mix,
+            pseudo.label,
+            seed=config.seed,
+            step=self.step,
+            first_index=first,
+            mix_prob=config.mix_prob,
+            num_classes=self.num_classes,
+        )
+        if config.mix == "cutout":
+            return strong, pseudo._replace(valid=pseudo.valid & ~mask), output
+        partner = mixing.partner_index(first, len(weak), device=mask.device)
+        pseudo = PseudoLabels(*(mixing.mix(x, partner, mask) for x in pseudo))
+
+        def mix_on_grid(x: Tensor) -> Tensor:
+            grid_mask = sample_to_grid(mask, x.shape[-2:], align_corners=config.align_corners)
+            if not with_labeled:
+                return mixing.mix(x, partner, grid_mask)
+            return torch.cat((x[:num_labeled], mixing.mix(x[num_labeled:], partner, grid_mask)))
+
+        features = None if output.features is None else mix_on_grid(output.features)
+        output = output._replace(logits=mix_on_grid(output.logits), features=features)
+        return mixing.mix(strong, partner, mask), pseudo, output
+
+    def _update(self, ok: Tensor) -> None:
+        """Optimiser and teacher move where all is finite, and nothing does where it isn't."""
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self._parameters)
+        ok = all_true(ok & norm.isfinite(), self.group)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, norm)
+        gated_step(self.optimizer, ok)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._buffers.restore_unless(ok)
+        broadcast_buffers(self.student, self.group)
+        if self.teacher_began:
+            self.teacher.update(self.student, gate=ok)
+        self.skipped += ~ok
+        self.skipped_in_a_row = torch.where(ok, 0, self.skipped_in_a_row + 1)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def state_dict(self) -> dict:
+        """All of the learner that a resumed run needs; the step number is the whole random state."""
+        teacher = None if self.teacher is None else self.teacher.state_dict()
+        return {
+            "student": self.student.state_dict(),
+            "teacher": None if teacher is None else teacher["module"],
+            "teacher_updates": 0 if teacher is None else teacher["updates"],
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "bank": None if self.criterion.bank is None else self.criterion.bank.state_dict(),
+            "skipped": int(self.skipped),
+            "skipped_in_a_row": int(self.skipped_in_a_row),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.student.load_state_dict(state["student"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict({"module": state["teacher"], "updates": state["teacher_updates"]})
+        if self.criterion.bank is not None:
+            self.criterion.bank.load_state_dict(state["bank"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.skipped.fill_(state["skipped"])
+        self.skipped_in_a_row.fill_(state["skipped_in_a_row"])
+
+
+def build_criterion(config: TrainConfig, num_classes: int, ignore_index: int, group: Group = None) -> U2PLCriterion:
+    """The criterion of a resolved config; without a bank unless the method is u2pl."""
+    capacities = [config.bank_capacity] * num_classes
+    if config.background_class is not None:
+        if not 0 <= config.background_class < num_classes:
+            raise ValueError(f"background_class: expected 0..{num_classes - 1}, got {config.background_class}")
+        capacities[config.background_class] = config.background_capacity
+    return U2PLCriterion(
+        num_classes,
+        config.representation_dim if config.method == "u2pl" else None,
+        ignore_index=ignore_index,
+        alpha_0=config.alpha_0,
+        unsupervised_weight=config.unsupervised_weight,
+        unsupervised_weight_cap=config.unsupervised_weight_cap,
+        contrastive_weight=config.contrastive_weight,
+        positive_threshold=config.positive_threshold,
+        low_rank=config.low_rank,
+        high_rank=config.high_rank,
+        num_anchors=config.num_anchors,
+        num_negatives=config.num_negatives,
+        negatives=config.negatives,
+        temperature=config.temperature,
+        key_encoder=config.key_encoder,
+        labeled_probs=config.labeled_probs,
+        bank_capacity=capacities,
+        max_keys_per_step=config.max_keys_per_step,
+        bank_dtype=getattr(torch, config.bank_dtype),
+        bank_scope=config.bank_scope,
+        class_weight=_class_weights(config.class_weights, num_classes),
+        label_smoothing=config.label_smoothing,
+        ohem=(config.ohem_threshold, config.ohem_min_kept) if config.ohem else None,
+        align_corners=config.align_corners,
+        group=group,
+    )
+
+
+def _class_weights(path: Path | None, num_classes: int) -> Tensor | None:
+    if path is None:
+        return None
+    try:
+        weights = torch.tensor([float(line) for line in path.read_text().split()])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"class_weights: cannot read {path}: {error}") from error
+    if len(weights) != num_classes or not (weights >= 0).all() or not weights.isfinite().all():
+        raise ValueError(f"class_weights: {path} must hold {num_classes} finite numbers ≥ 0, one a class")
+    return weights
