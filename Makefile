@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -27,6 +27,10 @@ lint: $(VENV)/built
 
 bench: $(VENV)/built
 	$(RUN) -m benchmarks
+
+# On a machine with a GPU, torch and nvcc; nothing is downloaded. OUT: a folder; WHEELS: one with pure-Python wheels.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),gpu-check) $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf build dist *.egg-info u2pl_fast/_C*.so

@@ -10,10 +10,10 @@ import torch
 
 from . import results, roofline, runner
 from .machine import describe
-from .registry import BANKS, BOTH, DTYPES, FORWARD, LAYOUTS, Op, Setting, load
+from .registry import BANKS, DTYPES, LAYOUTS, PASSES, Op, Setting, load
 from .workloads import NAMED, REPORTED
 
-IMPLS = ("eager", "class-loop", "compile", "fused")
+DEFAULT_DTYPES = ("float32", "bfloat16")
 
 
 def parse(argv: Sequence[str] | None, ops: dict[str, Op]) -> argparse.Namespace:
@@ -29,14 +29,16 @@ def parse(argv: Sequence[str] | None, ops: dict[str, Op]) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: float32 bfloat16")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, help="default: both")
     parser.add_argument("--bank", nargs="+", choices=BANKS, default=BANKS, help="default: both")
-    parser.add_argument("--pass", nargs="+", choices=(FORWARD, BOTH), default=(FORWARD, BOTH), dest="passes")
-    parser.add_argument("--impl", nargs="+", choices=IMPLS, default=IMPLS, help="default: all")
+    parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES, dest="passes")
+    impls = list(dict.fromkeys(impl for op in ops.values() for impl in op.implementations))
+    parser.add_argument("--impl", nargs="+", choices=impls, default=impls, metavar="IMPL", help=" | ".join(impls))
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--rounds", type=int, help=f"default: what {runner.SECONDS} s hold, {runner.ROUNDS}")
     parser.add_argument("--no-memory", action="store_true", help="leave peak_mb out (on the CPU: a process for each)")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: tiny, float32, contiguous, 3 rounds")
     parser.add_argument("--growth", action="store_true", help="growth curves instead: over pixels, C, capacity, N")
     parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--trace", type=Path, metavar="DIR", help="with --op step: a profile of each implementation")
     parser.add_argument("--merge", action="store_true", help="keep what OUT holds under other keys")
     parser.add_argument("--plot", type=Path, metavar="DIR")
     args = parser.parse_args(argv)
@@ -45,8 +47,6 @@ def parse(argv: Sequence[str] | None, ops: dict[str, Op]) -> argparse.Namespace:
     if args.merge and not args.json:
         raise SystemExit("--merge: needs --json OUT to merge into")
     args.workload = args.workload or (["tiny"] if args.quick else REPORTED)
-    args.dtype = args.dtype or (["float32"] if args.quick else ["float32", "bfloat16"])
-    args.layout = args.layout or (["contiguous"] if args.quick else LAYOUTS)
     args.rounds = args.rounds or (3 if args.quick else None)
     return args
 
@@ -55,9 +55,14 @@ def settings(args: argparse.Namespace, ops: dict[str, Op]) -> Iterator[Setting]:
     """Every combination that was asked for and that the op has."""
     for name, workload in itertools.product(args.op, args.workload):
         op = ops[name]
-        for dtype, layout, bank, passes in itertools.product(args.dtype, op.layouts, op.banks, op.passes):
-            chosen = dtype in op.dtypes and layout in args.layout and passes in args.passes
-            if chosen and (bank is None or bank in args.bank):
+        if not set(args.impl) & set(op.implementations):
+            continue
+        dtypes = [x for x in op.dtypes if x in (args.dtype or DEFAULT_DTYPES)]
+        layouts = [x for x in op.layouts if x in (args.layout or LAYOUTS)]
+        if args.quick:
+            dtypes, layouts = dtypes[: len(args.dtype or "1")], layouts[: len(args.layout or "1")]
+        for dtype, layout, bank, passes in itertools.product(dtypes, layouts, op.banks, op.passes):
+            if passes in args.passes and (bank is None or bank in args.bank):
                 yield Setting(name, NAMED[workload], args.device, dtype, layout, bank, passes)
 
 
@@ -65,7 +70,7 @@ def line(record: results.Record) -> str:
     """One row of the printed table."""
     names = ("op", "workload", "dtype", "layout", "bank", "pass", "impl")
     head = " ".join(
-        f"{record[name] or '':<{width}}" for name, width in zip(names, (24, 10, 8, 13, 7, 16, 10), strict=True)
+        f"{record[name] or '':<{width}}" for name, width in zip(names, (24, 10, 8, 13, 7, 16, 15), strict=True)
     )
     if record["ms_median"] is None:
         return f"{head} {'—':>10}  {record['reason']}"
@@ -99,13 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     ceilings = roofline.Ceilings(**data["machine"]["ceilings"])
     old = results.load(args.json) if args.merge and args.json.exists() else None
     print(f"{data['machine']['name']}, {data['machine']['threads']} threads, torch {torch.__version__}")
-    print(f"{'':<94} {'ms':>10} {'eager÷':>9} {'compile÷':>9} {'+MiB':>9} {'floor':>8}")
+    print(f"{'':<99} {'ms':>10} {'eager÷':>9} {'compile÷':>9} {'+MiB':>9} {'floor':>8}")
     failures: list[str] = []
     for setting in chosen:
         op = ops[setting.op]
         impls = [impl for impl in op.implementations if impl in args.impl]
         try:
-            records, parts = runner.measure(op, setting, impls, ceilings, rounds=args.rounds, peak=not args.no_memory)
+            records, parts = runner.measure(
+                op, setting, impls, ceilings, rounds=args.rounds, peak=not args.no_memory, trace=args.trace
+            )
         except runner.Disagreement as error:
             failures.append(str(error))
             print(f"{setting}: not timed, {error}", file=sys.stderr, flush=True)

@@ -48,7 +48,8 @@ def branch(a: dict, mark: Callable[[str], None] = lambda part: None) -> tuple[Te
     """(loss, the M anchors of each class that takes part…), the queues moved on.
 
     A ring numbers its slots from its start, a queue from its oldest key. While ``a["ring_slots"]`` holds, which is for
-    the call that is compared and no other, the same draw names the same key.
+    the call that is compared and no other, the same draw names the same key. The gradient ends at the drawn anchors, or
+    goes on to the features where ``a["to_features"]``.
     """
     entropies = a["entropy"][a["valid"]].cpu().numpy()
     gamma = float(np.percentile(entropies, 100 * (1 - UNRELIABLE_SHARE)))
@@ -64,7 +65,7 @@ def branch(a: dict, mark: Callable[[str], None] = lambda part: None) -> tuple[Te
 
     rows = a["features"].permute(0, 2, 3, 1)
     for c, queue in enumerate(a["queues"]):
-        keys = rows[key_masks[c]]
+        keys = rows[key_masks[c]].detach()
         if a["max_keys"] is not None:
             keys = thinned(keys, int(a["max_keys"][c]), int(a["thin_draw"][c]))
         push(queue, keys)
@@ -76,8 +77,9 @@ def branch(a: dict, mark: Callable[[str], None] = lambda part: None) -> tuple[Te
         if len(candidates) == 0 or len(queue.keys) == 0:
             continue
         classes.append(c)
-        positives.append(candidates.float().mean(0))
-        drawn.append(candidates[a["anchor_draw"][c] * len(candidates) >> 32].detach().requires_grad_())
+        positives.append(candidates.detach().float().mean(0))
+        anchors = candidates[a["anchor_draw"][c] * len(candidates) >> 32]
+        drawn.append(anchors if a["to_features"] else anchors.detach().requires_grad_())
     mark("sampling")
 
     a["classes"] = classes

@@ -3,7 +3,8 @@
 On CUDA the caching allocator knows. On the CPU the operating system does: a fresh process makes the inputs, hands freed
 memory back, resets the peak of its resident set, calls once, and reads the peak. Imports, thread pools and the
 compiler's own needs are in place before: an eager or fused call is warmed up on a small workload, a compiled one on the
-inputs themselves, since it is compiled for their shapes.
+inputs themselves, since it is compiled for their shapes, and so is a training step, whose first one makes the
+optimiser's state.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .registry import Call, Setting, load
+from .registry import STEP, Call, Setting, load
 from .workloads import NAMED, Workload
 
 MIB = 2**20
@@ -57,8 +58,11 @@ def measure_here(job: dict) -> float:
     setting = Setting(workload=Workload(**sizes), **job)
     op = load()[setting.op]
     call = Call(op, setting, impl, setting.inputs())
-    small = dataclasses.replace(setting, workload=NAMED["tiny"])
-    (call if impl == "compile" else Call(op, small, impl, small.inputs()))()
+    if impl == "compile" or setting.passes == STEP:
+        call()
+    else:
+        small = dataclasses.replace(setting, workload=NAMED["tiny"])
+        Call(op, small, impl, small.inputs())()
     gc.collect()
     _give_back()
     before = _start_peak()

@@ -22,7 +22,7 @@ from .inputs import Inputs
 from .roofline import Counts, expected
 from .workloads import Workload
 
-FORWARD, BOTH = "forward", "forward+backward"
+FORWARD, BOTH, STEP = PASSES = ("forward", "forward+backward", "step")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 BANKS = ("literal", "capped")
@@ -65,7 +65,8 @@ class Implementation:
 
     ``leaf`` is what to differentiate the loss by: the name of an argument, or a function that picks outputs.
     ``arguments`` makes what one implementation owns, its bank included. ``collect`` turns (arguments, outputs,
-    gradients) into the tensors that are compared, outside the timed region. ``missing`` is why it cannot run, or None.
+    gradients) into the tensors that are compared, outside the timed region; none where nothing else does the same.
+    ``missing`` is why it cannot run, or None. ``phases`` are profiler scopes that it opens, timed as its parts.
     """
 
     arguments: Callable[[Inputs], Arguments]
@@ -73,6 +74,7 @@ class Implementation:
     leaf: str | Callable[[Outputs], Sequence[Tensor]] | None = None
     collect: Callable[[Arguments, Outputs, Sequence[Tensor]], Outputs] = lambda _, outputs, grads: (*outputs, *grads)
     missing: Callable[[Setting], str | None] = lambda _: None
+    phases: tuple[str, ...] = ()
 
 
 class Call:
@@ -80,6 +82,7 @@ class Call:
 
     def __init__(self, op: "Op", setting: Setting, impl: str, inputs: Inputs) -> None:
         self.implementation, self.gradient = op.implementations[impl], setting.gradient
+        self.learns = setting.passes != FORWARD
         self.arguments = self.implementation.arguments(inputs)
         leaf = self.implementation.leaf
         if self.gradient and isinstance(leaf, str):
@@ -87,7 +90,7 @@ class Call:
 
     def __call__(self, mark: Callable[[str], None] = no_mark) -> tuple[Outputs, Sequence[Tensor]]:
         """(outputs, gradients)."""
-        with torch.set_grad_enabled(self.gradient):
+        with torch.set_grad_enabled(self.learns):
             outputs = self.implementation.forward(self.arguments, mark)
         if not self.gradient:
             return outputs, ()

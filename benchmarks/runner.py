@@ -8,10 +8,11 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, profiler
 
 from . import compiled, machine, memory, results, roofline
 from .registry import DTYPES, Call, Op, Setting
@@ -54,16 +55,20 @@ def measure(
     *,
     rounds: int | None = None,
     peak: bool = True,
+    trace: Path | None = None,
 ) -> tuple[list[results.Record], list[results.Record]]:
-    """(records, parts) of the chosen implementations of one setting."""
+    """(records, parts) of the chosen implementations of one setting; profiles of a step go to the folder ``trace``."""
     inputs = setting.inputs()
     calls, reasons = _agreeing(op, setting, impls, inputs)
     times = _take_turns(calls, setting.device, rounds)
-    cost = roofline.COSTS[op.name](
-        setting.workload, DTYPES[setting.dtype].itemsize, setting.gradient, op.counts(inputs)
-    )
-    floor_ms, floor_kind = roofline.floor(cost, ceilings)
-    parts = [_key(setting, impl) | {"parts": p} for impl, call in calls.items() if (p := _parts(call, setting.device))]
+    floor_ms, floor_kind = _floor(op, setting, inputs, ceilings)
+    parts = []
+    for impl, call in calls.items():
+        phases = call.implementation.phases
+        file = trace and trace / f"{str(setting).replace(' ', '-')}-{impl}.json"
+        times_of = _phases(call, phases, setting.device, file) if phases else _stages(call, setting.device)
+        if times_of:
+            parts.append(_key(setting, impl) | {"parts": times_of})
 
     peaks: dict[str, float | str] = {}
     for impl, call in list(calls.items()):
@@ -95,6 +100,16 @@ def measure(
                 record["peak_mb"] = peaks[impl]
         records.append(record | {"reason": "; ".join(why) or None} | stamp)
     return records, parts
+
+
+def _floor(op: Op, setting: Setting, inputs: Any, ceilings: roofline.Ceilings) -> tuple[float | None, str | None]:
+    """(milliseconds, kind), or None twice for what has networks in it."""
+    if op.name not in roofline.COSTS:
+        return None, None
+    itemsize = DTYPES[setting.dtype].itemsize
+    return roofline.floor(
+        roofline.COSTS[op.name](setting.workload, itemsize, setting.gradient, op.counts(inputs)), ceilings
+    )
 
 
 def _key(setting: Setting, impl: str) -> results.Record:
@@ -135,9 +150,9 @@ def _agreeing(op: Op, setting: Setting, impls: Sequence[str], inputs: Any) -> tu
             reasons[impl] = f"{FAILED} {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
             continue
         got = call.compared(*result)
-        if expected is None:
+        if got and expected is None:
             expected = impl, got
-        else:
+        elif got:
             assert_agree(f"{setting}: {impl} against {expected[0]}", got, expected[1], setting.dtype)
         calls[impl] = call
     return calls, reasons
@@ -183,7 +198,7 @@ def _cuda_clock() -> Callable[[Callable[[], object]], float]:
     return clock
 
 
-def _parts(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
+def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
     """Median milliseconds of each stage that the implementation marks; what follows the last mark is ``loss``."""
     each: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -203,6 +218,20 @@ def _parts(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
         mark("loss")
         del kept
     return {part: statistics.median(times) for part, times in each.items()}
+
+
+def _phases(call: Call, phases: Sequence[str], device: str, trace: Path | None) -> dict[str, float]:
+    """Milliseconds of the profiler scopes of one call; on CUDA of the kernels that they launch."""
+    with profiler.profile() as profile:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        profile.export_chrome_trace(str(trace))
+    total = "device_time_total" if device == "cuda" else "cpu_time_total"
+    times = {event.key: getattr(event, total) / 1e3 for event in profile.key_averages()}
+    return {phase: times[phase] for phase in phases if phase in times}
 
 
 def _peak_in_child(setting: Setting, impl: str) -> float | str:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from u2pl_fast.learner import PHASES
+
 from . import results, roofline
 from .registry import load
 from .workloads import NAMED, REPORTED
@@ -107,6 +109,12 @@ def op_table(op: str, folder: Path) -> str:
 
 def headline(folder: Path) -> str:
     """The figures that matter, each with the command that draws it."""
+    nothing = f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
+    return headline_of(records_of(folder)) or nothing
+
+
+def headline_of(records: Iterable[results.Record]) -> str:
+    """The same from records; empty where none of them is among the figures."""
     wanted = (
         ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
         (
@@ -119,7 +127,7 @@ def headline(folder: Path) -> str:
         ),
         ("contrastive branch, with gradient", "contrastive", "voc", "literal", "forward+backward", "class-loop"),
     )
-    settings = grouped(records_of(folder))
+    settings = grouped(records)
     rows = []
     for title, op, workload, bank, passes, other in wanted:
         key = (op, workload, "float32", "contiguous", bank, passes)
@@ -134,14 +142,49 @@ def headline(folder: Path) -> str:
                 speed = f"{number(theirs.get('ms_median'))} → {number(fused['ms_median'])} ms"
                 command = f"`python -m benchmarks --op {op} --workload {workload} --device {fused['device']}`"
                 rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory), command])
+    for setting in settings:
+        lean, teacher = setting.get("u2pl-lean"), ratio(setting, "u2pl-lean", "mean-teacher")
+        if lean and teacher:
+            speed = f"{number(setting['mean-teacher']['ms_median'])} → {number(lean['ms_median'])} ms"
+            command = f"`python -m benchmarks --op step --workload {lean['workload']} --device {lean['device']}`"
+            title = f"a u2pl step, `{lean['workload']}`"
+            rows.append([title, "mean-teacher", speed, f"{number(teacher)}× its price", "—", command])
+    return markdown(["", "against", "time", "faster", "extra memory", "command"], rows) if rows else ""
+
+
+def step(folder: Path) -> str:
+    """Whole training steps: speed, price against the cheaper methods, memory."""
+    rows = []
+    for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
+        for impl, record in setting.items():
+            w = NAMED[record["workload"]]
+            images = w.labeled if impl == "supervised" else w.images
+            row = [record["workload"], f"`{impl}`", number(record["ms_median"])]
+            row.append(number(1e3 * images / record["ms_median"]) if record["ms_median"] else "—")
+            row += [times(ratio(setting, impl, other)) for other in ("mean-teacher", "networks-only")]
+            rows.append([*row, number(record["peak_mb"])])
     if not rows:
-        return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
-    return markdown(["", "against", "time", "faster", "extra memory", "command"], rows)
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    header = ["workload", "method", "ms", "images/s", "÷ mean-teacher", "÷ networks-only", "+MiB"]
+    return markdown(header, rows)
+
+
+def phases(folder: Path) -> str:
+    """Where a training step spends its time."""
+    found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
+    rows = []
+    for row in found.values():
+        if row["op"] == "step" and row["workload"] in REPORTED:
+            rows.append([row["workload"], f"`{row['impl']}`", *(number(row["parts"].get(p)) for p in PHASES)])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    return markdown(["workload", "method", *(f"{phase} ms" for phase in PHASES)], rows)
 
 
 def parts(folder: Path) -> str:
     """Where the contrastive branch spends its time."""
     found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
+    found = {k: row for k, row in found.items() if row["op"] == "contrastive"}
     rows, stages = [], list(dict.fromkeys(stage for row in found.values() for stage in row["parts"]))
     for row in found.values():
         if row["workload"] in REPORTED and (row["dtype"], row["layout"]) == ("float32", "contiguous"):
@@ -216,7 +259,7 @@ def predictions(_: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    f.__name__: f for f in (headline, parts, machines, growth, plots, workloads, predictions)
+    f.__name__: f for f in (headline, step, phases, parts, machines, growth, plots, workloads, predictions)
 }
 
 

@@ -77,7 +77,8 @@ def collect(a: Arguments, outputs: Outputs, grads: Sequence[Tensor]) -> Outputs:
 
 def class_loop_arguments(x: Inputs) -> Arguments:
     bank, pushed = x.new_bank()
-    return shared(x) | {"queues": class_loop.queues(bank, x.workload.capacities, pushed), "ring_slots": True}
+    queues = class_loop.queues(bank, x.workload.capacities, pushed)
+    return shared(x) | {"queues": queues, "ring_slots": True, "to_features": False}
 
 
 def _implementations() -> dict[str, Implementation]:

@@ -1,0 +1,39 @@
+"""One whole training step: networks, losses, backward, update; bfloat16 autocast, channels_last."""
+
+from collections.abc import Callable
+
+from u2pl_fast.learner import PHASES
+
+from .. import step
+from ..inputs import Inputs
+from ..registry import STEP, Arguments, Implementation, Op, Outputs, no_mark
+
+
+def implementation(compared: bool = False, **choices: object) -> Implementation:
+    """Learners of ``choices``; where ``compared``, their first losses must agree."""
+
+    def arguments(x: Inputs) -> Arguments:
+        sized = Inputs(step.sized(x.workload), x.device, x.dtype, x.layout, x.bank)
+        return {"learner": step.learner(sized, **choices), "batch": step.batch(sized)}
+
+    def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
+        losses = a["learner"].train_step(a["batch"]).losses
+        return losses.supervised, losses.unsupervised, losses.contrastive
+
+    return Implementation(arguments, forward, collect=lambda _, outputs, __: outputs if compared else (), phases=PHASES)
+
+
+OP = Op(
+    "step",
+    {
+        "supervised": implementation(method="supervised"),
+        "mean-teacher": implementation(method="mean-teacher"),
+        "networks-only": implementation(criterion=step.NetworksOnly),
+        "u2pl-lean": implementation(compared=True),
+        "u2pl-paper": implementation(recipe="paper"),
+        "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop),
+    },
+    passes=(STEP,),
+    dtypes=("bfloat16",),
+    layouts=("channels_last",),
+)
