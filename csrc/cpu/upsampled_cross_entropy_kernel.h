@@ -15,8 +15,8 @@ constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 // Below this, an exponential may have been cut off at 2^kLeastPower.
 constexpr float kLeastPower = -126.0f, kFar = 1e-30f;
 
-// Scratch of one worker. A low row is (classes + 1, stride), low column x of a class at x + 1, and holds
-// log2(e) (l - max over classes of l). The class past the last serves label smoothing: in the logits, the sum over
+// Scratch of one worker. A low row is (classes + 1, stride), low column x of a class at x + origin, so that
+// blocks are aligned, and holds log2(e) (l - max over classes of l). The class past the last serves label smoothing: in the logits, the sum over
 // classes weighted by `weight`; in the gradient, what every class loses in proportion to its weight.
 struct CrossEntropyScratch {
   float* upper_row;
@@ -24,8 +24,10 @@ struct CrossEntropyScratch {
   float* upper_grad;
   float* lower_grad;
   float* staging;
+  float* largest;   // (stride)
   float* powers;    // (classes, 4, lanes) of the block at hand, see Powers
   int32_t* target;  // (4, full width + 1)
+  int64_t origin;
 
   CrossEntropyScratch(const CrossEntropy& args, float* scratch) {
     const int64_t size = row_size(args);
@@ -34,8 +36,10 @@ struct CrossEntropyScratch {
     upper_grad = lower_row + size;
     lower_grad = upper_grad + size;
     staging = lower_grad + size;
-    powers = staging + padded(args.logits.classes) * kLanes;
+    largest = staging + padded(args.logits.classes) * kLanes;
+    powers = largest + row_stride(args.logits);
     target = reinterpret_cast<int32_t*>(powers + 4 * args.logits.classes * kLanes);
+    origin = -args.cells.block[0].first;
   }
 
   static int64_t row_size(const CrossEntropy& args) {
@@ -45,8 +49,8 @@ struct CrossEntropyScratch {
 
 inline size_t cross_entropy_scratch(const CrossEntropy& args) {
   const int64_t classes = args.logits.classes;
-  return size_t(4 * CrossEntropyScratch::row_size(args) + padded(classes) * kLanes + 4 * classes * kLanes +
-                4 * (args.cells.full + 1));
+  return size_t(4 * CrossEntropyScratch::row_size(args) + padded(classes) * kLanes + row_stride(args.logits) +
+                4 * classes * kLanes + 4 * (args.cells.full + 1));
 }
 
 // Targets of one full row: the class, or -1 where the pixel is ignored and past the end.
@@ -82,20 +86,29 @@ inline void load_targets(const CrossEntropy& args, int64_t at, int32_t* out, Cro
   }
 }
 
-inline void pack_low_row(const CrossEntropy& args, int64_t image, int64_t y, float* row, float* staging) {
+// Class by class, so that memory is read in order; the largest logit of every column stays in cache meanwhile.
+inline void pack_low_row(const CrossEntropy& args, int64_t image, int64_t y, const CrossEntropyScratch& s, float* row) {
   const int64_t stride = row_stride(args.logits), classes = args.logits.classes;
-  row[0] = 0;
-  pack_row(args.logits, image, y, row + 1, staging);
-  for (int64_t i = 1; i <= stride; i += kLanes) {
-    F largest = load(row + i), sum = broadcast(0.0f);
-    for (int64_t c = 1; c < classes; ++c) largest = max(load(row + c * stride + i), largest);
-    for (int64_t c = 0; c < classes; ++c) {
-      float* at = row + c * stride + i;
-      const F d = max(broadcast(kLowest), (load(at) - largest) * broadcast(kLog2e));
-      store(at, d);
-      sum = fma(broadcast(args.weight != nullptr ? args.weight[c] : 1.0f), d, sum);
+  store(row, broadcast(0.0f));
+  row += s.origin;
+  pack_row(args.logits, image, y, row, s.staging);
+  __builtin_memcpy(s.largest, row, stride * sizeof(float));
+  for (int64_t c = 1; c < classes; ++c) {
+    for (int64_t i = 0; i < stride; i += kLanes) {
+      store(s.largest + i, max(load(row + c * stride + i), load(s.largest + i)));
     }
-    store(row + classes * stride + i, max(broadcast(kLowest), sum));
+  }
+  const bool smooth = args.label_smoothing != 0;
+  float* sum = row + classes * stride;
+  for (int64_t i = 0; i < stride && smooth; i += kLanes) store(sum + i, broadcast(0.0f));
+  for (int64_t c = 0; c < classes; ++c) {
+    const F weight = broadcast(args.weight != nullptr ? args.weight[c] : 1.0f);
+    for (int64_t i = 0; i < stride; i += kLanes) {
+      float* at = row + c * stride + i;
+      const F d = max(broadcast(kLowest), (load(at) - load(s.largest + i)) * broadcast(kLog2e));
+      store(at, d);
+      if (smooth) store(sum + i, max(broadcast(kLowest), fma(weight, d, load(sum + i))));
+    }
   }
 }
 
@@ -107,8 +120,8 @@ struct Block {
   int64_t entry;  // of the first column in the tables
   F upper, lower, left, right, down, across;
 
-  Block(const CrossEntropy& args, int64_t first_cell, int64_t row, int rows, int64_t entry, int columns)
-      : at(first_cell + 1), row(row), entry(entry) {
+  Block(const CrossEntropy& args, int64_t at, int64_t row, int rows, int64_t entry, int columns)
+      : at(at), row(row), entry(entry) {
     const Cells& cells = args.cells;
     upper = broadcast(args.rows.upper[row]);
     lower = broadcast(args.rows.lower[row]);
@@ -307,7 +320,7 @@ inline F far_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int6
 }
 
 template <int R, int S>
-inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t image, int64_t first_cell,
+inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t image, int64_t at,
                          int64_t row, int64_t entry, const int32_t* targets, double* num, double* den) {
   const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
   const Cells& cells = args.cells;
@@ -325,13 +338,13 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
   }
   if (!any(greater(highest, no_class))) return;
 
-  const Block block(args, first_cell, row, R, entry, S);
+  const Block block(args, at, row, R, entry, S);
   F sum[R][S], shift = zero;
   if (!sum_classes(args, s, block, zero, sum)) {
     if constexpr (R * S > 1) {
       for (int r = 0; r < R; ++r) {
         for (int k = 0; k < S; ++k) {
-          block_losses<1, 1>(args, s, image, first_cell, row + r, entry + k, targets + r * (cells.full + 1), num, den);
+          block_losses<1, 1>(args, s, image, at, row + r, entry + k, targets + r * (cells.full + 1), num, den);
         }
       }
       return;
@@ -361,10 +374,10 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
       if (any(other)) e = select(other, gather_powers(s, id).at(r, k), e);
       const F class_weight = args.weight != nullptr ? gather(args.weight, id) : one;
       F pixel = one;
-      const int64_t at = (image * args.rows.full + row + r) * cells.full;
+      const int64_t full_row = (image * args.rows.full + row + r) * cells.full;
       if (args.pixel_weight != nullptr) {
         const I column = load(cells.column + (entry + k) * kLanes);
-        pixel = gather(args.pixel_weight + at, select(kept, column, class_zero));
+        pixel = gather(args.pixel_weight + full_row, select(kept, column, class_zero));
       }
       const F inverse = one / sum[r][k], p = e * inverse;
       F loss = max(zero, zero - log(p));
@@ -378,7 +391,7 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
       scale[r][k] = taken[r][k];
       smoothed[r][k] = zero;
       if (smooth) {
-        const Block here(args, first_cell, row + r, 1, entry + k, 1);
+        const Block here(args, at, row + r, 1, entry + k, 1);
         const F d = here.blend(s, classes * stride) - weight_sum * shift;
         value = fma(keep, value, spread * fma(weight_sum, log(sum[r][k]), d * broadcast(-kLn2)));
         smoothed[r][k] = select(kept, pixel * spread, zero);
@@ -393,11 +406,11 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
         store(own, target[r][k]);
         const int32_t* column = cells.column + (entry + k) * kLanes;
         for (int i = 0; i < kLanes; ++i) {
-          if (own[i] >= 0) args.probability[at + column[i]] = probability[i];
+          if (own[i] >= 0) args.probability[full_row + column[i]] = probability[i];
         }
       }
       if (args.grad == nullptr || !any(other)) continue;
-      const Block here(args, first_cell, row + r, 1, entry + k, 1);
+      const Block here(args, at, row + r, 1, entry + k, 1);
       const F one_taken[1][1] = {{select(other, taken[r][k], zero)}}, ones[1][1] = {{one}};
       alignas(64) int32_t ids[kLanes];
       store(ids, id);
@@ -437,10 +450,11 @@ inline void cross_entropy_rows(const CrossEntropy& args, const CrossEntropyScrat
   }
   for (int64_t i = 0; i < args.cells.blocks; ++i) {
     const CellBlock& b = args.cells.block[i];
+    const int64_t at = b.first + s.origin;
     switch (b.columns) {
-      case 4: block_losses<R, 4>(args, s, image, b.first, row, b.entry, s.target, num, den); break;
-      case 2: block_losses<R, 2>(args, s, image, b.first, row, b.entry, s.target, num, den); break;
-      default: block_losses<R, 1>(args, s, image, b.first, row, b.entry, s.target, num, den);
+      case 4: block_losses<R, 4>(args, s, image, at, row, b.entry, s.target, num, den); break;
+      case 2: block_losses<R, 2>(args, s, image, at, row, b.entry, s.target, num, den); break;
+      default: block_losses<R, 1>(args, s, image, at, row, b.entry, s.target, num, den);
     }
   }
 }
@@ -492,16 +506,16 @@ inline void write_grad(const CrossEntropy& args, const float* grad, int64_t imag
 }
 
 // The gradient of a row that no further block adds to, less every class's share of what smoothing takes off; column 0.
-inline const float* finished(const CrossEntropy& args, float* grad) {
+inline const float* finished(const CrossEntropy& args, const CrossEntropyScratch& s, float* grad) {
   const int64_t stride = row_stride(args.logits), classes = args.logits.classes;
   for (int64_t c = 0; c < classes && args.label_smoothing != 0; ++c) {
     const F weight = broadcast(args.weight != nullptr ? -args.weight[c] : -1.0f);
-    for (int64_t i = 1; i <= args.logits.width; i += kLanes) {
+    for (int64_t i = s.origin; i < args.logits.width + s.origin; i += kLanes) {
       float* at = grad + c * stride + i;
       store(at, fma(weight, load(grad + classes * stride + i), load(at)));
     }
   }
-  return grad + 1;
+  return grad + s.origin;
 }
 
 inline void cross_entropy(const CrossEntropy& args, int64_t task, float* scratch, CrossEntropySums& sums) {
@@ -522,20 +536,20 @@ inline void cross_entropy(const CrossEntropy& args, int64_t task, float* scratch
         s.upper_row = s.lower_row;
         s.lower_row = swap;
       } else {
-        pack_low_row(args, image, y, s.upper_row, s.staging);
+        pack_low_row(args, image, y, s, s.upper_row);
       }
       in_lower = y + 1 < x.height ? y + 1 : y;  // the last low row is its own lower neighbour, with weight 0
-      pack_low_row(args, image, in_lower, s.lower_row, s.staging);
+      pack_low_row(args, image, in_lower, s, s.lower_row);
       cross_entropy_between(args, s, image, y, num, den, sums);
     }
     if (!grad) continue;
-    write_grad(args, finished(args, s.upper_grad), image, y);
+    write_grad(args, finished(args, s, s.upper_grad), image, y);
     float* swap = s.upper_grad;
     s.upper_grad = s.lower_grad;
     s.lower_grad = swap;
   }
   if (grad && end < x.height) {
-    const float* last = finished(args, s.upper_grad);
+    const float* last = finished(args, s, s.upper_grad);
     float* seam = args.seam + task * x.classes * x.width;
     for (int64_t c = 0; c < x.classes; ++c) {
       __builtin_memcpy(seam + c * x.width, last + c * stride, x.width * sizeof(float));
