@@ -6,23 +6,32 @@
 namespace u2pl_fast::cpu {
 namespace {
 
+// Where output `index` lies among the inputs; below 0 it reads input 0.
+float position(int64_t index, int64_t low, int64_t full, bool align_corners) {
+  if (align_corners) return (full > 1 ? float(low - 1) / float(full - 1) : 0.0f) * float(index);
+  return float(low) / float(full) * (float(index) + 0.5f) - 0.5f;
+}
+
 struct Source {
   int32_t near, far;
   float near_weight, far_weight;
 };
 
 Source source(int64_t index, int64_t low, int64_t full, bool align_corners) {
-  float at;
-  if (align_corners) {
-    const float scale = full > 1 ? float(low - 1) / float(full - 1) : 0.0f;
-    at = scale * float(index);
-  } else {
-    const float scale = float(low) / float(full);
-    at = std::max(scale * (float(index) + 0.5f) - 0.5f, 0.0f);
-  }
+  const float at = std::max(position(index, low, full, align_corners), 0.0f);
   const int32_t near = int32_t(std::min<int64_t>(int64_t(std::floor(at)), low - 1));
-  const float far_weight = std::min(std::max(at - float(near), 0.0f), 1.0f);
-  return {near, int32_t(std::min<int64_t>(near + 1, low - 1)), 1.0f - far_weight, far_weight};
+  if (near == low - 1) return {near, near, 1.0f, 0.0f};
+  const float far_weight = std::min(at - float(near), 1.0f);
+  return {near, near + 1, 1.0f - far_weight, far_weight};
+}
+
+// Whether n values form an arithmetic progression, but for rounding that cannot be told from the source index's own.
+bool even_steps(const float* x, int n) {
+  for (int i = 1; i + 1 < n; ++i) {
+    const float even = x[0] + float(i) * (x[n - 1] - x[0]) / float(n - 1);
+    if (std::abs(x[i] - even) > 1e-6f) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -43,7 +52,6 @@ Rows RowTable::view() const { return {int64_t(upper_.size()), first_.data(), upp
 ColumnTable::ColumnTable(int64_t low, int64_t full, bool align_corners, int lanes)
     : full_(full), blocks_(ceil_div(full, 2 * lanes)) {
   const int64_t width = 2 * lanes;
-  tap_first_.push_back(0);
   for (int64_t block = 0; block < blocks_; ++block) {
     const int64_t begin = block * width;
     int32_t last = 0;
@@ -62,27 +70,6 @@ ColumnTable::ColumnTable(int64_t low, int64_t full, bool align_corners, int lane
         left_[i] -= base_.back();
         right_[i] -= base_.back();
       }
-      add_taps(block, lanes);
-    }
-    tap_first_.push_back(int32_t(tap_weight_.size() / lanes));
-  }
-}
-
-void ColumnTable::add_taps(int64_t block, int lanes) {
-  const int64_t begin = block * 2 * lanes, end = std::min(begin + 2 * lanes, full_);
-  std::vector<std::vector<std::pair<int32_t, float>>> taps(lanes);
-  for (int64_t i = begin; i < end; ++i) {
-    if (left_weight_[i] != 0) taps[left_[i]].emplace_back(int32_t(i - begin), left_weight_[i]);
-    if (right_weight_[i] != 0) taps[right_[i]].emplace_back(int32_t(i - begin), right_weight_[i]);
-  }
-  size_t most = 0;
-  for (const auto& lane : taps) most = std::max(most, lane.size());
-  most = size_t(ceil_div(int64_t(most), 4)) * 4;  // few distinct counts, so that the common one can be unrolled
-  for (size_t tap = 0; tap < most; ++tap) {
-    for (const auto& lane : taps) {
-      const bool used = tap < lane.size();
-      tap_index_.push_back(used ? lane[tap].first : 0);
-      tap_weight_.push_back(used ? lane[tap].second : 0.0f);
     }
   }
 }
@@ -95,10 +82,52 @@ Columns ColumnTable::view() const {
           left_.data(),
           right_.data(),
           left_weight_.data(),
-          right_weight_.data(),
-          tap_first_.data(),
-          tap_index_.data(),
-          tap_weight_.data()};
+          right_weight_.data()};
+}
+
+CellTable::CellTable(int64_t low, int64_t full, bool align_corners, int lanes) : full_(full) {
+  std::vector<int32_t> begin(low + 2 + lanes, 0);  // cell q has columns begin[q + 1] .. begin[q + 2]
+  std::vector<float> weight;                       // of the right low column
+  for (int64_t i = 0; i < full; ++i) {
+    const bool before = position(i, low, full, align_corners) < 0;
+    const Source s = source(i, low, full, align_corners);
+    weight.push_back(before ? 1.0f : s.far_weight);
+    ++begin[before ? 1 : s.near + 2];
+  }
+  for (size_t cell = 1; cell < begin.size(); ++cell) begin[cell] += begin[cell - 1];
+  for (int64_t cell = begin[1] > 0 ? 0 : 1; cell <= low; cell += lanes) {
+    const int32_t* of_lane = &begin[cell];
+    const auto left = [&](int lane, int k) { return of_lane[lane + 1] - of_lane[lane] - k; };
+    int longest = 0;
+    for (int lane = 0; lane < lanes; ++lane) longest = std::max(longest, left(lane, 0));
+    for (int k = 0, columns; k < longest; k += columns) {
+      columns = longest - k >= 4 ? 4 : longest - k >= 2 ? 2 : 1;
+      for (int lane = 0; lane < lanes && columns == 4; ++lane) {
+        if (!even_steps(&weight[of_lane[lane] + k], std::min(left(lane, k), 4))) columns = 2;
+      }
+      blocks_.push_back({int32_t(cell) - 1, columns, int32_t(column_.size() / lanes)});
+      for (int j = k; j < k + columns; ++j) {
+        for (int lane = 0; lane < lanes; ++lane) {
+          const float* w = weight.data() + of_lane[lane] + k;
+          const int count = std::min(left(lane, k), columns);
+          const float right = count > 1 ? w[0] + float(j - k) * (w[count - 1] - w[0]) / float(count - 1)
+                                        : count == 1 ? w[0] : 0.0f;
+          column_.push_back(j - k < count ? of_lane[lane] + j : int32_t(full));
+          right_weight_.push_back(j - k < count ? w[j - k] : right);
+          left_weight_.push_back(count > 0 ? 1.0f - right_weight_.back() : 0.0f);
+        }
+      }
+    }
+  }
+}
+
+Cells CellTable::view() const {
+  return {full_,
+          int64_t(blocks_.size()),
+          blocks_.data(),
+          column_.data(),
+          left_weight_.data(),
+          right_weight_.data()};
 }
 
 }  // namespace u2pl_fast::cpu

@@ -24,12 +24,22 @@ class ColumnTable {
   Columns view() const;
 
  private:
-  void add_taps(int64_t block, int lanes);
-
   int64_t full_, blocks_;
-  std::vector<int32_t> base_, left_, right_, tap_first_, tap_index_;
+  std::vector<int32_t> base_, left_, right_;
   std::vector<uint8_t> narrow_;
-  std::vector<float> left_weight_, right_weight_, tap_weight_;
+  std::vector<float> left_weight_, right_weight_;
+};
+
+class CellTable {
+ public:
+  CellTable(int64_t low, int64_t full, bool align_corners, int lanes);
+  Cells view() const;
+
+ private:
+  int64_t full_;
+  std::vector<CellBlock> blocks_;
+  std::vector<int32_t> column_;
+  std::vector<float> left_weight_, right_weight_;
 };
 
 }  // namespace u2pl_fast::cpu

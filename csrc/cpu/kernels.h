@@ -43,11 +43,23 @@ struct Columns {
   const int32_t* right;        // (blocks, 2 lanes)
   const float* left_weight;    // (blocks, 2 lanes)
   const float* right_weight;   // (blocks, 2 lanes)
-  // The transposed blend of a narrow block: low column base[k] + j gathers, over taps tap_first[k] .. tap_first[k+1],
-  // tap_weight[tap][j] * gradient[tap_index[tap][j]].
-  const int32_t* tap_first;
-  const int32_t* tap_index;    // (taps, lanes)
-  const float* tap_weight;     // (taps, lanes)
+};
+
+// Full columns by the cell they lie in: cell q holds the columns that blend low columns q and q + 1, cell -1 those left
+// of low column 0. A block is one cell per lane, taken column by column: its k-th entry holds every cell's k-th column.
+struct CellBlock {
+  int32_t first;    // the cell of lane 0
+  int32_t columns;  // 1, 2 or 4 a cell, at even steps
+  int32_t entry;    // the first of them in the tables
+};
+
+struct Cells {
+  int64_t full;
+  int64_t blocks;
+  const CellBlock* block;
+  const int32_t* column;      // (entries, lanes): the full column, or `full` where the cell has no more
+  const float* left_weight;   // (entries, lanes)
+  const float* right_weight;  // (entries, lanes)
 };
 
 struct PixelStats {
@@ -63,7 +75,7 @@ struct PixelStats {
 struct CrossEntropy {
   Logits logits;
   Rows rows;
-  Columns columns;
+  Cells cells;
   const void* target;  // (batch, H, W) contiguous
   Integer target_type;
   int64_t ignore_index;

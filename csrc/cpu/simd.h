@@ -1,6 +1,6 @@
 // One float vector F, one int32 vector I, one mask K, at the widest width of the level that includes this file.
 // Included inside the level's namespace, after its target pragma. `+ - * /` on F and I are the compiler's own.
-// A max with a NaN returns the second operand on every level.
+// A max or min with a NaN returns the second operand on every level.
 
 #if U2PL_SIMD == 512
 
@@ -17,6 +17,7 @@ inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I broadcast(int32_t x) { return _mm512_set1_epi32(x); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+inline F min(F a, F b) { return _mm512_min_ps(a, b); }
 inline K greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 inline K greater(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }
 inline bool any(K k) { return k != 0; }
@@ -55,6 +56,7 @@ inline void store(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256
 inline I broadcast(int32_t x) { return _mm256_set1_epi32(x); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F min(F a, F b) { return _mm256_min_ps(a, b); }
 inline K greater(F a, F b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 inline K greater(I a, I b) { return _mm256_cmpgt_epi32(a, b); }
 inline bool any(K k) { return !_mm256_testz_si256(k, k); }
@@ -100,6 +102,7 @@ inline F as_float(I x) { F y; __builtin_memcpy(&y, &x, sizeof y); return y; }
 inline I select(K k, I a, I b) { return (k & a) | (~k & b); }
 inline F select(K k, F a, F b) { return as_float(select(k, as_int(a), as_int(b))); }
 inline F max(F a, F b) { return select(greater(a, b), a, b); }
+inline F min(F a, F b) { return select(greater(b, a), a, b); }
 inline F permute(F x, I i) { return F{x[i[0] & 3], x[i[1] & 3], x[i[2] & 3], x[i[3] & 3]}; }
 inline F permute(F low, F high, I i) {
   const float x[8] = {low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]};

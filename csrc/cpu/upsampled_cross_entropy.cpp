@@ -25,9 +25,9 @@ CrossEntropySums cross_entropy(CrossEntropy args, Size size, bool align_corners,
   const Kernels& k = kernels();
   const Logits& x = args.logits;
   const RowTable rows(x.height, size.height, align_corners);
-  const ColumnTable columns(x.width, size.width, align_corners, k.lanes);
+  const CellTable cells(x.width, size.width, align_corners, k.lanes);
   args.rows = rows.view();
-  args.columns = columns.view();
+  args.cells = cells.view();
   const int64_t tasks = x.batch * bands(x);
   std::vector<float> seam(args.grad != nullptr ? tasks * x.classes * x.width : 0);
   args.seam = seam.data();

@@ -1,231 +1,421 @@
 // upsampled_cross_entropy (and the p(target) map of ohem_mask) on one band. Included after low_rows.h, inside the
 // level's namespace.
 //
-// A block of two vectors of full columns takes up to four full rows that lie between the same two low rows, and reads
-// the classes once: blend, subtract a bound on the largest logit, one exponential, kept in cache. The gradient of a
-// class is then a weighted sum of those exponentials, folded vertically into the two low rows and sideways into the
-// low columns. Nothing of full size is stored.
+// A block is up to four columns of each of kLanes neighbouring cells, a lane a cell, on up to four full rows between
+// the same two low rows. Within a cell and along a row or column, the blended logits of a class are an arithmetic
+// progression, so their exponentials are a geometric one: four exponentials a class make all sixteen of a cell. The
+// second sweep weighs them with what the gradient needs and folds them back onto the cell's corners. Nothing of full
+// size is stored.
 
 // p(target) of an ignored pixel: after every probability in any order.
 constexpr float kIgnored = 2.0f;
 
-// Full-resolution targets of one row of a block: the class, or -1 where the pixel is ignored or past the end.
-template <typename T>
-inline void load_target(const CrossEntropy& args, int64_t at, int64_t count, int32_t* out, CrossEntropySums& sums) {
-  const T* target = static_cast<const T*>(args.target) + at;
-  bool bad = false;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t value = target[i];
-    const bool inside = value >= 0 && value < args.logits.classes, ignored = value == args.ignore_index;
-    bad |= !inside && !ignored;
-    out[i] = inside && !ignored ? int32_t(value) : -1;
-  }
-  for (int64_t i = count; i < 2 * kLanes; ++i) out[i] = -1;
-  if (!bad) return;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t value = target[i];
-    if ((value >= 0 && value < args.logits.classes) || value == args.ignore_index) continue;
-    if (sums.bad_position < 0 || at + i < sums.bad_position) {
-      sums.bad_position = at + i;
-      sums.bad_value = value;
-    }
-    return;
-  }
-}
+constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
-inline void load_target(const CrossEntropy& args, int64_t at, int64_t count, int32_t* out, CrossEntropySums& sums) {
-  switch (args.target_type) {
-    case Integer::u8: return load_target<uint8_t>(args, at, count, out, sums);
-    case Integer::i8: return load_target<int8_t>(args, at, count, out, sums);
-    case Integer::i16: return load_target<int16_t>(args, at, count, out, sums);
-    case Integer::i32: return load_target<int32_t>(args, at, count, out, sums);
-    case Integer::i64: return load_target<int64_t>(args, at, count, out, sums);
-  }
-}
+// Below this, an exponential may have been cut off at 2^kLeastPower.
+constexpr float kLeastPower = -126.0f, kFar = 1e-30f;
 
-// Scratch of one worker. Low rows come with their bound as one class more.
+// Scratch of one worker. A low row is (classes + 1, stride), low column x of a class at x + origin, so that
+// blocks are aligned, and holds log2(e) (l - max over classes of l). The class past the last serves label smoothing: in the logits, the sum over
+// classes weighted by `weight`; in the gradient, what every class loses in proportion to its weight.
 struct CrossEntropyScratch {
   float* upper_row;
   float* lower_row;
   float* upper_grad;
   float* lower_grad;
   float* staging;
-  float* exponential;  // (classes, rows, 2 lanes) of the block at hand
+  float* largest;   // (stride)
+  float* powers;    // (classes, 4, lanes) of the block at hand, see Powers
+  int32_t* target;  // (4, full width + 1)
+  int64_t origin;
 
   CrossEntropyScratch(const CrossEntropy& args, float* scratch) {
-    const int64_t row_size = (args.logits.classes + 1) * row_stride(args.logits);
+    const int64_t size = row_size(args);
     upper_row = scratch;
-    lower_row = upper_row + row_size;
-    upper_grad = lower_row + row_size;
-    lower_grad = upper_grad + row_size;
-    staging = lower_grad + row_size;
-    exponential = staging + padded(args.logits.classes) * kLanes;
+    lower_row = upper_row + size;
+    upper_grad = lower_row + size;
+    lower_grad = upper_grad + size;
+    staging = lower_grad + size;
+    largest = staging + padded(args.logits.classes) * kLanes;
+    powers = largest + row_stride(args.logits);
+    target = reinterpret_cast<int32_t*>(powers + 4 * args.logits.classes * kLanes);
+    origin = -args.cells.block[0].first;
+  }
+
+  static int64_t row_size(const CrossEntropy& args) {
+    return (args.logits.classes + 1) * row_stride(args.logits) + kLanes;
   }
 };
 
 inline size_t cross_entropy_scratch(const CrossEntropy& args) {
   const int64_t classes = args.logits.classes;
-  return size_t(4 * (classes + 1) * row_stride(args.logits) + padded(classes) * kLanes + 8 * classes * kLanes);
+  return size_t(4 * CrossEntropyScratch::row_size(args) + padded(classes) * kLanes + row_stride(args.logits) +
+                4 * classes * kLanes + 4 * (args.cells.full + 1));
 }
 
-// What the pixels of one block leave for its gradient.
-template <int R>
-struct PixelScale {
-  F upper[R][2], lower[R][2];  // factor of e^d towards the two low rows
-  F upper_smooth[2], lower_smooth[2];  // sum over rows of what label smoothing takes off every class, times its weight
-};
+// Targets of one full row: the class, or -1 where the pixel is ignored and past the end.
+template <typename T>
+inline void load_targets(const CrossEntropy& args, int64_t at, int32_t* out, CrossEntropySums& sums) {
+  const T* target = static_cast<const T*>(args.target) + at;
+  const int64_t count = args.cells.full, classes = args.logits.classes, ignore = args.ignore_index;
+  int32_t valid = 0, bad = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t value = target[i];
+    const bool inside = uint64_t(value) < uint64_t(classes) && value != ignore;
+    valid += inside;
+    bad |= !inside && value != ignore;
+    out[i] = inside ? int32_t(value) : -1;
+  }
+  out[count] = -1;
+  sums.valid += valid;
+  for (int64_t i = 0; bad && i < count; ++i) {
+    const int64_t value = target[i];
+    if (out[i] >= 0 || value == ignore || (sums.bad_position >= 0 && sums.bad_position < at + i)) continue;
+    sums.bad_position = at + i;
+    sums.bad_value = value;
+  }
+}
 
-// The exponentials of one vector of columns and their sum, for every row. `shift` starts as the bound on the largest
-// logit. Where that lies so far above the largest logit that the sum would lose digits (neighbouring low pixels more
-// than ~40 apart and of different classes), the largest logit itself is found first.
-template <int R, bool kSmooth>
-inline void exponentials(const CrossEntropy& args, const CrossEntropyScratch& s, const Sideways& sideways, int half,
-                         const F* upper, const F* lower, F* shift, F* sum, F* smooth) {
-  const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
-  const F a = sideways(s.upper_row + classes * stride), b = sideways(s.lower_row + classes * stride);
-  for (int r = 0; r < R; ++r) shift[r] = fma(upper[r], a, lower[r] * b);
-  for (bool exact = false;; exact = true) {
-    for (int r = 0; r < R; ++r) sum[r] = smooth[r] = broadcast(0.0f);
-    for (int64_t c = 0; c < classes; ++c) {
-      const F a = sideways(s.upper_row + c * stride), b = sideways(s.lower_row + c * stride);
-      float* out = s.exponential + (c * R * 2 + half) * kLanes;
-      const F weight = broadcast(kSmooth && args.weight != nullptr ? args.weight[c] : 1.0f);
-      for (int r = 0; r < R; ++r) {
-        const F d = fma(upper[r], a, lower[r] * b) - shift[r];
-        const F e = exp(max(broadcast(kLeastExponent), d));
-        sum[r] = sum[r] + e;
-        if (kSmooth) smooth[r] = fma(weight, d, smooth[r]);
-        store(out + r * 2 * kLanes, e);
-      }
+inline void load_targets(const CrossEntropy& args, int64_t at, int32_t* out, CrossEntropySums& sums) {
+  switch (args.target_type) {
+    case Integer::u8: return load_targets<uint8_t>(args, at, out, sums);
+    case Integer::i8: return load_targets<int8_t>(args, at, out, sums);
+    case Integer::i16: return load_targets<int16_t>(args, at, out, sums);
+    case Integer::i32: return load_targets<int32_t>(args, at, out, sums);
+    case Integer::i64: return load_targets<int64_t>(args, at, out, sums);
+  }
+}
+
+// Class by class, so that memory is read in order; the largest logit of every column stays in cache meanwhile.
+inline void pack_low_row(const CrossEntropy& args, int64_t image, int64_t y, const CrossEntropyScratch& s, float* row) {
+  const int64_t stride = row_stride(args.logits), classes = args.logits.classes;
+  store(row, broadcast(0.0f));
+  row += s.origin;
+  pack_row(args.logits, image, y, row, s.staging);
+  __builtin_memcpy(s.largest, row, stride * sizeof(float));
+  for (int64_t c = 1; c < classes; ++c) {
+    for (int64_t i = 0; i < stride; i += kLanes) {
+      store(s.largest + i, max(load(row + c * stride + i), load(s.largest + i)));
     }
-    bool lost = false;
-    for (int r = 0; r < R; ++r) lost |= any(greater(broadcast(0x1p-60f), sum[r]));
-    if (!lost || exact) return;
-    for (int r = 0; r < R; ++r) shift[r] = broadcast(-__builtin_inff());
-    for (int64_t c = 0; c < classes; ++c) {
-      const F a = sideways(s.upper_row + c * stride), b = sideways(s.lower_row + c * stride);
-      for (int r = 0; r < R; ++r) shift[r] = max(fma(upper[r], a, lower[r] * b), shift[r]);
+  }
+  const bool smooth = args.label_smoothing != 0;
+  float* sum = row + classes * stride;
+  for (int64_t i = 0; i < stride && smooth; i += kLanes) store(sum + i, broadcast(0.0f));
+  for (int64_t c = 0; c < classes; ++c) {
+    const F weight = broadcast(args.weight != nullptr ? args.weight[c] : 1.0f);
+    for (int64_t i = 0; i < stride; i += kLanes) {
+      float* at = row + c * stride + i;
+      const F d = max(broadcast(kLowest), (load(at) - load(s.largest + i)) * broadcast(kLog2e));
+      store(at, d);
+      if (smooth) store(sum + i, max(broadcast(kLowest), fma(weight, d, load(sum + i))));
     }
   }
 }
 
-// Below this e^d may have been cut off at kLeastExponent.
-constexpr float kFar = 1e-36f;
+// Where a block lies and how its pixels blend their cells' corners: pixel (r, k) weighs the lower two by
+// lower + r * down and the right two by right + k * across.
+struct Block {
+  int64_t at;     // of lane 0's left corner in the low rows
+  int64_t row;    // the first full row
+  int64_t entry;  // of the first column in the tables
+  F upper, lower, left, right, down, across;
 
-// -log p where the target's exponential is cut off, from the logits themselves.
-inline F far_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t block, int half, int64_t row,
-                    const int32_t* target, F e, F loss, F shift, F log_sum) {
+  Block(const CrossEntropy& args, int64_t at, int64_t row, int rows, int64_t entry, int columns)
+      : at(at), row(row), entry(entry) {
+    const Cells& cells = args.cells;
+    upper = broadcast(args.rows.upper[row]);
+    lower = broadcast(args.rows.lower[row]);
+    down = rows > 1 ? broadcast((args.rows.lower[row + rows - 1] - args.rows.lower[row]) / float(rows - 1))
+                    : broadcast(0.0f);
+    left = load(cells.left_weight + entry * kLanes);
+    right = load(cells.right_weight + entry * kLanes);
+    const F last = load(cells.right_weight + (entry + columns - 1) * kLanes);
+    across = (last - right) * broadcast(1.0f / float(columns > 1 ? columns - 1 : 1));
+  }
+
+  F blend(const CrossEntropyScratch& s, int64_t row_at) const {
+    const float *a = s.upper_row + row_at + at, *b = s.lower_row + row_at + at;
+    return fma(upper, fma(left, load(a), right * load(a + 1)), lower * fma(left, load(b), right * load(b + 1)));
+  }
+};
+
+// One class's exponentials on a block: pixel (r, k) has first * down^r * across^k * both^(r k).
+struct Powers {
+  F first, down, across, both;
+
+  template <int R, int S>
+  void expand(F (&e)[R][S]) const {
+    F start = first, ratio = across;
+    for (int r = 0; r < R; ++r) {
+      if (r > 0) {
+        start = start * down;
+        ratio = ratio * both;
+      }
+      e[r][0] = start;
+      for (int k = 1; k < S; ++k) e[r][k] = e[r][k - 1] * ratio;
+    }
+  }
+
+  F at(int row, int column) const {
+    F e = first, ratio = across;
+    for (int r = 0; r < row; ++r) {
+      e = e * down;
+      ratio = ratio * both;
+    }
+    for (int k = 0; k < column; ++k) e = e * ratio;
+    return e;
+  }
+};
+
+inline Powers load_powers(const float* p) {
+  return {load(p), load(p + kLanes), load(p + 2 * kLanes), load(p + 3 * kLanes)};
+}
+
+// A class of its own for each lane.
+inline Powers gather_powers(const CrossEntropyScratch& s, I id) {
+  alignas(64) int32_t lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  const I index = add(multiply(id, broadcast(int32_t{4 * kLanes})), load(lane));
+  return {gather(s.powers, index), gather(s.powers + kLanes, index), gather(s.powers + 2 * kLanes, index),
+          gather(s.powers + 3 * kLanes, index)};
+}
+
+// Leaves every class's powers in the scratch and adds them up. False where the result may not serve: a progression
+// starts or ends below the least power but reaches above it, or the sum is out of range because the bound taken off
+// the logits lies far from the largest (neighbouring low pixels more than ~40 apart and of different classes).
+template <int R, int S>
+inline bool sum_classes(const CrossEntropy& args, const CrossEntropyScratch& s, const Block& block, F shift,
+                        F (&sum)[R][S]) {
+  const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
+  const F least = broadcast(kLeastPower), zero = broadcast(0.0f);
+  K cut = greater(zero, zero);
+  for (int r = 0; r < R; ++r) {
+    for (int k = 0; k < S; ++k) sum[r][k] = zero;
+  }
+  const F rows = broadcast(float(R - 1)), columns = broadcast(float(S - 1));
+  for (int64_t c = 0; c < classes; ++c) {
+    const float *a = s.upper_row + c * stride + block.at, *b = s.lower_row + c * stride + block.at;
+    const F upper_left = load(a), upper_right = load(a + 1), lower_left = load(b), lower_right = load(b + 1);
+    const F u = fma(block.left, upper_left, block.right * upper_right);
+    const F l = fma(block.left, lower_left, block.right * lower_right);
+    float* out = s.powers + c * 4 * kLanes;
+    Powers powers;
+    if constexpr (R * S == 1) {
+      powers.first = exp2(max(least, fma(block.upper, u, block.lower * l) - shift));
+      store(out, powers.first);
+    } else {
+      const F d = fma(block.upper, u, block.lower * l);
+      const F u_across = block.across * (upper_right - upper_left), l_across = block.across * (lower_right - lower_left);
+      const F across = fma(block.upper, u_across, block.lower * l_across);
+      const F down = block.down * (l - u), both = block.down * (l_across - u_across);
+      const F last_column = fma(columns, across, d), last_row = fma(rows, down, d);
+      const F opposite = fma(columns, fma(rows, both, across), last_row);
+      const F highest = max(max(d, last_column), max(last_row, opposite));
+      const F lowest = min(min(d, last_column), min(last_row, opposite));
+      const K dead = greater(least, highest);
+      cut = cut | (greater(least, lowest) ^ dead);
+      powers.first = exp2(select(dead, least, d));
+      powers.down = exp2(select(dead, zero, down));
+      powers.across = exp2(select(dead, zero, across));
+      powers.both = exp2(select(dead, zero, both));
+      store(out, powers.first);
+      store(out + kLanes, powers.down);
+      store(out + 2 * kLanes, powers.across);
+      store(out + 3 * kLanes, powers.both);
+    }
+    F e[R][S];
+    powers.expand(e);
+    for (int r = 0; r < R; ++r) {
+      for (int k = 0; k < S; ++k) sum[r][k] = sum[r][k] + e[r][k];
+    }
+  }
+  bool bad = any(cut);
+  for (int r = 0; r < R; ++r) {
+    for (int k = 0; k < S; ++k) {
+      bad |= any(greater(broadcast(0x1p-60f), sum[r][k])) || any(greater(sum[r][k], broadcast(0x1p60f)));
+    }
+  }
+  return !bad;
+}
+
+struct Corners {
+  F upper_left, upper_right, lower_left, lower_right;
+};
+
+// The transposed blend of scale * e: partial sums from the end stand for the sums weighted with r and with k.
+template <int R, int S>
+inline Corners fold(const Block& block, const F (&scale)[R][S], const F (&e)[R][S]) {
+  const F zero = broadcast(0.0f);
+  F sum = zero, by_row = zero, by_column = zero, by_both = zero;
+  for (int k = S - 1; k >= 0; --k) {
+    F part = scale[R - 1][k] * e[R - 1][k], parts = R > 1 ? part : zero;
+    for (int r = R - 2; r >= 0; --r) {
+      part = fma(scale[r][k], e[r][k], part);
+      if (r > 0) parts = parts + part;
+    }
+    sum = sum + part;
+    if (R > 1) by_row = by_row + parts;
+    if (k == 0) break;
+    by_column = by_column + sum;
+    if (R > 1) by_both = by_both + by_row;
+  }
+  const F lower = fma(block.lower, sum, block.down * by_row);
+  const F lower_columns = fma(block.lower, by_column, block.down * by_both);
+  const F upper = block.upper * sum - block.down * by_row;
+  const F upper_columns = block.upper * by_column - block.down * by_both;
+  return {block.left * upper - block.across * upper_columns, fma(block.right, upper, block.across * upper_columns),
+          block.left * lower - block.across * lower_columns, fma(block.right, lower, block.across * lower_columns)};
+}
+
+inline void add_pair(float* grad, F left, F right, I previous) {
+  store(grad, load(grad) + (left + permute(broadcast(0.0f), right, previous)));
+  grad[kLanes] += right[kLanes - 1];
+}
+
+inline void add_corners(const CrossEntropyScratch& s, int64_t at, const Corners& g) {
+  alignas(64) int32_t index[kLanes];
+  for (int i = 0; i < kLanes; ++i) index[i] = kLanes - 1 + i;
+  const I previous = load(index);
+  add_pair(s.upper_grad + at, g.upper_left, g.upper_right, previous);
+  add_pair(s.lower_grad + at, g.lower_left, g.lower_right, previous);
+}
+
+// Takes each lane's value off its own class.
+inline void subtract_corners(const CrossEntropyScratch& s, int64_t stride, int64_t at, const int32_t* id,
+                             const Corners& g) {
+  alignas(64) float value[4][kLanes];
+  store(value[0], g.upper_left);
+  store(value[1], g.upper_right);
+  store(value[2], g.lower_left);
+  store(value[3], g.lower_right);
+  for (int i = 0; i < kLanes; ++i) {
+    const int64_t to = id[i] * stride + at + i;
+    s.upper_grad[to] -= value[0][i];
+    s.upper_grad[to + 1] -= value[1][i];
+    s.lower_grad[to] -= value[2][i];
+    s.lower_grad[to + 1] -= value[3][i];
+  }
+}
+
+// -log p of pixel (row, entry) where the target's exponential is cut off, from the logits themselves.
+inline F far_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t at, int64_t row, int64_t entry,
+                    I id, F e, F loss, F shift, F log_sum) {
   alignas(64) float losses[kLanes], exponential[kLanes], shifts[kLanes], log_sums[kLanes];
+  alignas(64) int32_t target[kLanes];
   store(losses, loss);
   store(exponential, e);
   store(shifts, shift);
   store(log_sums, log_sum);
-  const Columns& columns = args.columns;
-  const int64_t offset = columns.narrow[block] ? columns.base[block] : 0;
+  store(target, id);
   const float upper = args.rows.upper[row], lower = args.rows.lower[row];
   for (int i = 0; i < kLanes; ++i) {
-    if (target[i] < 0 || !(exponential[i] < kFar)) continue;
-    const int64_t at = (block * 2 + half) * kLanes + i, start = target[i] * row_stride(args.logits) + offset;
-    const int64_t left = start + columns.left[at], right = start + columns.right[at];
-    const float u = columns.left_weight[at], v = columns.right_weight[at];
-    const float logit = upper * (u * s.upper_row[left] + v * s.upper_row[right]) +
-                        lower * (u * s.lower_row[left] + v * s.lower_row[right]);
-    losses[i] = logit < -1e30f ? __builtin_inff() : (shifts[i] - logit) + log_sums[i];  // kLowest stands for -inf
+    if (!(exponential[i] < kFar)) continue;
+    const int64_t from = target[i] * row_stride(args.logits) + at + i;
+    const float left = args.cells.left_weight[entry * kLanes + i], right = args.cells.right_weight[entry * kLanes + i];
+    const float d = upper * (left * s.upper_row[from] + right * s.upper_row[from + 1]) +
+                    lower * (left * s.lower_row[from] + right * s.lower_row[from + 1]);
+    losses[i] = d < -1e30f ? __builtin_inff() : (shifts[i] - d) * kLn2 + log_sums[i];  // kLowest stands for -inf
   }
   return load(losses);
 }
 
-// Targets and weights of one block; pixels past the end count as ignored.
-template <int R>
-struct Pixels {
-  alignas(64) int32_t target[R][2 * kLanes];
-  alignas(64) float weight[R][2 * kLanes];
-  int64_t count, at[R];
-  int32_t valid = 0;
-
-  Pixels(const CrossEntropy& args, int64_t block, int64_t image, int64_t first_row, CrossEntropySums& sums) {
-    const int64_t column = block * 2 * kLanes;
-    count = args.columns.full - column < 2 * kLanes ? args.columns.full - column : 2 * kLanes;
-    for (int r = 0; r < R; ++r) {
-      at[r] = (image * args.rows.full + first_row + r) * args.columns.full + column;
-      load_target(args, at[r], count, target[r], sums);
-      for (int i = 0; i < 2 * kLanes; ++i) valid += target[r][i] >= 0;
-      if (args.pixel_weight == nullptr) continue;
-      __builtin_memset(weight[r], 0, sizeof weight[r]);
-      __builtin_memcpy(weight[r], args.pixel_weight + at[r], count * sizeof(float));
-    }
-    sums.valid += valid;
-  }
-};
-
-// Where each lane's target lies in the block's exponentials of row r.
-template <int R>
-inline void target_positions(I target, int r, int half, int32_t* out) {
-  alignas(64) int32_t lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = (r * 2 + half) * kLanes + i;
-  store(out, add(multiply(target, broadcast(int32_t{R * 2 * kLanes})), load(lane)));
-}
-
-// Adds the losses of one block up and leaves in `scale` what its gradient needs.
-template <int R, bool kSmooth>
-inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t block, int64_t first_row,
-                         const Pixels<R>& pixels, PixelScale<R>& scale, double* num, double* den) {
-  const float smoothing = kSmooth ? float(args.label_smoothing / double(args.logits.classes)) : 0.0f;
-  const F keep = broadcast(float(1.0 - args.label_smoothing)), spread = broadcast(smoothing);
-  const F weight_sum = broadcast(float(args.weight_sum));
+template <int R, int S>
+inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t image, int64_t at,
+                         int64_t row, int64_t entry, const int32_t* targets, double* num, double* den) {
+  const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
+  const Cells& cells = args.cells;
   const F zero = broadcast(0.0f), one = broadcast(1.0f);
-  F block_num = zero, block_den = zero;
-  for (int half = 0; half < 2; ++half) {
-    const Sideways sideways(args.columns, block, half);
-    F upper[R], lower[R], shift[R], sum[R], smooth[R];
-    for (int r = 0; r < R; ++r) {
-      upper[r] = broadcast(args.rows.upper[first_row + r]);
-      lower[r] = broadcast(args.rows.lower[first_row + r]);
+  const I no_class = broadcast(int32_t{-1}), class_zero = broadcast(int32_t{0});
+  I target[R][S];
+  I highest = no_class;
+  for (int r = 0; r < R; ++r) {
+    for (int k = 0; k < S; ++k) {
+      const I column = load(cells.column + (entry + k) * kLanes);
+      const float* from = reinterpret_cast<const float*>(targets + r * (cells.full + 1));
+      target[r][k] = as_int(gather(from, column));
+      highest = select(greater(target[r][k], highest), target[r][k], highest);
     }
-    exponentials<R, kSmooth>(args, s, sideways, half, upper, lower, shift, sum, smooth);
-    scale.upper_smooth[half] = scale.lower_smooth[half] = zero;
-    for (int r = 0; r < R; ++r) {
-      const int32_t* target = &pixels.target[r][half * kLanes];
-      const I id = load(target);
-      const K kept = greater(id, broadcast(int32_t{-1}));
-      const I safe = select(kept, id, broadcast(int32_t{0}));
-      alignas(64) int32_t position[kLanes];
-      target_positions<R>(safe, r, half, position);
-      const F e = gather(s.exponential, load(position));
-      const F class_weight = args.weight != nullptr ? gather(args.weight, safe) : one;
-      const F pixel = args.pixel_weight != nullptr ? load(&pixels.weight[r][half * kLanes]) : one;
+  }
+  if (!any(greater(highest, no_class))) return;
 
-      F loss = log(sum[r] / e);
+  const Block block(args, at, row, R, entry, S);
+  F sum[R][S], shift = zero;
+  if (!sum_classes(args, s, block, zero, sum)) {
+    if constexpr (R * S > 1) {
+      for (int r = 0; r < R; ++r) {
+        for (int k = 0; k < S; ++k) {
+          block_losses<1, 1>(args, s, image, at, row + r, entry + k, targets + r * (cells.full + 1), num, den);
+        }
+      }
+      return;
+    } else {
+      shift = block.blend(s, 0);
+      for (int64_t c = 1; c < classes; ++c) shift = max(block.blend(s, c * stride), shift);
+      sum_classes(args, s, block, shift, sum);
+    }
+  }
+
+  const bool smooth = args.label_smoothing != 0;
+  const F keep = broadcast(float(1.0 - args.label_smoothing));
+  const F spread = broadcast(float(args.label_smoothing / double(classes)));
+  const F weight_sum = broadcast(float(args.weight_sum));
+  // Pixels of one cell mostly share their target.
+  const I middle = target[R / 2][S / 2], common = select(greater(middle, no_class), middle, class_zero);
+  F common_e[R][S];
+  gather_powers(s, common).expand(common_e);
+  F scale[R][S], taken[R][S], smoothed[R][S];
+  F block_num = zero, block_den = zero;
+  for (int r = 0; r < R; ++r) {
+    for (int k = 0; k < S; ++k) {
+      const K kept = greater(target[r][k], no_class);
+      const I id = select(kept, target[r][k], common);
+      const K other = greater(id, common) | greater(common, id);
+      F e = common_e[r][k];
+      if (any(other)) e = select(other, gather_powers(s, id).at(r, k), e);
+      const F class_weight = args.weight != nullptr ? gather(args.weight, id) : one;
+      F pixel = one;
+      const int64_t full_row = (image * args.rows.full + row + r) * cells.full;
+      if (args.pixel_weight != nullptr) {
+        const I column = load(cells.column + (entry + k) * kLanes);
+        pixel = gather(args.pixel_weight + full_row, select(kept, column, class_zero));
+      }
+      const F inverse = one / sum[r][k], p = e * inverse;
+      F loss = max(zero, zero - log(p));
       if (any(greater(broadcast(kFar), e))) {
-        loss = far_losses(args, s, block, half, first_row + r, target, e, loss, shift[r], log(sum[r]));
+        loss = far_losses(args, s, block.at, row + r, entry + k, id, e, loss, shift, log(sum[r][k]));
       }
-      F value = class_weight * loss;
-      F factor = pixel * class_weight;  // of p in the gradient
-      F correction = sum[r];            // factor / sum * (e - correction) is the gradient towards the target
+      const F factor = pixel * class_weight;
       block_den = block_den + select(kept, factor, zero);
-      if (kSmooth) {
-        value = fma(keep, value, spread * fma(weight_sum, log(sum[r]), zero - smooth[r]));
-        const F share = keep * class_weight, whole = fma(spread, weight_sum, share);
-        factor = pixel * whole;
-        correction = sum[r] * select(greater(whole, zero), share / whole, zero);
-        const F taken = select(kept, pixel * spread, zero);
-        scale.upper_smooth[half] = fma(upper[r], taken, scale.upper_smooth[half]);
-        scale.lower_smooth[half] = fma(lower[r], taken, scale.lower_smooth[half]);
+      F value = class_weight * loss;
+      taken[r][k] = select(kept, keep * factor, zero);
+      scale[r][k] = taken[r][k];
+      smoothed[r][k] = zero;
+      if (smooth) {
+        const Block here(args, at, row + r, 1, entry + k, 1);
+        const F d = here.blend(s, classes * stride) - weight_sum * shift;
+        value = fma(keep, value, spread * fma(weight_sum, log(sum[r][k]), d * broadcast(-kLn2)));
+        smoothed[r][k] = select(kept, pixel * spread, zero);
+        scale[r][k] = fma(weight_sum, smoothed[r][k], taken[r][k]);
       }
+      scale[r][k] = scale[r][k] * inverse;
       block_num = block_num + select(kept, pixel * value, zero);
-      if (args.probability != nullptr && half * kLanes < pixels.count) {
-        const int64_t left = pixels.count - half * kLanes;
-        store_first(args.probability + pixels.at[r] + half * kLanes, select(kept, e / sum[r], broadcast(kIgnored)),
-                    left < kLanes ? left : kLanes);
+      if (args.probability != nullptr) {
+        alignas(64) float probability[kLanes];
+        alignas(64) int32_t own[kLanes];
+        store(probability, p);
+        store(own, target[r][k]);
+        const int32_t* column = cells.column + (entry + k) * kLanes;
+        for (int i = 0; i < kLanes; ++i) {
+          if (own[i] >= 0) args.probability[full_row + column[i]] = probability[i];
+        }
       }
-      if (args.grad == nullptr) continue;
-      const F k = select(kept, factor / sum[r], zero);
-      scale.upper[r][half] = upper[r] * k;
-      scale.lower[r][half] = lower[r] * k;
-      alignas(64) float corrected[kLanes];
-      store(corrected, e - correction);
-#pragma GCC unroll 1  // unrolled, GCC takes the lanes apart with shuffles, which costs more than these reloads
-      for (int i = 0; i < kLanes; ++i) s.exponential[position[i]] = corrected[i];
+      if (args.grad == nullptr || !any(other)) continue;
+      const Block here(args, at, row + r, 1, entry + k, 1);
+      const F one_taken[1][1] = {{select(other, taken[r][k], zero)}}, ones[1][1] = {{one}};
+      alignas(64) int32_t ids[kLanes];
+      store(ids, id);
+      subtract_corners(s, stride, block.at, ids, fold(here, one_taken, ones));
+      taken[r][k] = select(other, zero, taken[r][k]);
     }
   }
   alignas(64) float num_lane[kLanes], den_lane[kLanes];
@@ -233,125 +423,63 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
   store(den_lane, block_den);
   for (int i = 0; i < kLanes; ++i) num[i] += num_lane[i];
   for (int i = 0; i < kLanes; ++i) den[i] += den_lane[i];
-}
-
-// The transposed blend: one class's gradient on the block's full columns, added to its low columns. kTaps is the
-// number of taps, kept in registers, or 0 where it is known only now.
-template <int kTaps>
-struct Fold {
-  static constexpr int kKept = kTaps > 0 ? kTaps : 1;
-  const Columns& columns;
-  int64_t block, base, first, last;
-  I index[kKept];
-  F weight[kKept];
-
-  Fold(const Columns& columns, int64_t block)
-      : columns(columns), block(block), base(columns.base[block]), first(columns.tap_first[block]),
-        last(columns.tap_first[block + 1]) {
-    for (int tap = 0; tap < kTaps; ++tap) {
-      index[tap] = load(columns.tap_index + (first + tap) * kLanes);
-      weight[tap] = load(columns.tap_weight + (first + tap) * kLanes);
-    }
-  }
-
-  void operator()(const F* upper, const F* lower, float* upper_grad, float* lower_grad) const {
-    if (kTaps == 0 && !columns.narrow[block]) return wide(upper, lower, upper_grad, lower_grad);
-    F g = broadcast(0.0f), h = g;
-    if (kTaps > 0) {
-      for (int tap = 0; tap < kTaps; ++tap) {
-        g = fma(weight[tap], permute(upper[0], upper[1], index[tap]), g);
-        h = fma(weight[tap], permute(lower[0], lower[1], index[tap]), h);
-      }
-    } else {
-      for (int64_t tap = first; tap < last; ++tap) {
-        const I from = load(columns.tap_index + tap * kLanes);
-        const F by = load(columns.tap_weight + tap * kLanes);
-        g = fma(by, permute(upper[0], upper[1], from), g);
-        h = fma(by, permute(lower[0], lower[1], from), h);
-      }
-    }
-    store(upper_grad + base, load(upper_grad + base) + g);
-    store(lower_grad + base, load(lower_grad + base) + h);
-  }
-
-  void wide(const F* upper, const F* lower, float* upper_grad, float* lower_grad) const {
-    alignas(64) float g[2 * kLanes], h[2 * kLanes];
-    for (int half = 0; half < 2; ++half) {
-      store(g + half * kLanes, upper[half]);
-      store(h + half * kLanes, lower[half]);
-    }
-    for (int i = 0; i < 2 * kLanes; ++i) {
-      const int64_t at = block * 2 * kLanes + i;
-      const int32_t left = columns.left[at], right = columns.right[at];
-      upper_grad[left] += columns.left_weight[at] * g[i];
-      upper_grad[right] += columns.right_weight[at] * g[i];
-      lower_grad[left] += columns.left_weight[at] * h[i];
-      lower_grad[right] += columns.right_weight[at] * h[i];
-    }
-  }
-};
-
-template <int R, bool kSmooth, int kTaps>
-inline void block_grad(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t block,
-                       const PixelScale<R>& scale) {
-  const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
-  const Fold<kTaps> fold(args.columns, block);
-  for (int64_t c = 0; c < classes; ++c) {
-    const float* e = s.exponential + c * R * 2 * kLanes;
-    F upper[2], lower[2];
-    for (int half = 0; half < 2; ++half) {
-      upper[half] = lower[half] = broadcast(0.0f);
-      if (kSmooth) {
-        const F weight = broadcast(args.weight != nullptr ? -args.weight[c] : -1.0f);
-        upper[half] = weight * scale.upper_smooth[half];
-        lower[half] = weight * scale.lower_smooth[half];
-      }
-      for (int r = 0; r < R; ++r) {
-        const F x = load(e + (r * 2 + half) * kLanes);
-        upper[half] = fma(scale.upper[r][half], x, upper[half]);
-        lower[half] = fma(scale.lower[r][half], x, lower[half]);
-      }
-    }
-    fold(upper, lower, s.upper_grad + c * stride, s.lower_grad + c * stride);
-  }
-}
-
-template <int R, bool kSmooth>
-inline void cross_entropy_rows(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t block, int64_t image,
-                               int64_t first_row, double* num, double* den, CrossEntropySums& sums) {
-  const Pixels<R> pixels(args, block, image, first_row, sums);
-  if (pixels.valid == 0) {
-    for (int r = 0; r < R && args.probability != nullptr; ++r) {
-      for (int64_t i = 0; i < pixels.count; ++i) args.probability[pixels.at[r] + i] = kIgnored;
-    }
-    return;
-  }
-  PixelScale<R> scale;
-  block_losses<R, kSmooth>(args, s, block, first_row, pixels, scale, num, den);
   if (args.grad == nullptr) return;
-  if (args.columns.tap_first[block + 1] - args.columns.tap_first[block] == 8) {
-    block_grad<R, kSmooth, 8>(args, s, block, scale);  // upsampling by 4
-  } else {
-    block_grad<R, kSmooth, 0>(args, s, block, scale);
+
+  for (int64_t c = 0; c < classes; ++c) {
+    F e[R][S];
+    load_powers(s.powers + c * 4 * kLanes).expand(e);
+    add_corners(s, c * stride + block.at, fold(block, scale, e));
+  }
+  F ones[R][S];
+  for (int r = 0; r < R; ++r) {
+    for (int k = 0; k < S; ++k) ones[r][k] = one;
+  }
+  if (smooth) add_corners(s, classes * stride + block.at, fold(block, smoothed, ones));
+  alignas(64) int32_t ids[kLanes];
+  store(ids, common);
+  subtract_corners(s, stride, block.at, ids, fold(block, taken, ones));
+}
+
+template <int R>
+inline void cross_entropy_rows(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t image, int64_t row,
+                               double* num, double* den, CrossEntropySums& sums) {
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = (image * args.rows.full + row + r) * args.cells.full;
+    load_targets(args, at, s.target + r * (args.cells.full + 1), sums);
+    for (int64_t i = 0; i < args.cells.full && args.probability != nullptr; ++i) args.probability[at + i] = kIgnored;
+  }
+  for (int64_t i = 0; i < args.cells.blocks; ++i) {
+    const CellBlock& b = args.cells.block[i];
+    const int64_t at = b.first + s.origin;
+    switch (b.columns) {
+      case 4: block_losses<R, 4>(args, s, image, at, row, b.entry, s.target, num, den); break;
+      case 2: block_losses<R, 2>(args, s, image, at, row, b.entry, s.target, num, den); break;
+      default: block_losses<R, 1>(args, s, image, at, row, b.entry, s.target, num, den);
+    }
   }
 }
 
-template <bool kSmooth>
+// Whether four rows from here have evenly rising weights, but for rounding.
+inline bool four_rows(const Rows& rows, int64_t row, int64_t end) {
+  if (end - row < 4) return false;
+  const float* w = rows.lower + row;
+  const float step = (w[3] - w[0]) / 3.0f, a = w[1] - w[0] - step, b = w[3] - w[2] - step;
+  return a < 1e-6f && a > -1e-6f && b < 1e-6f && b > -1e-6f;
+}
+
 inline void cross_entropy_between(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t image, int64_t y,
                                   double* num, double* den, CrossEntropySums& sums) {
   const int64_t end = args.rows.first[y + 1];
-  for (int64_t block = 0; block < args.columns.blocks; ++block) {
-    for (int64_t row = args.rows.first[y]; row < end;) {
-      if (end - row >= 4) {
-        cross_entropy_rows<4, kSmooth>(args, s, block, image, row, num, den, sums);
-        row += 4;
-      } else if (end - row >= 2) {
-        cross_entropy_rows<2, kSmooth>(args, s, block, image, row, num, den, sums);
-        row += 2;
-      } else {
-        cross_entropy_rows<1, kSmooth>(args, s, block, image, row, num, den, sums);
-        row += 1;
-      }
+  for (int64_t row = args.rows.first[y]; row < end;) {
+    if (four_rows(args.rows, row, end)) {
+      cross_entropy_rows<4>(args, s, image, row, num, den, sums);
+      row += 4;
+    } else if (end - row >= 2) {
+      cross_entropy_rows<2>(args, s, image, row, num, den, sums);
+      row += 2;
+    } else {
+      cross_entropy_rows<1>(args, s, image, row, num, den, sums);
+      row += 1;
     }
   }
 }
@@ -377,10 +505,23 @@ inline void write_grad(const CrossEntropy& args, const float* grad, int64_t imag
   }
 }
 
+// The gradient of a row that no further block adds to, less every class's share of what smoothing takes off; column 0.
+inline const float* finished(const CrossEntropy& args, const CrossEntropyScratch& s, float* grad) {
+  const int64_t stride = row_stride(args.logits), classes = args.logits.classes;
+  for (int64_t c = 0; c < classes && args.label_smoothing != 0; ++c) {
+    const F weight = broadcast(args.weight != nullptr ? -args.weight[c] : -1.0f);
+    for (int64_t i = s.origin; i < args.logits.width + s.origin; i += kLanes) {
+      float* at = grad + c * stride + i;
+      store(at, fma(weight, load(grad + classes * stride + i), load(at)));
+    }
+  }
+  return grad + s.origin;
+}
+
 inline void cross_entropy(const CrossEntropy& args, int64_t task, float* scratch, CrossEntropySums& sums) {
   const Logits& x = args.logits;
   CrossEntropyScratch s(args, scratch);
-  const int64_t stride = row_stride(x), size = x.classes * stride;
+  const int64_t stride = row_stride(x), size = CrossEntropyScratch::row_size(args);
   const int64_t image = task / bands(x), begin = task % bands(x) * kBandRows;
   const int64_t end = begin + kBandRows < x.height ? begin + kBandRows : x.height;
   double num[kLanes] = {}, den[kLanes] = {};
@@ -395,33 +536,23 @@ inline void cross_entropy(const CrossEntropy& args, int64_t task, float* scratch
         s.upper_row = s.lower_row;
         s.lower_row = swap;
       } else {
-        pack_row(x, image, y, s.upper_row, s.staging);
-        pack_bound(s.upper_row, x.classes, stride, s.upper_row + size);
+        pack_low_row(args, image, y, s, s.upper_row);
       }
-      in_lower = y + 1 < x.height ? y + 1 : y;
-      pack_row(x, image, in_lower, s.lower_row, s.staging);
-      pack_bound(s.lower_row, x.classes, stride, s.lower_row + size);
-      if (args.label_smoothing != 0) {
-        cross_entropy_between<true>(args, s, image, y, num, den, sums);
-      } else {
-        cross_entropy_between<false>(args, s, image, y, num, den, sums);
-      }
+      in_lower = y + 1 < x.height ? y + 1 : y;  // the last low row is its own lower neighbour, with weight 0
+      pack_low_row(args, image, in_lower, s, s.lower_row);
+      cross_entropy_between(args, s, image, y, num, den, sums);
     }
     if (!grad) continue;
-    if (y + 1 == x.height) {  // the last low row is its own lower neighbour
-      for (int64_t i = 0; i < size; i += kLanes) {
-        store(s.upper_grad + i, load(s.upper_grad + i) + load(s.lower_grad + i));
-      }
-    }
-    write_grad(args, s.upper_grad, image, y);
+    write_grad(args, finished(args, s, s.upper_grad), image, y);
     float* swap = s.upper_grad;
     s.upper_grad = s.lower_grad;
     s.lower_grad = swap;
   }
   if (grad && end < x.height) {
+    const float* last = finished(args, s, s.upper_grad);
     float* seam = args.seam + task * x.classes * x.width;
     for (int64_t c = 0; c < x.classes; ++c) {
-      __builtin_memcpy(seam + c * x.width, s.upper_grad + c * stride, x.width * sizeof(float));
+      __builtin_memcpy(seam + c * x.width, last + c * stride, x.width * sizeof(float));
     }
   }
   for (int i = 0; i < kLanes; ++i) {

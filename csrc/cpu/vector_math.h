@@ -3,13 +3,8 @@
 // The least argument of exp: e^-86 is 5e-38, still a normal number.
 constexpr float kLeastExponent = -86.0f;
 
-// e^x for kLeastExponent <= x <= 88; NaN gives NaN. 2^n is added to the exponent of 2^f, with x log2(e) = n + f and
-// |f| <= 1/2; the polynomial's relative error is 9e-8.
-inline F exp(F x) {
-  const F round = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const F log2e = broadcast(1.44269504f);
-  const F shifted = fma(x, log2e, round);
-  const F f = fma(x, log2e, round - shifted);
+// 2^(n + f) where `shifted` holds n in its low bits and |f| <= 1/2; the polynomial's relative error is 9e-8.
+inline F power_of_two(F shifted, F f) {
   F p = broadcast(0.001326472731307149f);
   p = fma(p, f, broadcast(0.009671512991189957f));
   p = fma(p, f, broadcast(0.05550733581185341f));
@@ -17,6 +12,21 @@ inline F exp(F x) {
   p = fma(p, f, broadcast(0.6931470036506653f));
   p = fma(p, f, broadcast(1.0f));
   return as_float(add(as_int(p), shift_left<23>(as_int(shifted))));
+}
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+
+// e^x for kLeastExponent <= x <= 88; NaN gives NaN.
+inline F exp(F x) {
+  const F log2e = broadcast(1.44269504f), round = broadcast(kRound);
+  const F shifted = fma(x, log2e, round);
+  return power_of_two(shifted, fma(x, log2e, round - shifted));
+}
+
+// 2^x for -126 <= x <= 127; NaN gives NaN.
+inline F exp2(F x) {
+  const F round = broadcast(kRound), shifted = x + round;
+  return power_of_two(shifted, x - (shifted - round));
 }
 
 // log x for normal x > 0; NaN gives NaN and infinity infinity. x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
