@@ -3,6 +3,32 @@
 // Rows lie an odd number of vectors apart: at a power of two, the same column of every row would share a cache set.
 inline int64_t row_pitch(int64_t dim) { return padded(dim) + kLanes; }
 
+// `count` pixels of an image whose planes lie apart. A run of pixels takes a few cache lines of every plane, each plane on
+// a page of its own, which the hardware's prefetcher doesn't follow: the run after the next is asked for here. Into the
+// second level, since the first can wait for far fewer lines at a time.
+template <Float type>
+inline void transpose_planes(const Features& x, int64_t start, int64_t count, int64_t stride, float* out) {
+  const int64_t size = element_size(type);
+  for (int64_t d = 0; d < x.dim; d += kLanes) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const bool whole = d + kLanes <= x.dim && i + kLanes <= count;
+      F block[kLanes];
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const int64_t at = start + (d + j) * x.stride_d + i;
+        if (whole) {
+          block[j] = load_logits(x.data, type, at);
+        } else {
+          block[j] = d + j < x.dim ? load_some(x.data, type, at, count - i) : broadcast(0.0f);
+        }
+        __builtin_prefetch(static_cast<const char*>(x.data) + (at + 2 * count) * size, 0, 2);
+      }
+      transpose(block);
+      const int64_t rows = count - i < kLanes ? count - i : kLanes;
+      for (int64_t j = 0; j < rows; ++j) store(out + (i + j) * stride + d, block[j]);
+    }
+  }
+}
+
 // `count` pixels of one image.
 inline void load_image_rows(const Features& x, int64_t start, int64_t count, int64_t stride, float* out) {
   if (x.stride_d == 1) {
@@ -13,20 +39,10 @@ inline void load_image_rows(const Features& x, int64_t start, int64_t count, int
     }
     return;
   }
-  // A short run of each of many planes: the hardware's prefetcher doesn't see the next planes coming.
-  const int64_t size = element_size(x.type), ahead = kLanes * x.stride_d;
-  for (int64_t d = 0; d < x.dim; d += kLanes) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-      F block[kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const int64_t at = start + (d + j) * x.stride_d + i;
-        block[j] = d + j < x.dim ? load_some(x.data, x.type, at, count - i) : broadcast(0.0f);
-        if (d + kLanes + j < x.dim) __builtin_prefetch(static_cast<const char*>(x.data) + (at + ahead) * size);
-      }
-      transpose(block);
-      const int64_t rows = count - i < kLanes ? count - i : kLanes;
-      for (int64_t j = 0; j < rows; ++j) store(out + (i + j) * stride + d, block[j]);
-    }
+  switch (x.type) {
+    case Float::f32: return transpose_planes<Float::f32>(x, start, count, stride, out);
+    case Float::f16: return transpose_planes<Float::f16>(x, start, count, stride, out);
+    case Float::bf16: return transpose_planes<Float::bf16>(x, start, count, stride, out);
   }
 }
 
