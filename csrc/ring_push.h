@@ -1,10 +1,9 @@
 // The steps of ring_push as functors, run by a CUDA launch (cuda/ring_push.cu) or by a CPU loop (cpu/ring_push.cpp).
 //
-// Pixels come in groups of kGroup. In a group, the keys of a class are four words of 32 bits, one bit a pixel (a
-// warp's ballots): counting them is a popcount, and a pixel's rank is the popcount of the bits before its own.
-//   1. CountKeys: keys of every class in every group.
+// Pixels come in groups.
+//   1. The keys of every class in every group are counted.
 //   2. A scan over the groups of each class gives the rank of a group's first key; Advance then closes the class.
-//   3. RankInGroup and FindSlot: where each key goes. More keys than the ring holds: only the newest are written.
+//   3. FindSlot: where each key goes. More keys than the ring holds: only the newest are written.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +16,8 @@
 
 namespace u2pl_fast::ring {
 
-constexpr int kWarp = 32;
-constexpr int kWarps = 4;
-constexpr int kGroup = kWarp * kWarps;
+constexpr int kCudaGroup = 128;
+constexpr int kCpuGroup = 1024;  // a run of pages in each plane
 
 // One push. Pixels, and so ranks within a push, fit in 31 bits; the counters of keys ever pushed have 64.
 struct Push {
@@ -31,31 +29,6 @@ struct Push {
   int32_t* rank;           // scratch (classes, groups): counts after step 1, ranks of first keys after step 2
   int64_t* start;          // scratch (classes): pushed before this push
   int64_t* total;          // scratch (classes): keys of this push
-};
-
-U2PL_SHARED int popcount(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __popc(bits);
-#else
-  return __builtin_popcount(bits);
-#endif
-}
-
-struct CountKeys {
-  // ballots: kWarps words.
-  U2PL_SHARED int operator()(const uint32_t* ballots) const {
-    int count = 0;
-    for (int warp = 0; warp < kWarps; ++warp) count += popcount(ballots[warp]);
-    return count;
-  }
-};
-
-struct RankInGroup {
-  U2PL_SHARED int operator()(const uint32_t* ballots, int pixel) const {
-    int rank = 0;
-    for (int warp = 0; warp < pixel / kWarp; ++warp) rank += popcount(ballots[warp]);
-    return rank + popcount(ballots[pixel / kWarp] & ((1u << pixel % kWarp) - 1));
-  }
 };
 
 struct Advance {

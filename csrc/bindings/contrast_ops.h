@@ -213,7 +213,7 @@ inline void ring_push(const Tensor& bank, const Tensor& offsets, const Tensor& p
   Tensor open;
   if (gate) open = plain(*gate, "gate", at::kBool, {}, device);
 
-  const int64_t groups = cpu::ring_groups(described.pixels());
+  const int64_t groups = cpu::ceil_div(described.pixels(), device.is_cpu() ? ring::kCpuGroup : ring::kCudaGroup);
   const Tensor rank = at::empty({classes, groups}, pushed.options().dtype(at::kInt));
   const Tensor counters = at::empty({2, classes}, pushed.options());
   ring::Push push{classes,

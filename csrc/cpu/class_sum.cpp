@@ -5,26 +5,25 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-constexpr int64_t kChunk = 4096, kMostChunks = 64, kSlab = 16;
+constexpr int64_t kChunk = 4096, kMostChunks = 64, kVector = 16;
 
 }  // namespace
 
 void class_sum(const Features& x, const int16_t* anchor_label, int64_t classes, float* total, const Workers& workers) {
   const ContrastKernels& k = kernels().contrast;
-  const int64_t pixels = x.pixels(), size = classes * x.dim;
+  const int64_t pixels = x.pixels(), pitch = ceil_div(x.dim, kVector) * kVector;
   const int64_t chunk = std::max(kChunk, ceil_div(ceil_div(pixels, kMostChunks), 64) * 64);
   const int64_t chunks = ceil_div(pixels, chunk);
-  std::vector<float> partial(chunks * size);
-  const ClassSum args{x, anchor_label, classes, chunk, partial.data()};
-  // Planes are read a few at a time, whole rows of pixels at once.
-  const int64_t slab = x.stride_d == 1 ? x.dim : std::min(x.dim, kSlab), slabs = ceil_div(x.dim, slab);
-  run_tasks(chunks * slabs, size_t(classes * ceil_div(slab, kSlab) * kSlab), workers, [&](int64_t task, float* scratch) {
-    const int64_t first = task % slabs * slab;
-    k.class_sum(args, task / slabs, first, std::min(slab, x.dim - first), scratch);
-  });
-  std::fill_n(total, size, 0.0f);
+  std::vector<float> partial(chunks * classes * pitch);
+  const ClassSum args{x, anchor_label, classes, chunk, pitch, partial.data()};
+  run_tasks(chunks, k.class_sum_scratch(args), workers,
+            [&](int64_t task, float* scratch) { k.class_sum(args, task, scratch); });
+  std::fill_n(total, classes * x.dim, 0.0f);
   for (int64_t i = 0; i < chunks; ++i) {
-    for (int64_t j = 0; j < size; ++j) total[j] += partial[i * size + j];
+    for (int64_t c = 0; c < classes; ++c) {
+      const float* row = partial.data() + (i * classes + c) * pitch;
+      for (int64_t d = 0; d < x.dim; ++d) total[c * x.dim + d] += row[d];
+    }
   }
 }
 

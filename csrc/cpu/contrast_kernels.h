@@ -49,7 +49,8 @@ struct ClassSum {
   const int16_t* anchor_label;  // (pixels)
   int64_t classes;
   int64_t chunk;   // pixels of a task
-  float* partial;  // (chunks, classes, dim)
+  int64_t pitch;   // of a row of `partial`: dim, or more for whole vectors
+  float* partial;  // (chunks, classes, pitch), zeros
 };
 
 // One pixel's row, and where it goes.
@@ -85,7 +86,8 @@ constexpr int64_t kAnchorBlock = 32;  // anchors of one class that a task of inf
 struct ContrastKernels {
   size_t (*contrast_masks_scratch)(const ContrastMasks&);
   void (*contrast_masks)(const ContrastMasks&, int64_t task, float* scratch, ContrastCounts& counts);
-  void (*class_sum)(const ClassSum&, int64_t chunk, int64_t first_dim, int64_t dims, float* scratch);
+  size_t (*class_sum_scratch)(const ClassSum&);
+  void (*class_sum)(const ClassSum&, int64_t chunk, float* scratch);
   // `count` pixels from `first` on as rows of fp32, `stride` floats apart and zero past dim.
   void (*load_rows)(const Features&, int64_t first, int64_t count, int64_t stride, float* out);
   float (*square_sum)(const float* row, int64_t dim);

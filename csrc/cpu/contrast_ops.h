@@ -37,7 +37,6 @@ struct RingPush {
   Float bank_type;
   ring::Push push;
 };
-inline int64_t ring_groups(int64_t pixels) { return ceil_div(pixels, ring::kGroup); }
 void ring_push(const RingPush& args, const Workers& workers);
 
 // The loss; the result pointers of `args` hold what was found for each anchor.

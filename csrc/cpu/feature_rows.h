@@ -3,6 +3,32 @@
 // Rows lie an odd number of vectors apart: at a power of two, the same column of every row would share a cache set.
 inline int64_t row_pitch(int64_t dim) { return padded(dim) + kLanes; }
 
+// `count` pixels of an image whose planes lie apart. A run of pixels takes a few cache lines of every plane, each plane on
+// a page of its own, which the hardware's prefetcher doesn't follow: the run after the next is asked for here. Into the
+// second level, since the first can wait for far fewer lines at a time.
+template <Float type>
+inline void transpose_planes(const Features& x, int64_t start, int64_t count, int64_t stride, float* out) {
+  const int64_t size = element_size(type);
+  for (int64_t d = 0; d < x.dim; d += kLanes) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const bool whole = d + kLanes <= x.dim && i + kLanes <= count;
+      F block[kLanes];
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const int64_t at = start + (d + j) * x.stride_d + i;
+        if (whole) {
+          block[j] = load_logits(x.data, type, at);
+        } else {
+          block[j] = d + j < x.dim ? load_some(x.data, type, at, count - i) : broadcast(0.0f);
+        }
+        __builtin_prefetch(static_cast<const char*>(x.data) + (at + 2 * count) * size, 0, 2);
+      }
+      transpose(block);
+      const int64_t rows = count - i < kLanes ? count - i : kLanes;
+      for (int64_t j = 0; j < rows; ++j) store(out + (i + j) * stride + d, block[j]);
+    }
+  }
+}
+
 // `count` pixels of one image.
 inline void load_image_rows(const Features& x, int64_t start, int64_t count, int64_t stride, float* out) {
   if (x.stride_d == 1) {
@@ -13,20 +39,10 @@ inline void load_image_rows(const Features& x, int64_t start, int64_t count, int
     }
     return;
   }
-  // A short run of each of many planes: the hardware's prefetcher doesn't see the next planes coming.
-  const int64_t size = element_size(x.type), ahead = kLanes * x.stride_d;
-  for (int64_t d = 0; d < x.dim; d += kLanes) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-      F block[kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const int64_t at = start + (d + j) * x.stride_d + i;
-        block[j] = d + j < x.dim ? load_some(x.data, x.type, at, count - i) : broadcast(0.0f);
-        if (d + kLanes + j < x.dim) __builtin_prefetch(static_cast<const char*>(x.data) + (at + ahead) * size);
-      }
-      transpose(block);
-      const int64_t rows = count - i < kLanes ? count - i : kLanes;
-      for (int64_t j = 0; j < rows; ++j) store(out + (i + j) * stride + d, block[j]);
-    }
+  switch (x.type) {
+    case Float::f32: return transpose_planes<Float::f32>(x, start, count, stride, out);
+    case Float::f16: return transpose_planes<Float::f16>(x, start, count, stride, out);
+    case Float::bf16: return transpose_planes<Float::bf16>(x, start, count, stride, out);
   }
 }
 
@@ -81,48 +97,119 @@ inline void sum_rows(const void* rows, Float type, int64_t dim, const int64_t* p
   }
 }
 
-// Adds dims first_dim .. first_dim + dims of a chunk's pixels to the row of their class.
-inline void class_sum(const ClassSum& args, int64_t chunk, int64_t first_dim, int64_t dims, float* scratch) {
+// The classes in some pixels of one image.
+struct ClassVectors {
+  int32_t* label;   // of each pixel, whole vectors
+  int32_t* where;   // first pixels of vectors, once for each class in them ...
+  int32_t* which;   // ... and those classes
+  int32_t* found;   // the classes in all of them
+  int32_t* seen;    // (classes)
+  int64_t listed = 0, founds = 0;
+
+  static size_t size(const ClassSum& args) { return size_t(3 * padded(args.chunk) + 2 * args.classes); }
+
+  ClassVectors(const ClassSum& args, float* scratch) {
+    label = reinterpret_cast<int32_t*>(scratch);
+    where = label + padded(args.chunk);
+    which = where + padded(args.chunk);
+    found = which + padded(args.chunk);
+    seen = found + args.classes;
+    __builtin_memset(seen, 0, size_t(args.classes) * sizeof(int32_t));
+  }
+
+  void list(const int16_t* labels, int64_t count) {
+    listed = founds = 0;
+    for (int64_t i = 0; i < padded(count); ++i) label[i] = i < count ? labels[i] : -1;
+    for (int64_t first = 0; first < count; first += kLanes) {
+      const int64_t begin = listed;
+      for (int64_t i = first; i < first + kLanes; ++i) {
+        bool known = label[i] < 0;
+        for (int64_t k = listed; k > begin && !known; --k) known = which[k - 1] == label[i];
+        if (known) continue;
+        where[listed] = int32_t(first);
+        which[listed++] = label[i];
+        if (seen[label[i]]++ == 0) found[founds++] = label[i];
+      }
+    }
+    for (int64_t k = 0; k < founds; ++k) seen[found[k]] = 0;
+  }
+};
+
+// Planes summed together: one stream of memory alone doesn't fill its bandwidth.
+constexpr int64_t kPlanes = 4;
+
+inline size_t class_sum_scratch(const ClassSum& args) {
+  return size_t(args.classes * kPlanes * kLanes) + ClassVectors::size(args);
+}
+
+// Adds P planes of `count` pixels to the rows of their classes, one lane at a time until the end.
+template <Float type, int64_t P>
+inline void sum_planes(const Features& x, const ClassVectors& v, int64_t start, int64_t count, float* lanes, float* out,
+                       int64_t pitch) {
+  constexpr int64_t kAhead = 2048;  // bytes; the hardware's prefetcher stops at the end of every page
+  for (int64_t k = 0; k < v.founds; ++k) __builtin_memset(lanes + v.found[k] * P * kLanes, 0, P * sizeof(F));
+  for (int64_t k = 0; k < v.listed;) {
+    const int32_t c = v.which[k];
+    F total[P];
+    for (int64_t j = 0; j < P; ++j) total[j] = load(lanes + (c * P + j) * kLanes);
+    do {  // neighbours are mostly of one class
+      const int64_t i = v.where[k];
+      const K own = equal(load(v.label + i), broadcast(c));
+      for (int64_t j = 0; j < P; ++j) {
+        const int64_t at = start + j * x.stride_d + i;
+        const F value = i + kLanes <= count ? load_logits(x.data, type, at) : load_some(x.data, type, at, count - i);
+        __builtin_prefetch(static_cast<const char*>(x.data) + at * element_size(type) + kAhead, 0, 2);
+        total[j] = total[j] + select(own, value, broadcast(0.0f));
+      }
+    } while (++k < v.listed && v.which[k] == c);
+    for (int64_t j = 0; j < P; ++j) store(lanes + (c * P + j) * kLanes, total[j]);
+  }
+  for (int64_t k = 0; k < v.founds; ++k) {
+    const int64_t c = v.found[k];
+    for (int64_t j = 0; j < P; ++j) out[c * pitch + j] += sum(load(lanes + (c * P + j) * kLanes));
+  }
+}
+
+// Adds `count` pixels of one image to the rows of their classes.
+template <Float type>
+inline void sum_pixels(const ClassSum& args, const int16_t* label, int64_t start, int64_t count, float* scratch,
+                       float* out) {
   const Features& x = args.features;
-  float* partial = args.partial + chunk * args.classes * x.dim;
-  const int64_t stride = padded(dims);
-  __builtin_memset(scratch, 0, size_t(args.classes * stride) * sizeof(float));
+  if (x.stride_d == 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (label[i] < 0) continue;
+      float* total = out + label[i] * args.pitch;
+      for (int64_t d = 0; d < x.dim; d += kLanes) {
+        const int64_t at = start + i * x.stride_p + d;
+        store(total + d, load(total + d) + load_some(x.data, type, at, x.dim - d));
+      }
+    }
+    return;
+  }
+  ClassVectors v(args, scratch + args.classes * kPlanes * kLanes);
+  v.list(label, count);
+  int64_t d = 0;
+  for (; d + kPlanes <= x.dim; d += kPlanes) {
+    sum_planes<type, kPlanes>(x, v, start + d * x.stride_d, count, scratch, out + d, args.pitch);
+  }
+  for (; d < x.dim; ++d) sum_planes<type, 1>(x, v, start + d * x.stride_d, count, scratch, out + d, args.pitch);
+}
+
+// The sums of one chunk of pixels, into zeros.
+inline void class_sum(const ClassSum& args, int64_t chunk, float* scratch) {
+  const Features& x = args.features;
+  float* out = args.partial + chunk * args.classes * args.pitch;
   const int64_t begin = chunk * args.chunk;
   const int64_t end = begin + args.chunk < x.pixels() ? begin + args.chunk : x.pixels();
-  for (int64_t first = begin; first < end;) {
+  for (int64_t first = begin, count; first < end; first += count) {
     const int64_t image = first / x.plane, pixel = first % x.plane;
-    int64_t count = end - first < kLanes ? end - first : kLanes;
-    if (x.plane - pixel < count) count = x.plane - pixel;
+    count = end - first < x.plane - pixel ? end - first : x.plane - pixel;
+    const int64_t start = image * x.stride_b + pixel * x.stride_p;
     const int16_t* label = args.anchor_label + first;
-    const int64_t start = image * x.stride_b + pixel * x.stride_p + first_dim * x.stride_d;
-    first += count;
-    if (x.stride_d == 1) {
-      for (int64_t i = 0; i < count; ++i) {
-        if (label[i] < 0) continue;
-        float* total = scratch + label[i] * stride;
-        for (int64_t d = 0; d < dims; d += kLanes) {
-          store(total + d, load(total + d) + load_some(x.data, x.type, start + i * x.stride_p + d, dims - d));
-        }
-      }
-      continue;
+    switch (x.type) {
+      case Float::f32: sum_pixels<Float::f32>(args, label, start, count, scratch, out); break;
+      case Float::f16: sum_pixels<Float::f16>(args, label, start, count, scratch, out); break;
+      case Float::bf16: sum_pixels<Float::bf16>(args, label, start, count, scratch, out); break;
     }
-    bool wanted = false;
-    for (int64_t i = 0; i < count; ++i) wanted |= label[i] >= 0;
-    if (!wanted) continue;
-    for (int64_t d = 0; d < dims; d += kLanes) {
-      F block[kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) {
-        block[j] = d + j < dims ? load_some(x.data, x.type, start + (d + j) * x.stride_d, count) : broadcast(0.0f);
-      }
-      transpose(block);
-      for (int64_t i = 0; i < count; ++i) {
-        if (label[i] < 0) continue;
-        float* total = scratch + label[i] * stride + d;
-        store(total, load(total) + block[i]);
-      }
-    }
-  }
-  for (int64_t c = 0; c < args.classes; ++c) {
-    __builtin_memcpy(partial + c * x.dim + first_dim, scratch + c * stride, size_t(dims) * sizeof(float));
   }
 }

@@ -1,4 +1,4 @@
-// The steps of ring_push.h as loops: groups of pixels are tasks, the ballots are made one bit at a time.
+// The steps of ring_push.h as loops: groups of pixels are tasks, and running counters take the place of ballots.
 #include "bits.h"
 #include "contrast_ops.h"
 #include "tasks.h"
@@ -6,44 +6,56 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-// The ballots of one group: (classes, kWarps) words. Returns whether any bit is set.
-bool make_ballots(const int32_t* mask, int64_t classes, int64_t first, int64_t count, std::vector<uint32_t>& ballots) {
-  std::fill(ballots.begin(), ballots.end(), 0);
-  bool any = false;
-  for (int64_t i = 0; i < count; ++i) {
-    for_each_class(mask + (first + i) * words_of(classes), classes, [&](int64_t c) {
-      ballots[c * ring::kWarps + i / ring::kWarp] |= 1u << (i % ring::kWarp);
-      any = true;
-    });
-  }
-  return any;
+constexpr int64_t kTile = 64;      // pixels that are turned from planes into rows at once
+constexpr int64_t kRowsAhead = 8;  // rows asked for before they are read
+
+int64_t pitch_of(int64_t dim) { return ceil_div(dim, 16) * 16 + 16; }
+
+struct Pixels {
+  int64_t begin, end;
+};
+
+// The mask's rows of some pixels, none past the end.
+bool any_key(const RingPush& args, Pixels p) {
+  const int64_t words = words_of(args.push.classes), end = std::min(p.end, args.features.pixels());
+  return std::any_of(args.mask + std::min(p.begin, end) * words, args.mask + end * words, [](int32_t w) { return w != 0; });
 }
 
-// Writes the kept keys of one group; a pixel's row is read and its norm taken once, whatever the number of its classes.
-void write_group(const RingPush& args, int64_t group, int64_t count, const std::vector<uint32_t>& ballots, float* rows) {
+void prefetch_row(const Features& x, int64_t pixel) {
+  const int64_t size = element_size(x.type);
+  const char* row = static_cast<const char*>(x.data) + (pixel / x.plane * x.stride_b + pixel % x.plane * x.stride_p) * size;
+  for (int64_t byte = 0; byte < x.dim * size; byte += 64) __builtin_prefetch(row + byte);
+}
+
+// Writes the kept keys of some pixels, of which `next` is the rank of each class's next key; a pixel's row is read and
+// its norm taken once, whatever the number of its classes.
+void write_keys(const RingPush& args, Pixels pixels, std::vector<int64_t>& next, float* rows) {
   const ContrastKernels& k = kernels().contrast;
-  const ring::Push& push = args.push;
-  const ring::FindSlot find_slot{push};
-  const int64_t first = group * ring::kGroup, dim = args.features.dim, words = words_of(push.classes);
-  const int64_t pitch = ceil_div(dim, 16) * 16 + 16;
-  const RowWriter writer{args.bank, args.bank_type, dim};
-  const bool planes = args.features.stride_d != 1;
-  if (planes) k.load_rows(args.features, first, count, pitch, rows);
-  for (int64_t i = 0; i < count; ++i) {
-    float* row = rows + (planes ? i * pitch : 0);
-    bool loaded = false;
-    float scale = 0;
-    for_each_class(args.mask + (first + i) * words, push.classes, [&](int64_t c) {
-      const int rank = ring::RankInGroup{}(&ballots[c * ring::kWarps], int(i));
-      const int64_t slot = find_slot(c, push.rank[c * push.groups + group] + rank);
-      if (slot < 0) return;
-      if (!loaded) {
-        if (!planes) k.load_rows(args.features, first + i, 1, pitch, row);
-        scale = ring::InverseNorm{}(k.square_sum(row, dim));
-        loaded = true;
-      }
-      k.write_row(writer, row, scale, slot);
-    });
+  const ring::FindSlot find_slot{args.push};
+  const Features& x = args.features;
+  const int64_t classes = args.push.classes, words = words_of(classes), pitch = pitch_of(x.dim);
+  const RowWriter writer{args.bank, args.bank_type, x.dim};
+  const bool planes = x.stride_d != 1;
+  for (int64_t first = pixels.begin; first < pixels.end; first += kTile) {
+    const Pixels tile{first, std::min(pixels.end, first + kTile)};
+    if (!any_key(args, tile)) continue;
+    if (planes) k.load_rows(x, first, tile.end - first, pitch, rows);
+    for (int64_t p = first; p < tile.end; ++p) {
+      if (!planes && any_key(args, {p + kRowsAhead, p + kRowsAhead + 1})) prefetch_row(x, p + kRowsAhead);
+      float* row = rows + (planes ? (p - first) * pitch : 0);
+      bool loaded = false;
+      float scale = 0;
+      for_each_class(args.mask + p * words, classes, [&](int64_t c) {
+        const int64_t slot = find_slot(c, next[c]++);
+        if (slot < 0) return;
+        if (!loaded) {
+          if (!planes) k.load_rows(x, p, 1, pitch, row);
+          scale = ring::InverseNorm{}(k.square_sum(row, x.dim));
+          loaded = true;
+        }
+        k.write_row(writer, row, scale, slot);
+      });
+    }
   }
 }
 
@@ -51,29 +63,17 @@ void write_group(const RingPush& args, int64_t group, int64_t count, const std::
 
 void ring_push(const RingPush& args, const Workers& workers) {
   const ring::Push& push = args.push;
-  const int64_t pixels = args.features.pixels(), groups = push.groups;
-  const auto size_of = [&](int64_t group) {
-    return std::min<int64_t>(ring::kGroup, pixels - group * ring::kGroup);
+  const int64_t classes = push.classes, groups = push.groups, words = words_of(classes);
+  const auto pixels_of = [&](int64_t group) {
+    return Pixels{group * ring::kCpuGroup, std::min(args.features.pixels(), (group + 1) * ring::kCpuGroup)};
   };
-  const auto over_groups = [&](size_t scratch_floats, const auto& body) {
-    std::atomic<int64_t> next{0};
-    workers(groups, [&] {
-      const Scratch scratch = make_scratch(scratch_floats);
-      std::vector<uint32_t> ballots(push.classes * ring::kWarps);
-      for (int64_t group; (group = next.fetch_add(1, std::memory_order_relaxed)) < groups;) {
-        const bool any = make_ballots(args.mask, push.classes, group * ring::kGroup, size_of(group), ballots);
-        body(group, any, ballots, scratch.get());
-      }
-      kernels().contrast.finish_writes();
-    });
-  };
-
-  over_groups(0, [&](int64_t group, bool, const std::vector<uint32_t>& ballots, float*) {
-    for (int64_t c = 0; c < push.classes; ++c) {
-      push.rank[c * groups + group] = ring::CountKeys{}(&ballots[c * ring::kWarps]);
+  run_tasks(groups, 0, workers, [&](int64_t group, float*) {
+    for (int64_t c = 0; c < classes; ++c) push.rank[c * groups + group] = 0;
+    for (int64_t p = pixels_of(group).begin; p < pixels_of(group).end; ++p) {
+      for_each_class(args.mask + p * words, classes, [&](int64_t c) { ++push.rank[c * groups + group]; });
     }
   });
-  for (int64_t c = 0; c < push.classes; ++c) {
+  for (int64_t c = 0; c < classes; ++c) {
     int32_t keys = 0;
     for (int64_t group = 0; group < groups; ++group) {
       const int32_t count = push.rank[c * groups + group];
@@ -83,9 +83,15 @@ void ring_push(const RingPush& args, const Workers& workers) {
     ring::Advance{push}(c, keys);
   }
   if (push.gate != nullptr && !*push.gate) return;
-  const size_t tile = size_t(ring::kGroup * (ceil_div(args.features.dim, 16) * 16 + 16));
-  over_groups(tile, [&](int64_t group, bool any, const std::vector<uint32_t>& ballots, float* rows) {
-    if (any) write_group(args, group, size_of(group), ballots, rows);
+  std::atomic<int64_t> task{0};
+  workers(groups, [&] {
+    const Scratch rows = make_scratch(size_t(kTile * pitch_of(args.features.dim)));
+    std::vector<int64_t> next(classes);
+    for (int64_t group; (group = task.fetch_add(1, std::memory_order_relaxed)) < groups;) {
+      for (int64_t c = 0; c < classes; ++c) next[c] = push.rank[c * groups + group];
+      write_keys(args, pixels_of(group), next, rows.get());
+    }
+    kernels().contrast.finish_writes();
   });
 }
 

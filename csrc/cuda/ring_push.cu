@@ -9,10 +9,9 @@
 namespace u2pl_fast::cuda {
 namespace {
 
-using ring::kGroup;
-using ring::kWarp;
-using ring::kWarps;
-
+constexpr int kWarp = 32;
+constexpr int kGroup = ring::kCudaGroup;
+constexpr int kWarps = kGroup / kWarp;
 constexpr unsigned kAll = 0xffffffffu;
 constexpr int kCountThreads = 256;
 constexpr int kScanThreads = 256;
@@ -44,6 +43,20 @@ __device__ __forceinline__ uint32_t ballot_of_lane(uint32_t bits, int lane) {
   return mine;
 }
 
+// In a group, the keys of a class are kWarps ballots.
+__device__ __forceinline__ int count_keys(const uint32_t* ballots) {
+  int count = 0;
+  for (int warp = 0; warp < kWarps; ++warp) count += __popc(ballots[warp]);
+  return count;
+}
+
+// Keys of the pixels before this one.
+__device__ __forceinline__ int rank_in_group(const uint32_t* ballots, int pixel) {
+  int rank = 0;
+  for (int warp = 0; warp < pixel / kWarp; ++warp) rank += __popc(ballots[warp]);
+  return rank + __popc(ballots[pixel / kWarp] & ((1u << pixel % kWarp) - 1));
+}
+
 // One warp a group.
 __global__ void __launch_bounds__(kCountThreads) count_kernel(ring::Push push, Mask mask) {
   const int lane = threadIdx.x % kWarp;
@@ -56,7 +69,7 @@ __global__ void __launch_bounds__(kCountThreads) count_kernel(ring::Push push, M
       ballots[warp] = ballot_of_lane(mask(group * kGroup + warp * kWarp + lane, word), lane);
     }
     const int64_t c = word * 32 + lane;
-    if (c < push.classes) push.rank[c * push.groups + group] = ring::CountKeys{}(ballots);
+    if (c < push.classes) push.rank[c * push.groups + group] = count_keys(ballots);
   }
 }
 
@@ -179,7 +192,7 @@ __global__ void __launch_bounds__(kWriteThreads)
           const int64_t c = (word + w) * 32 + lane;
           int64_t slot = -1;
           if (own[pixel / kWarp] >> pixel % kWarp & 1u) {
-            slot = find_slot(c, push.rank[c * push.groups + group] + ring::RankInGroup{}(own, pixel));
+            slot = find_slot(c, push.rank[c * push.groups + group] + rank_in_group(own, pixel));
           }
           for (unsigned kept = __ballot_sync(kAll, slot >= 0); kept != 0; kept &= kept - 1) {
             if (!scaled) {
