@@ -57,11 +57,12 @@ struct Keys {
       : args(args), tile(s.tile), pitch(s.pitch), start(args.offsets[c]),
         in_place(args.bank_type == Float::f32 && args.dim % kLanes == 0) {}
 
-  // The bank is far larger than the cache and drawn from at random: ask for a row well before it is read.
+  // The bank is far larger than the cache and drawn from at random: ask for a row well before it is read. Into the second
+  // level, since the first can wait for far fewer lines at a time.
   void prefetch(int64_t slot) const {
     const int64_t size = args.dim * element_size(args.bank_type);
     const char* row = static_cast<const char*>(args.bank) + (start + slot) * size;
-    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch(row + byte);
+    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch(row + byte, 0, 2);
   }
 
   const float* operator()(int64_t slot, int64_t place) const {
@@ -165,7 +166,7 @@ inline void meet_keys(const InfoNce& args, const InfoNceScratch& s, int64_t anch
 // Every anchor has keys of its own.
 inline void meet_own_keys(const InfoNce& args, const InfoNceScratch& s, const Keys& keys, const int64_t* slots,
                           int64_t anchors) {
-  const int64_t ahead = 2 * kTogether, all = anchors * args.negatives;
+  const int64_t ahead = 4 * kTogether, all = anchors * args.negatives;
   const float* rows[kKeyTile];
   for (int64_t anchor = 0; anchor < anchors; ++anchor) {
     for (int64_t first = 0; first < args.negatives; first += kKeyTile) {
