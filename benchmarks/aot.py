@@ -8,12 +8,12 @@ functions of ``kernels/`` are called on CPU tensors and their launches recorded.
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from tests import contrastive_launches as contrastive
 from tests.launches import TARGETS, Launch, compile_launch, launches_of, resources
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -86,6 +86,16 @@ def launches(full: bool, warp: int = 32) -> list[Launch]:
     return launches_of(*calls, warp=warp)
 
 
+def contrastive_launches(full: bool, warp: int = 32) -> list[Launch]:
+    """Distinct launches of the contrastive ops: of one workload, or of the product of all with dtypes and layouts."""
+    chosen = (
+        itertools.product(contrastive.WORKLOADS, contrastive.DTYPES, contrastive.LAYOUTS)
+        if full
+        else [(contrastive.VOC, torch.bfloat16, torch.contiguous_format)]
+    )
+    return launches_of(*(call for one in chosen for call in contrastive.calls(*one)), warp=warp)
+
+
 def describe(launch: Launch) -> dict[str, object]:
     """Kernel, pointer types and constants: what makes it a specialisation of its own."""
     tensors = {k: str(v.dtype).removeprefix("torch.") for k, v in launch.arguments.items() if isinstance(v, Tensor)}
@@ -105,12 +115,12 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for target in args.target:
-        for launch in launches(args.full, TARGETS[target].warp_size):
+        warp = TARGETS[target].warp_size
+        for launch in [*launches(args.full, warp), *contrastive_launches(args.full, warp)]:
             row = describe(launch) | {"target": target} | resources(compile_launch(launch, target))._asdict()
             if row not in rows:  # differing only in what divides by 16
                 rows.append(row)
-    json.dump(rows, sys.stdout, indent=1)
-    print()
+    print("[" + ",\n".join(map(json.dumps, rows)) + "]")
 
 
 if __name__ == "__main__":

@@ -236,6 +236,24 @@ def plots(folder: Path) -> str:
     return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
 
 
+def resources(folder: Path) -> str:
+    """The most that any compiled variant of each kernel takes on each target."""
+    path = folder / "aot.json"
+    if not path.exists():
+        return "Not compiled yet: `python -m benchmarks.aot > benchmarks/results/aot.json`\n"
+    most: dict[str, dict[str, list[int]]] = {}
+    for row in json.loads(path.read_text()):
+        used = [row["registers"], row["spills"], row["shared"]]
+        known = most.setdefault(row["kernel"], {}).setdefault(row["target"], used)
+        most[row["kernel"]][row["target"]] = [max(pair) for pair in zip(known, used, strict=True)]
+    targets = list(dict.fromkeys(target for by_target in most.values() for target in by_target))
+    rows = [
+        [f"`{kernel}`", *(" / ".join(map(str, by_target[t])) if t in by_target else "—" for t in targets)]
+        for kernel, by_target in most.items()
+    ]
+    return markdown(["kernel", *targets], rows)
+
+
 def workloads(_: Path) -> str:
     rows = []
     for name in REPORTED:
@@ -259,7 +277,7 @@ def predictions(_: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    f.__name__: f for f in (headline, step, phases, parts, machines, growth, plots, workloads, predictions)
+    f.__name__: f for f in (headline, step, phases, parts, machines, growth, plots, resources, workloads, predictions)
 }
 
 

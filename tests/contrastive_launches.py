@@ -1,0 +1,64 @@
+"""The calls of the contrastive kernels' host functions whose launches are compiled ahead of time."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+
+class Workload(NamedTuple):
+    """Images, classes, grid, channels, anchors and negatives a class, rows of the bank."""
+
+    images: int
+    classes: int
+    grid: tuple[int, int]
+    dim: int
+    anchors: int = 256
+    negatives: int = 50
+    rows: int = 100_000
+
+
+VOC = Workload(8, 21, (129, 129), 256)
+ADE20K = Workload(8, 150, (129, 129), 256)
+WORKLOADS = [
+    VOC,
+    ADE20K,
+    Workload(8, 11, (64, 80), 128, 128),
+    Workload(2, 300, (33, 17), 512),
+    Workload(1, 2, (7, 9), 19),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Callable[[], object]]:
+    """The host functions as the ops call them; only shapes, dtypes and strides matter."""
+    from u2pl_fast.kernels import class_sample, class_sum, contrast_masks, gather_pixels, info_nce, thin_mask
+
+    def maps(channels: int) -> torch.Tensor:
+        return torch.empty(w.images, channels, *w.grid, dtype=dtype, memory_format=layout)
+
+    flags = torch.zeros(w.images, *w.grid, dtype=torch.bool)
+    anchor_label = torch.full((flags.numel(),), -1, dtype=torch.int16)
+    per_class, draws = torch.zeros(w.classes, dtype=torch.int64), torch.zeros(w.classes, w.anchors, dtype=torch.int64)
+    ranks = dict(num_labeled=w.images // 2, low_rank=3, high_rank=20, positive_threshold=0.3)
+    labels = flags.to(torch.uint8 if w.classes <= 255 else torch.int16)
+    yield lambda: contrast_masks.contrast_masks(maps(w.classes), labels, flags, flags, **ranks)
+    words = torch.zeros(flags.numel(), -(-w.classes // 32), dtype=torch.int32)
+    yield lambda: thin_mask.thin_mask(words, per_class, per_class)
+    yield lambda: class_sample.class_sample(anchor_label, w.classes, draws)
+    yield lambda: class_sum.class_sum(maps(w.dim), anchor_label, w.classes)
+    yield lambda: gather_pixels.gather_pixels(maps(w.dim), draws)
+    rows = torch.zeros(w.classes, w.anchors, w.dim, dtype=dtype)
+    yield lambda: gather_pixels.gather_pixels_backward(rows, draws, (w.images, w.dim, *w.grid), layout)
+    ring = (torch.empty(w.rows, w.dim, dtype=dtype), torch.zeros(w.classes + 1, dtype=torch.int64), per_class)
+    centres = torch.zeros(w.classes, w.dim)
+    for mode, shape in (
+        ("per_anchor", (*draws.shape, w.negatives)),
+        ("shared", (w.classes, w.negatives)),
+        ("full", ()),
+    ):
+        indices = torch.zeros(shape, dtype=torch.int64) if shape else None
+        for anchors, need_grad in ((rows, True), (rows.float(), True), (rows.float(), False)):
+            arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad)
+            yield lambda arguments=arguments: info_nce.info_nce_forward(*arguments)
