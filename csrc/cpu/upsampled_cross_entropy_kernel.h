@@ -15,9 +15,10 @@ constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 // Below this, an exponential may have been cut off at 2^kLeastPower.
 constexpr float kLeastPower = -126.0f, kFar = 1e-30f;
 
-// Scratch of one worker. A low row is (classes + 1, stride), low column x of a class at x + origin, so that
-// blocks are aligned, and holds log2(e) (l - max over classes of l). The class past the last serves label smoothing: in the logits, the sum over
-// classes weighted by `weight`; in the gradient, what every class loses in proportion to its weight.
+// Scratch of one worker. A low row is (classes + 1, stride), low column x of a class at x + origin, so that blocks are
+// aligned, and holds log2(e) (l - max over classes of l). The class past the last serves label smoothing: in the
+// logits, the sum over classes weighted by `weight`; in the gradient, what every class loses in proportion to its
+// weight.
 struct CrossEntropyScratch {
   float* upper_row;
   float* lower_row;
@@ -112,16 +113,14 @@ inline void pack_low_row(const CrossEntropy& args, int64_t image, int64_t y, con
   }
 }
 
-// Where a block lies and how its pixels blend their cells' corners: pixel (r, k) weighs the lower two by
-// lower + r * down and the right two by right + k * across.
+// Where a block lies, from `row` and the tables' `entry` on, and how its pixels blend their cells' corners: pixel (r, k)
+// weighs the lower two by lower + r * down and the right two by right + k * across.
 struct Block {
-  int64_t at;     // of lane 0's left corner in the low rows
-  int64_t row;    // the first full row
-  int64_t entry;  // of the first column in the tables
+  int64_t at;  // of lane 0's left corner in the low rows
   F upper, lower, left, right, down, across;
 
   Block(const CrossEntropy& args, int64_t at, int64_t row, int rows, int64_t entry, int columns)
-      : at(at), row(row), entry(entry) {
+      : at(at) {
     const Cells& cells = args.cells;
     upper = broadcast(args.rows.upper[row]);
     lower = broadcast(args.rows.lower[row]);
@@ -145,14 +144,15 @@ struct Powers {
 
   template <int R, int S>
   void expand(F (&e)[R][S]) const {
-    F start = first, ratio = across;
-    for (int r = 0; r < R; ++r) {
-      if (r > 0) {
-        start = start * down;
-        ratio = ratio * both;
-      }
-      e[r][0] = start;
-      for (int k = 1; k < S; ++k) e[r][k] = e[r][k - 1] * ratio;
+    F ratio[R];
+    e[0][0] = first;
+    ratio[0] = across;
+    for (int r = 1; r < R; ++r) {
+      e[r][0] = e[r - 1][0] * down;
+      ratio[r] = ratio[r - 1] * both;
+    }
+    for (int k = 1; k < S; ++k) {
+      for (int r = 0; r < R; ++r) e[r][k] = e[r][k - 1] * ratio[r];
     }
   }
 
@@ -180,32 +180,28 @@ inline Powers gather_powers(const CrossEntropyScratch& s, I id) {
           gather(s.powers + 3 * kLanes, index)};
 }
 
-// Leaves every class's powers in the scratch and adds them up. False where the result may not serve: a progression
-// starts or ends below the least power but reaches above it, or the sum is out of range because the bound taken off
-// the logits lies far from the largest (neighbouring low pixels more than ~40 apart and of different classes).
+// Leaves every class's powers in the scratch. False where a progression starts or ends below the least power but
+// reaches above it.
 template <int R, int S>
-inline bool sum_classes(const CrossEntropy& args, const CrossEntropyScratch& s, const Block& block, F shift,
-                        F (&sum)[R][S]) {
+inline bool find_powers(const CrossEntropy& args, const CrossEntropyScratch& s, const Block& block, F shift) {
   const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
   const F least = broadcast(kLeastPower), zero = broadcast(0.0f);
-  K cut = greater(zero, zero);
-  for (int r = 0; r < R; ++r) {
-    for (int k = 0; k < S; ++k) sum[r][k] = zero;
-  }
   const F rows = broadcast(float(R - 1)), columns = broadcast(float(S - 1));
+  K cut = greater(zero, zero);
   for (int64_t c = 0; c < classes; ++c) {
     const float *a = s.upper_row + c * stride + block.at, *b = s.lower_row + c * stride + block.at;
     const F upper_left = load(a), upper_right = load(a + 1), lower_left = load(b), lower_right = load(b + 1);
     const F u = fma(block.left, upper_left, block.right * upper_right);
     const F l = fma(block.left, lower_left, block.right * lower_right);
+    const F d = fma(block.upper, u, block.lower * l);
     float* out = s.powers + c * 4 * kLanes;
-    Powers powers;
     if constexpr (R * S == 1) {
-      powers.first = exp2(max(least, fma(block.upper, u, block.lower * l) - shift));
-      store(out, powers.first);
+      F power[1] = {max(least, d - shift)};
+      exp2(power);
+      store(out, power[0]);
     } else {
-      const F d = fma(block.upper, u, block.lower * l);
-      const F u_across = block.across * (upper_right - upper_left), l_across = block.across * (lower_right - lower_left);
+      const F u_across = block.across * (upper_right - upper_left);
+      const F l_across = block.across * (lower_right - lower_left);
       const F across = fma(block.upper, u_across, block.lower * l_across);
       const F down = block.down * (l - u), both = block.down * (l_across - u_across);
       const F last_column = fma(columns, across, d), last_row = fma(rows, down, d);
@@ -214,28 +210,37 @@ inline bool sum_classes(const CrossEntropy& args, const CrossEntropyScratch& s, 
       const F lowest = min(min(d, last_column), min(last_row, opposite));
       const K dead = greater(least, highest);
       cut = cut | (greater(least, lowest) ^ dead);
-      powers.first = exp2(select(dead, least, d));
-      powers.down = exp2(select(dead, zero, down));
-      powers.across = exp2(select(dead, zero, across));
-      powers.both = exp2(select(dead, zero, both));
-      store(out, powers.first);
-      store(out + kLanes, powers.down);
-      store(out + 2 * kLanes, powers.across);
-      store(out + 3 * kLanes, powers.both);
-    }
-    F e[R][S];
-    powers.expand(e);
-    for (int r = 0; r < R; ++r) {
-      for (int k = 0; k < S; ++k) sum[r][k] = sum[r][k] + e[r][k];
+      F power[4] = {select(dead, least, d), select(dead, zero, down), select(dead, zero, across),
+                    select(dead, zero, both)};
+      exp2(power);
+      for (int i = 0; i < 4; ++i) store(out + i * kLanes, power[i]);
     }
   }
-  bool bad = any(cut);
+  return !any(cut);
+}
+
+// The sums over classes. False where one is out of range: the bound taken off the logits lies far from the largest
+// (neighbouring low pixels more than ~40 apart and of different classes).
+template <int R, int S>
+inline bool sum_classes(const CrossEntropy& args, const CrossEntropyScratch& s, F (&sum)[R][S]) {
+  F total[R][S];
+  load_powers(s.powers).expand(total);
+  for (int64_t c = 1; c < args.logits.classes; ++c) {
+    F e[R][S];
+    load_powers(s.powers + c * 4 * kLanes).expand(e);
+    for (int r = 0; r < R; ++r) {
+      for (int k = 0; k < S; ++k) total[r][k] = total[r][k] + e[r][k];
+    }
+  }
+  F highest = total[0][0], lowest = highest;
   for (int r = 0; r < R; ++r) {
     for (int k = 0; k < S; ++k) {
-      bad |= any(greater(broadcast(0x1p-60f), sum[r][k])) || any(greater(sum[r][k], broadcast(0x1p60f)));
+      sum[r][k] = total[r][k];
+      highest = max(highest, total[r][k]);
+      lowest = min(lowest, total[r][k]);
     }
   }
-  return !bad;
+  return !any(greater(broadcast(0x1p-60f), lowest)) && !any(greater(highest, broadcast(0x1p60f)));
 }
 
 struct Corners {
@@ -244,7 +249,8 @@ struct Corners {
 
 // The transposed blend of scale * e: partial sums from the end stand for the sums weighted with r and with k.
 template <int R, int S>
-inline Corners fold(const Block& block, const F (&scale)[R][S], const F (&e)[R][S]) {
+__attribute__((always_inline)) inline Corners fold(const Block& block, const F (&scale)[R][S],
+                                                   const F (&e)[R][S]) {
   const F zero = broadcast(0.0f);
   F sum = zero, by_row = zero, by_column = zero, by_both = zero;
   for (int k = S - 1; k >= 0; --k) {
@@ -267,12 +273,13 @@ inline Corners fold(const Block& block, const F (&scale)[R][S], const F (&e)[R][
           block.left * lower - block.across * lower_columns, fma(block.right, lower, block.across * lower_columns)};
 }
 
-inline void add_pair(float* grad, F left, F right, I previous) {
+// Forced inline, here and below: GCC otherwise passes the vectors of every class through memory.
+__attribute__((always_inline)) inline void add_pair(float* grad, F left, F right, I previous) {
   store(grad, load(grad) + (left + permute(broadcast(0.0f), right, previous)));
   grad[kLanes] += right[kLanes - 1];
 }
 
-inline void add_corners(const CrossEntropyScratch& s, int64_t at, const Corners& g) {
+__attribute__((always_inline)) inline void add_corners(const CrossEntropyScratch& s, int64_t at, const Corners& g) {
   alignas(64) int32_t index[kLanes];
   for (int i = 0; i < kLanes; ++i) index[i] = kLanes - 1 + i;
   const I previous = load(index);
@@ -340,7 +347,7 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
 
   const Block block(args, at, row, R, entry, S);
   F sum[R][S], shift = zero;
-  if (!sum_classes(args, s, block, zero, sum)) {
+  if (!find_powers<R, S>(args, s, block, zero) || !sum_classes(args, s, sum)) {
     if constexpr (R * S > 1) {
       for (int r = 0; r < R; ++r) {
         for (int k = 0; k < S; ++k) {
@@ -351,7 +358,8 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
     } else {
       shift = block.blend(s, 0);
       for (int64_t c = 1; c < classes; ++c) shift = max(block.blend(s, c * stride), shift);
-      sum_classes(args, s, block, shift, sum);
+      find_powers<1, 1>(args, s, block, shift);
+      sum_classes(args, s, sum);
     }
   }
 
