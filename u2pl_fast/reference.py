@@ -193,7 +193,7 @@ def sample_to_grid(x: Tensor, size: Sequence[int], *, align_corners: bool = Fals
     """(B, H, W) → (B, h, w) by ``grid_index``: nearest neighbour, the same rule for every map."""
     rows = grid_index(size[0], x.shape[-2], align_corners=align_corners, device=x.device)
     columns = grid_index(size[1], x.shape[-1], align_corners=align_corners, device=x.device)
-    return x[:, rows[:, None], columns]
+    return x.index_select(1, rows).index_select(2, columns)
 
 
 def pool_to_stride4(x: Tensor, size: Sequence[int]) -> Tensor:
