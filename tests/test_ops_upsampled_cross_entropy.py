@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contrast_cases import needs_extension
 from op_cases import (
     BASE,
     CASES,
@@ -19,8 +20,13 @@ from op_cases import (
 from torch import Tensor
 
 from u2pl_fast import ops, reference
-from u2pl_fast.ops import _checks
+from u2pl_fast.ops import _backend, _checks
 
+SEVERAL_BLOCKS = [
+    Case(4, (9, 37), (65, 289), True),
+    Case(3, (6, 21), (48, 168), False),
+    Case(3, (5, 20), (13, 70), True),
+]
 EXTRAS = ["plain", "weight", "pixel_weight", "smoothing", "all"]
 
 
@@ -148,6 +154,24 @@ def test_repeats_its_bits(backend: str, device: torch.device) -> None:
     if backend != "reference":  # torch's own reductions depend on the number of threads
         assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(*results[1:], strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("level", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("spread", [1, 30, 300])
+@pytest.mark.parametrize("extra", ["plain", "all"])
+def test_instruction_sets_agree(extra: str, spread: int, level: str) -> None:
+    """Several blocks a row, even steps and uneven ones; with wide logits exponentials leave fp32's range in a cell."""
+    extension, cpu = _backend.extension(), torch.device("cpu")
+    if level not in extension.cpu_levels():
+        pytest.skip(f"this machine does not run {level}")
+    before = extension.cpu_level()
+    extension.use_cpu_level(level)
+    try:
+        for case in (BASE, *SEVERAL_BLOCKS):
+            assert_loss(spread * make_logits(case), make_target(case), **options(case, extra, cpu))
+    finally:
+        extension.use_cpu_level(before)
 
 
 def test_second_derivative_is_refused(backend: str, device: torch.device) -> None:
