@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kRows = 256;  // rows of a task
 constexpr int64_t kSlab = 16;   // planes of a task
+constexpr size_t kAhead = 16;   // pixels asked for before they are read
 
 // Positions in `index` by the pixel that they name, equal ones in order; the -1 left out.
 std::vector<int64_t> by_pixel(const int64_t* index, int64_t count) {
@@ -37,9 +38,14 @@ void gather_planes(const Features& x, const int64_t* index, const std::vector<in
   const int64_t slabs = ceil_div(x.dim, kSlab);
   run_tasks(slabs, 0, workers, [&](int64_t task, float*) {
     const int64_t first = task * kSlab, end = std::min(x.dim, first + kSlab);
-    for (const int64_t i : order) {
+    for (size_t n = 0; n < order.size(); ++n) {
+      const int64_t i = order[n];
       const T* from = data + offset_of(x, index[i]);
-      for (int64_t d = first; d < end; ++d) out[i * x.dim + d] = from[d * x.stride_d];
+      const T* next = data + offset_of(x, index[order[std::min(n + kAhead, order.size() - 1)]]);
+      for (int64_t d = first; d < end; ++d) {
+        __builtin_prefetch(next + d * x.stride_d, 0, 2);
+        out[i * x.dim + d] = from[d * x.stride_d];
+      }
     }
   });
 }
