@@ -100,6 +100,7 @@ def describe(launch: Launch) -> dict[str, object]:
     """Kernel, pointer types and constants: what makes it a specialisation of its own."""
     tensors = {k: str(v.dtype).removeprefix("torch.") for k, v in launch.arguments.items() if isinstance(v, Tensor)}
     constants = {p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
+    constants = {name: value if isinstance(value, int) else str(value) for name, value in constants.items()}
     return {
         "kernel": launch.kernel.__name__,
         "dtype": tensors.get("p_logits", tensors.get("p_x", "")),

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+PART = 2**17
+
 
 @torch.library.custom_op("u2pl_fast::scale_gradient", mutates_args=())
 def scale_gradient(grad: Tensor, scale: Tensor, x: Tensor, op: str) -> Tensor:
@@ -10,7 +12,19 @@ def scale_gradient(grad: Tensor, scale: Tensor, x: Tensor, op: str) -> Tensor:
 
     ``x`` is not read, but a second derivative would go through it, and finds a message that names ``op``.
     """
-    return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=x.dtype))
+    out = torch.empty_like(grad, dtype=x.dtype)
+    gapless = grad.is_contiguous() or (grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last))
+    if grad.device.type != "cpu" or out.dtype == grad.dtype or not gapless:
+        return torch.mul(grad, scale, out=out)
+    # On the CPU a product that is rounded to another dtype takes a temporary of its size: parts keep that in a cache.
+    for part, target in zip(_flat(grad).split(PART), _flat(out).split(PART), strict=True):
+        torch.mul(part, scale, out=target)
+    return out
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All elements in the order of memory, of a tensor without gaps."""
+    return x.as_strided((x.numel(),), (1,))
 
 
 @scale_gradient.register_fake
