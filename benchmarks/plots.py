@@ -66,6 +66,9 @@ def growth(data: dict[str, Any], folder: Path) -> None:
             axes.plot(curve["x"], curve["y"], "o-", color=COLOURS[curve["impl"]], label=label)
         axes.set(title=op, xlabel=axis, ylabel=group[0]["unit"], xscale="log", yscale="log")
         axes.set_xticks(group[0]["x"], [f"{x:.3g}" if x < 1000 else f"{x / 1000:g}k" for x in group[0]["x"]])
+        low, high = min(min(c["y"]) for c in group), max(max(c["y"]) for c in group)
+        middle, span = (low * high) ** 0.5, max(1.3 * (high / low) ** 0.5, 10**0.5)
+        axes.set_ylim(middle / span, middle * span)  # a decade at least, or noise looks like growth
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
