@@ -1,6 +1,7 @@
 """The same cases under pytest-benchmark: ``pytest benchmarks --benchmark-autosave``, later ``--benchmark-compare``.
 
-``-k "voc and fused"`` chooses; ids read op, workload, bank, pass, implementation. float32, contiguous.
+``-k "voc and fused"`` chooses; ids read op, workload, bank, pass, implementation. float32, contiguous; steps
+in bfloat16, channels_last.
 """
 
 import itertools
@@ -22,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def cases() -> Iterator[object]:
     for workload, op in itertools.product(REPORTED, OPS.values()):
         for bank, passes, impl in itertools.product(op.banks, op.passes, op.implementations):
-            setting = Setting(op.name, NAMED[workload], DEVICE, "float32", "contiguous", bank, passes)
+            setting = Setting(op.name, NAMED[workload], DEVICE, op.dtypes[0], op.layouts[0], bank, passes)
             name = "-".join(part for part in (op.name, workload, bank, passes, impl) if part)
             yield pytest.param(setting, impl, id=name)
 
