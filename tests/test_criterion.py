@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import profile
 
 from u2pl_fast import reference
 from u2pl_fast.criterion import PseudoLabels, U2PLCriterion
-from u2pl_fast.ops import draw32
+from u2pl_fast.ops import _backend, draw32
 from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.randomness import generator
 
@@ -197,3 +198,39 @@ def test_bad_settings_are_named(options, message):
 def test_unset_ranks_suit_few_classes():
     assert U2PLCriterion(2, DIM).ranks == {"low_rank": 1, "high_rank": 2, "positive_threshold": 0.3}
     assert U2PLCriterion(150, DIM).ranks == {"low_rank": 3, "high_rank": 20, "positive_threshold": 0.3}
+
+
+@pytest.mark.parametrize("key_encoder", ["student", "teacher"])
+def test_channels_last_half_precision_is_read_in_place(key_encoder):
+    """No copy of the features or logits into another layout or dtype anywhere in the losses."""
+    if _backend.extension() is None:
+        pytest.skip("the reference copies")
+    images, grid, width = 4, (72, 64), 64
+
+    def output(count: int, **options) -> SegmentationOutput:
+        logits, features = (
+            torch.randn(count, channels, *grid)
+            .bfloat16()
+            .contiguous(memory_format=torch.channels_last)
+            .requires_grad_(options.get("learns", False))
+            for channels in (CLASSES, width)
+        )
+        return SegmentationOutput(logits, features, head)
+
+    head = torch.nn.Linear(width, DIM, dtype=torch.bfloat16)
+    crit = criterion(key_encoder=key_encoder, labeled_probs=key_encoder)
+    student, teacher = output(images, learns=True), output(images if key_encoder == "teacher" else images // 2)
+    labels = torch.randint(0, CLASSES, (images // 2, 4 * grid[0], 4 * grid[1]), dtype=torch.uint8)
+    pseudo = crit.pseudo_labels(teacher.logits[-images // 2 :], torch.ones_like(labels, dtype=torch.bool))
+    with profile(record_shapes=True) as profiled:
+        losses(crit, (student, labels, pseudo, teacher)).total.backward()
+    # Logits are the smallest thing that counts; the maps at image size are not moved either.
+    smallest = images // 2 * CLASSES * grid[0] * grid[1]
+    moved = [
+        (event.name, event.input_shapes[0])
+        for event in profiled.events()
+        if event.name in ("aten::clone", "aten::contiguous", "aten::_to_copy")
+        and len(event.input_shapes[0]) == 4
+        and math.prod(event.input_shapes[0]) >= smallest
+    ]
+    assert not moved

@@ -14,8 +14,10 @@ import pytest
 import torch
 import yaml
 
-from u2pl_fast import checkpoint
+from u2pl_fast import checkpoint, models, ops
 from u2pl_fast.config import TrainConfig
+from u2pl_fast.criterion import U2PLCriterion
+from u2pl_fast.learner import Learner
 from u2pl_fast.train import main, parse, run
 
 CAMVID = os.environ.get("U2PL_FAST_CAMVID")
@@ -272,3 +274,78 @@ def test_init_from_takes_the_weights_of_another_run(tmp_path):
     for name, value in first.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(second[name], value, atol=1e-8, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "paper"}, {"method": "mean-teacher"}, {"mix": "none"}])
+def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
+    """The published order: labels from the weak views, all else from the images that the student sees."""
+    looks = []
+    look = Learner._look
+
+    def spy(self, images, represent=True):
+        output = look(self, images, represent)
+        looks.append((images.clone(), represent, output))
+        return output
+
+    seen = []
+    forward = U2PLCriterion.forward
+
+    def criterion(self, student, labels, pseudo=None, teacher=None, **rest):
+        seen.append((pseudo, teacher))
+        return forward(self, student, labels, pseudo, teacher, **rest)
+
+    monkeypatch.setattr(Learner, "_look", spy)
+    monkeypatch.setattr(U2PLCriterion, "forward", criterion)
+    run(tiny(tmp_path, steps=4, second_teacher_pass=True, **options))
+    steps_with_teacher = [pair for pair in seen if pair[0] is not None]
+    assert len(looks) == 2 * len(steps_with_teacher) == 2
+    (weak, first, _), (again, second, output) = looks
+    labeled = 2 if options.get("recipe") == "paper" else 0
+    assert (first, second) == (False, True) and len(weak) == 2 and len(again) == 2 + labeled
+    pseudo, teacher = steps_with_teacher[0]
+    if options.get("method") != "mean-teacher":
+        assert teacher.logits is output.logits
+    expected = ops.pixel_stats(output.logits[labeled:], pseudo.valid.shape[-2:]).entropy
+    torch.testing.assert_close(pseudo.entropy, expected)
+
+
+def test_compiled_networks_learn_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "COMPILER", "aot_eager")  # the whole machinery but the code generation
+    run(tiny(tmp_path / "eager", steps=4))
+    run(tiny(tmp_path / "compiled", steps=4, compile=True, eval_every=4))
+    eager, compiled = weights(tmp_path / "eager"), weights(tmp_path / "compiled")
+    assert eager.keys() == compiled.keys()
+    moved = [name for name in eager if name.startswith("student.") and eager[name].is_floating_point()]
+    got, want = (torch.cat([state[name].flatten() for name in moved]) for state in (compiled, eager))
+    assert (got - want).norm() < 1e-3 * want.norm()
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(models, "COMPILER", "no such compiler")
+    with pytest.warns(RuntimeWarning, match="the network runs uncompiled"):
+        metrics = run(tiny(tmp_path, steps=2, compile=True))
+    assert metrics["steps"] == 2
+
+
+def test_a_cuda_graph_needs_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match="cuda_graph"):
+        run(tiny(tmp_path, cuda_graph=True))
+
+
+def test_the_summary_tells_how_long_images_were_waited_for(tmp_path, capsys, monkeypatch):
+    metrics = run(tiny(tmp_path / "a", steps=4))
+    assert 0 < metrics["loader_seconds"] < metrics["seconds"]
+    logged = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    waits = sum(line.get("loader_wait_seconds", 0) for line in logged)
+    assert waits == pytest.approx(metrics["loader_seconds"], abs=1e-3)
+    run(tiny(tmp_path / "b", steps=4, stop_after=2))
+    resumed = run(tiny(tmp_path / "b", steps=4, resume=True))
+    assert resumed["loader_seconds"] > 0
+    assert "waiting for images" in _printed_by_main(tmp_path / "c", capsys)
+
+
+def _printed_by_main(out: Path, capsys) -> str:
+    flags = ["--encoder", "mobilenetv3_small_050", "--crop-size", "64", "64", "--batch-size", "2", "--steps", "1"]
+    main([*flags, "--num-labeled", "6", "--workers", "0", "--device", "cpu", "--out", str(out)])
+    return capsys.readouterr().out

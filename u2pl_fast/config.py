@@ -135,6 +135,8 @@ class TrainConfig:
     bank_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bank_scope: Literal["local", "gather"] = "local"
     """Each process its own bank, or one bank that all share."""
+    second_teacher_pass: bool = False
+    """Published order: the teacher sees the mixed images too; entropies, probabilities and its keys are from there."""
     sup_only_epochs: float | None = None
     """Epochs on labels alone before the teacher starts; unset: 1, or 0 in a run of fewer than 4 epochs."""
     ema_momentum: float = 0.99
@@ -177,6 +179,10 @@ class TrainConfig:
     """Automatic mixed precision."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     channels_last: bool = False
+    compile: bool = False
+    """Run student and teacher through torch.compile; the first steps take minutes."""
+    cuda_graph: bool = False
+    """Replay the contrastive loss as a CUDA graph (one GPU)."""
     workers: int | None = None
     """Loader processes; unset: one a core but one, at most 8."""
     threads: int | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops, reference
+from .captured import Captured
 from .distributed import Group, all_sum, all_true, world_size
 from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
@@ -116,6 +117,7 @@ class U2PLCriterion(nn.Module):
         self.key_encoder, self.labeled_probs = key_encoder, labeled_probs
         self.label_smoothing, self.ohem, self.auxiliary_weight = label_smoothing, ohem, auxiliary_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
+        self._captured: Captured | None = None
         self.bank = None
         if representation_dim is not None:
             capacities = [bank_capacity] * num_classes if isinstance(bank_capacity, int) else list(bank_capacity)
@@ -134,6 +136,12 @@ class U2PLCriterion(nn.Module):
     def needs_labeled_teacher(self) -> bool:
         """Whether the teacher must see the labelled images too."""
         return self.bank is not None and "teacher" in (self.key_encoder, self.labeled_probs)
+
+    def capture_contrastive(self, head: nn.Module | None) -> None:
+        """Replay L_c and its gradient as a CUDA graph; ``head`` is the module behind the student's ``project``."""
+        if self.group is not None:
+            raise ValueError("group: a CUDA graph of the contrastive loss works with one process")
+        self._captured = Captured(head)
 
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
         """The teacher's maps at H×W from its logits (B_u, C, h, w); ``valid`` (B_u, H, W) is false on padding."""
@@ -251,30 +259,58 @@ class U2PLCriterion(nn.Module):
             return torch.cat([reference.sample_to_grid(m, grid, align_corners=self.align_corners) for m in maps])
 
         unread = torch.zeros_like(labels, dtype=torch.bool)
-        out = ops.contrastive_loss(
+        key = teacher if self.key_encoder == "teacher" else student
+        draws = ops.contrastive_draws(
+            self.num_classes,
+            generator,
+            num_anchors=self.num_anchors,
+            num_negatives=self.num_negatives,
+            negatives=self.negatives,
+        )
+
+        def branch(
+            gate: Tensor,
+            logits: Tensor,
+            label: Tensor,
+            reliable: Tensor,
+            unreliable: Tensor,
+            features: Tensor,
+            key_features: Tensor,
+            *drawn: Tensor,
+        ) -> ops.ContrastiveLoss:
+            return ops.contrastive_loss(
+                logits,
+                label,
+                reliable,
+                unreliable,
+                features,
+                represent(key._replace(features=key_features)),
+                self.bank,
+                ops.ContrastiveDraws(*drawn),
+                num_labeled=num_labeled,
+                **self.ranks,
+                ignore_index=self.ignore_index,
+                negatives=self.negatives,
+                temperature=self.temperature,
+                project=student.project,
+                gate=gate,
+                group=self.group,
+            )
+
+        inputs = (
             reference.pool_to_stride4(self._probability_logits(student, teacher, num_labeled), size),
             to_grid(labels, pseudo.label),
             to_grid(unread, reliable),
             to_grid(unread, unreliable),
             student.features,
-            represent(teacher if self.key_encoder == "teacher" else student),
-            self.bank,
-            ops.contrastive_draws(
-                self.num_classes,
-                generator,
-                num_anchors=self.num_anchors,
-                num_negatives=self.num_negatives,
-                negatives=self.negatives,
-            ),
-            num_labeled=num_labeled,
-            **self.ranks,
-            ignore_index=self.ignore_index,
-            negatives=self.negatives,
-            temperature=self.temperature,
-            project=student.project,
-            gate=finite,
-            group=self.group,
+            key.features.detach(),
+            *(draw for draw in draws if draw is not None),
         )
+        if self._captured is None:
+            out = branch(finite, *inputs)
+        else:
+            shut = torch.zeros_like(finite)  # a trial must not move the bank
+            out = ops.ContrastiveLoss(*self._captured(branch, (finite, *inputs), (shut, *inputs)))
         fill = self.bank.fill
         return out.loss, {
             "anchors": out.anchors,
@@ -296,5 +332,8 @@ def _ratio(num: Tensor, den: Tensor) -> Tensor:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Whether every element is finite: a NaN or an infinity survives the sum."""
-    return x.detach().sum(dtype=torch.float32).isfinite()
+    """Whether every element is finite: a NaN or an infinity survives the sum.
+
+    Only fp16 needs a wider sum; on the CPU asking for one would copy all of ``x`` first.
+    """
+    return x.detach().sum(dtype=torch.float32 if x.dtype == torch.float16 else None).isfinite()

@@ -6,7 +6,7 @@ their probabilities are averaged where they overlap. Labels are never resized, i
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,11 +160,12 @@ def _check_image(image: Tensor) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module has the mode it had, frozen ones included."""
+    """Evaluation mode inside the block, uncompiled since images come in many sizes; afterwards all is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if model._compiled_call_impl else nullcontext():
+            yield
     finally:
         for module, training in modes:
             module.training = training

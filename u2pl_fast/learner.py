@@ -13,7 +13,7 @@ from . import mixing
 from .config import TrainConfig
 from .criterion import Losses, PseudoLabels, U2PLCriterion
 from .distributed import Group, all_true, broadcast_buffers, rank, world_size
-from .models import build_model
+from .models import build_model, compile_network
 from .optim import BufferGuard, build_optimizer, gated_step, gradient_norm, set_learning_rate
 from .outputs import SegmentationOutput
 from .randomness import generator, stream
@@ -98,6 +98,14 @@ class Learner:
         self._loss: nn.Module = StudentLoss(self.student, self.criterion, self._autocast)
         if group is not None:
             self._loss = nn.parallel.DistributedDataParallel(self._loss, broadcast_buffers=False)
+        if config.compile:
+            compile_network(self.student)
+            if self.teacher is not None:
+                compile_network(self.teacher.module)
+        if config.cuda_graph and self.criterion.bank is not None:
+            if device.type != "cuda" or group is not None:
+                raise ValueError("cuda_graph: needs one process on a GPU; leave --cuda-graph out")
+            self.criterion.capture_contrastive(self.student.projection if config.projection == "pointwise" else None)
         self._parameters = list(self.student.parameters())
         self._buffers = BufferGuard(self.student)
         self._window_ok = torch.ones((), dtype=torch.bool, device=device)
@@ -155,25 +163,53 @@ class Learner:
 
     def _teach(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
         """The teacher's pass over weak views, then one mask that moves images, maps and outputs together."""
-        config, weak = self.config, batch["weak"]
-        num_labeled = batch["images"].shape[0]
-        with_labeled = self.criterion.needs_labeled_teacher
-        inputs = torch.cat((batch["images"], weak)) if with_labeled else weak
-        if config.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        represent = self.criterion.bank is not None and config.key_encoder == "teacher"
-        with torch.no_grad(), self._autocast():
-            output = self.teacher.module(inputs, representations=represent)
+        config, weak, labeled = self.config, batch["weak"], batch["images"]
+        if not self.criterion.needs_labeled_teacher:
+            labeled = labeled[:0]
+        again = config.second_teacher_pass
+        num_labeled = 0 if again else len(labeled)
+        output = self._look(weak if again else torch.cat((labeled, weak)), represent=not again)
+        pseudo = self.criterion.pseudo_labels(output.logits[num_labeled:], batch["valid"])
+        first = int(batch["unlabeled_index"][0])
+        mask = self._regions(pseudo, first)
+        strong = batch["strong"]
+        if config.mix == "cutout":
+            pseudo = pseudo._replace(valid=pseudo.valid & ~mask)
+        elif config.mix != "none":
+            partner = mixing.partner_index(first, len(weak), device=mask.device)
+            pseudo = PseudoLabels(*(mixing.mix(x, partner, mask) for x in pseudo))
+            strong = mixing.mix(strong, partner, mask)
+
+            def mix_on_grid(x: Tensor) -> Tensor:
+                grid_mask = sample_to_grid(mask, x.shape[-2:], align_corners=config.align_corners)
+                mixed = mixing.mix(x[num_labeled:], partner, grid_mask)
+                return torch.cat((x[:num_labeled], mixed)) if num_labeled else mixed
+
+            features = None if output.features is None else mix_on_grid(output.features)
+            output = output._replace(logits=mix_on_grid(output.logits), features=features)
+        if again:
+            output = self._look(torch.cat((labeled, strong)))
+            seen = self.criterion.pseudo_labels(output.logits[len(labeled) :], pseudo.valid)
+            pseudo = pseudo._replace(entropy=seen.entropy)
+        return strong, pseudo, output
+
+    @torch.no_grad()
+    def _look(self, images: Tensor, represent: bool = True) -> SegmentationOutput:
+        """The teacher's outputs, with representations where the criterion reads them."""
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        represent &= self.criterion.bank is not None and self.config.key_encoder == "teacher"
+        with self._autocast():
+            output = self.teacher.module(images, representations=represent)
         if output.project is not None:
             output = output._replace(project=self._autocast()(output.project))
-        unlabeled = output.logits[num_labeled:] if with_labeled else output.logits
-        pseudo = self.criterion.pseudo_labels(unlabeled, batch["valid"])
-        strong = batch["strong"]
-        if config.mix == "none":
-            return strong, pseudo, output
+        return output
 
-        first = int(batch["unlabeled_index"][0])
-        mask = mixing.region_masks(
+    def _regions(self, pseudo: PseudoLabels, first: int) -> Tensor | None:
+        config = self.config
+        if config.mix == "none":
+            return None
+        return mixing.region_masks(
             config.mix,
             pseudo.label,
             seed=config.seed,
@@ -182,20 +218,6 @@ class Learner:
             mix_prob=config.mix_prob,
             num_classes=self.num_classes,
         )
-        if config.mix == "cutout":
-            return strong, pseudo._replace(valid=pseudo.valid & ~mask), output
-        partner = mixing.partner_index(first, len(weak), device=mask.device)
-        pseudo = PseudoLabels(*(mixing.mix(x, partner, mask) for x in pseudo))
-
-        def mix_on_grid(x: Tensor) -> Tensor:
-            grid_mask = sample_to_grid(mask, x.shape[-2:], align_corners=config.align_corners)
-            if not with_labeled:
-                return mixing.mix(x, partner, grid_mask)
-            return torch.cat((x[:num_labeled], mixing.mix(x[num_labeled:], partner, grid_mask)))
-
-        features = None if output.features is None else mix_on_grid(output.features)
-        output = output._replace(logits=mix_on_grid(output.logits), features=features)
-        return mixing.mix(strong, partner, mask), pseudo, output
 
     def _update(self, ok: Tensor) -> None:
         """Optimiser and teacher move where all is finite, and nothing does where it isn't."""

@@ -107,4 +107,6 @@ class MemoryBank(nn.Module):
     def extra_repr(self) -> str:
         slots, dim = self.bank.shape
         megabytes = self.bank.numel() * self.bank.element_size() / 2**20
-        return f"classes={self.num_classes}, slots={slots}, dim={dim}, {self.bank.dtype}, {megabytes:.1f} MiB"
+        most = int(self.max_keys.max())
+        cap = f"at most {most} keys a class and step" if most else "all keys of a step"
+        return f"classes={self.num_classes}, slots={slots}, dim={dim}, {self.bank.dtype}, {megabytes:.1f} MiB, {cap}"

@@ -1,7 +1,9 @@
 """A segmentation-models-pytorch network with a representation head; logits stay on the decoder's grid."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -16,6 +18,7 @@ from .reference import pool_to_stride4
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 PROJECTIONS = ("pointwise", "conv")
+COMPILER = "inductor"
 
 
 class SegmentationNetwork(nn.Module):
@@ -182,3 +185,22 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
         auxiliary=config.auxiliary,
         align_corners=config.align_corners,
     )
+
+
+def compile_network(network: nn.Module) -> None:
+    """Have ``network`` compiled at its first call; what cannot be compiled runs as it is, with a warning that says so.
+
+    Its state dict and its modules stay as they are.
+    """
+    network.compile(backend=_compiled_or_eager, dynamic=False)
+
+
+def _compiled_or_eager(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+    from torch._dynamo import lookup_backend  # seconds to import, for those who compile
+
+    try:
+        return lookup_backend(COMPILER)(graph, examples)
+    except Exception as error:  # a compiler raises dozens of kinds
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(f"compile: the network runs uncompiled ({reason[:200]})", RuntimeWarning, stacklevel=2)
+        return graph.forward

@@ -31,4 +31,11 @@ def represent(output: SegmentationOutput, *, chunk: int = 16384) -> Tensor:
     if output.project is None:
         return features
     rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    return torch.cat([output.project(part) for part in rows.split(chunk)])
+    first = output.project(rows[:chunk])
+    if len(rows) <= chunk:
+        return first
+    dense = first.new_empty(len(rows), first.shape[1])
+    dense[:chunk] = first
+    for start in range(chunk, len(rows), chunk):
+        dense[start : start + chunk] = output.project(rows[start : start + chunk])
+    return dense

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,8 +25,17 @@ from .config import TrainConfig, resolve
 from .distributed import Group, all_true, rank, session, world_size
 from .inference import evaluate_model
 from .learner import Learner, Step
+from .readback import Readback
 from .reference import partition
 from .runlog import RunLog
+
+
+class Noted(NamedTuple):
+    """A step's numbers on their way to the host, and what the host knew already."""
+
+    step: int
+    numbers: Readback
+    known: dict[str, float]
 
 
 class Trainer:
@@ -59,7 +69,8 @@ class Trainer:
         )
         self.best_miou = -1.0
         self.scores: dict = {}
-        self.seconds = 0.0
+        self.seconds = self.loader_seconds = 0.0
+        self._noted: Noted | None = None
         self.stop_requested = False
 
     @property
@@ -81,26 +92,26 @@ class Trainer:
 
         for batch in batches:
             waited += time.perf_counter() - waiting_since
-            batch = self._to_device(batch)
-            done = learner.train_step(batch)
+            done = learner.train_step(self._to_device(batch))
             stopping = self._agree_to_stop()
             at_end = self.step == stop or stopping
+            evaluates = self.step % config.eval_every == 0 or self.step == self.steps
+            saves = self.step % config.save_every == 0 or at_end
             if self.step % config.log_every == 0 or at_end:
-                self.seconds += time.perf_counter() - started
-                self._log(log, done, waited)
-                started, waited = time.perf_counter(), 0.0
-                self._check_skipped()
-            if self.step % config.eval_every == 0 or self.step == self.steps:
-                self.seconds += time.perf_counter() - started
+                self._tell(log)
+                self._noted = self._note(done, waited)
+                self.loader_seconds, waited = self.loader_seconds + waited, 0.0
+            self._tell(log, wait=evaluates or saves)
+            self.seconds += time.perf_counter() - started
+            if evaluates:
                 self._evaluate(log)
                 self._pictures(log, batch, done)
-                started = time.perf_counter()
-            if self.step % config.save_every == 0 or at_end:
+            if saves:
                 self.save(config.out / "last.pt")
                 log.restart_clock(self.step)
             if stopping:
                 break
-            waiting_since = time.perf_counter()
+            started = waiting_since = time.perf_counter()
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         on_host = ("labeled_index", "unlabeled_index")
@@ -108,27 +119,40 @@ class Trainer:
 
     # --- Telling ------------------------------------------------------------------------------------------------------
 
-    def _log(self, log: RunLog, done: Step, waited: float) -> None:
-        ops.check_label_errors(self.device)
+    def _note(self, done: Step, waited: float) -> "Noted":
+        """Send this step's numbers on their way to the host."""
         losses = done.losses
-        values = {
-            "loss": losses.total.item(),
-            "supervised": losses.supervised.item(),
-            "unsupervised": losses.unsupervised.item(),
-            "contrastive": losses.contrastive.item(),
+        numbers = {
+            "loss": losses.total,
+            "supervised": losses.supervised,
+            "unsupervised": losses.unsupervised,
+            "contrastive": losses.contrastive,
+            "skipped": self.learner.skipped,
+            "skipped_in_a_row": self.learner.skipped_in_a_row,
+            "label_errors": ops.label_errors(self.device),
+        } | losses.statistics
+        known = {
             "lr": self.config.lr * done.lr_factor,
             "epoch": self.step / self.steps_per_epoch,
-            "skipped": self.learner.skipped.item(),
             "loader_wait_seconds": waited,
         }
-        values |= {name: value.tolist() for name, value in losses.statistics.items()}
-        per_step = self.config.batch_size * (2 if self.semi else 1) * self.world
-        log.record(self.step, values, images_per_step=per_step)
+        return Noted(self.step, Readback(numbers), known)
 
-    def _check_skipped(self) -> None:
-        if self.learner.skipped_in_a_row.item() > self.config.max_skipped:
+    def _tell(self, log: RunLog, wait: bool = True) -> None:
+        """Log what was noted last, once it has arrived; the host stops for it only where told to ``wait``."""
+        noted = self._noted
+        if noted is None or not (wait or noted.numbers.ready):
+            return
+        self._noted = None
+        values = noted.numbers.values()
+        if any(values.pop("label_errors")):
+            ops.check_label_errors(self.device)
+        in_a_row = values.pop("skipped_in_a_row")
+        per_step = self.config.batch_size * (2 if self.semi else 1) * self.world
+        log.record(noted.step, noted.known | values, images_per_step=per_step)
+        if in_a_row > self.config.max_skipped:
             raise FloatingPointError(
-                f"{self.learner.skipped_in_a_row.item()} updates in a row had a loss or gradient that is not finite; "
+                f"{in_a_row} updates in a row had a loss or gradient that is not finite; "
                 "the last good state is in last.pt. Lower --lr, set --clip-norm 1, or use --amp-dtype bfloat16"
             )
 
@@ -192,6 +216,7 @@ class Trainer:
             "best_miou": self.best_miou,
             "scores": self.scores,
             "seconds": self.seconds,
+            "loader_seconds": self.loader_seconds,
             "world_size": self.world,
         }
 
@@ -223,7 +248,7 @@ class Trainer:
             state["bank"] = checkpoint.load(self._ring_path(path, state["step"]))["bank"]
         self.learner.load_state_dict(state)
         self.best_miou, self.scores = state["best_miou"], state["scores"]
-        self.seconds = state["seconds"]
+        self.seconds, self.loader_seconds = state["seconds"], state["loader_seconds"]
 
     def metrics(self) -> dict:
         return {
@@ -235,6 +260,7 @@ class Trainer:
             "world_size": self.world,
             "steps": self.step,
             "seconds": round(self.seconds, 3),
+            "loader_seconds": round(self.loader_seconds, 3),
             "skipped": int(self.learner.skipped),
         }
 
@@ -383,8 +409,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     if int(os.environ.get("RANK", 0)) == 0 and metrics["miou"] is not None:
+        seconds = metrics["seconds"]
+        share = metrics["loader_seconds"] / max(seconds, 1e-9)
         print(f"mIoU {metrics['miou']:.4f} ({metrics['network']}, best {metrics['best_miou']:.4f}), "
-              f"{metrics['seconds']:.0f} s, in {config.out}")  # fmt: skip
+              f"{seconds:.0f} s of training, {share:.1%} of it waiting for images, in {config.out}")  # fmt: skip
 
 
 def parse(arguments: list[str]) -> TrainConfig:

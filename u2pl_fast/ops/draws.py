@@ -17,7 +17,7 @@ class ContrastiveDraws(NamedTuple):
 
     thinning: Tensor
     anchors: Tensor
-    negatives: Tensor | None
+    negatives: Tensor | None = None
 
 
 def draw32(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -38,6 +38,6 @@ def contrastive_draws(
         raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
     thinning, anchors = draw32((num_classes,), generator), draw32((num_classes, num_anchors), generator)
     if negatives == "full":
-        return ContrastiveDraws(thinning, anchors, None)
+        return ContrastiveDraws(thinning, anchors)
     lead = (num_classes, num_anchors) if negatives == "per_anchor" else (num_classes,)
     return ContrastiveDraws(thinning, anchors, draw32((*lead, num_negatives), generator))
