@@ -149,10 +149,14 @@ class NetworksOnly(U2PLCriterion):
             return super().forward(*arguments, **options)
 
 
-class ClassLoop(U2PLCriterion):
-    """Losses as public code computes them: full-size logits, dense representations, ``class_loop`` on them."""
+class LabeledTeacher(U2PLCriterion):
+    """Has the teacher look at the labelled images too, which only representations and probabilities of it need."""
 
-    queues: list[class_loop.Queue] | None = None
+    needs_labeled_teacher = True
+
+
+class Eager(U2PLCriterion):
+    """Losses in plain PyTorch, on full-size logits."""
 
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
         with ops.use_backend("reference"):
@@ -161,6 +165,12 @@ class ClassLoop(U2PLCriterion):
     def forward(self, *arguments: object, **options: object) -> Losses:
         with ops.use_backend("reference"):
             return super().forward(*arguments, **options)
+
+
+class ClassLoop(Eager):
+    """Losses as public code computes them: full-size logits, dense representations, ``class_loop`` on them."""
+
+    queues: list[class_loop.Queue] | None = None
 
     def _contrastive(
         self,

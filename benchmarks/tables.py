@@ -17,7 +17,7 @@ from pathlib import Path
 
 from u2pl_fast.learner import PHASES
 
-from . import results, roofline
+from . import results, roofline, step_memory
 from .registry import load
 from .workloads import NAMED, REPORTED
 
@@ -26,6 +26,13 @@ DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SETTING = tuple(name for name in results.KEY if name != "impl")
 IMPLS = ("eager", "class-loop", "compile", "fused")
+PAPER_PARTS = {
+    "mean-teacher": "mean-teacher",
+    "labeled-teacher": "+ labelled images",
+    "paper-networks": "+ 3×3 head",
+    "u2pl-paper": "+ loss",
+}
+MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
 
 Rows = list[list[str]]
 
@@ -169,6 +176,39 @@ def step(folder: Path) -> str:
     return markdown(header, rows)
 
 
+def paper(folder: Path) -> str:
+    """What each part of the paper recipe adds to a mean-teacher step."""
+    rows = []
+    for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
+        if any(name not in setting or setting[name]["ms_median"] is None for name in PAPER_PARTS):
+            continue
+        row, last = [next(iter(setting.values()))["workload"]], 0.0
+        for name in PAPER_PARTS:
+            now = setting[name]["ms_median"]
+            row.append(number(now - last))
+            last = now
+        rows.append([*row, number(last), times(ratio(setting, "u2pl-paper", "mean-teacher"))])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    return markdown(["workload", *(f"{part} ms" for part in PAPER_PARTS.values()), "all ms", "÷ mean-teacher"], rows)
+
+
+def memory(folder: Path) -> str:
+    """Predicted memory of a training step, beside what was measured."""
+    measured = {
+        (r["workload"], r["impl"]): r["peak_mb"] for r in records_of(folder) if r["op"] == "step" and r["peak_mb"]
+    }
+    rows = []
+    for name in REPORTED:
+        for impl, choices in MEMORY_OF.items():
+            m = step_memory.predicted(NAMED[name], **choices)
+            parts = (m.weights, m.bank, m.gradients, m.activations, m.keys, m.step, m.total)
+            row = [name, f"`{impl}`", f"{m.parameters:.1f}", *(f"{part:,.0f}" for part in parts)]
+            rows.append([*row, number(measured.get((name, impl)))])
+    columns = ("weights", "bank", "gradients", "activations", "keys", "a step", "all")
+    return markdown(["workload", "method", "M parameters", *columns, "a step, measured"], rows)
+
+
 def phases(folder: Path) -> str:
     """Where a training step spends its time."""
     found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
@@ -277,7 +317,8 @@ def predictions(_: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    f.__name__: f for f in (headline, step, phases, parts, machines, growth, plots, resources, workloads, predictions)
+    f.__name__: f
+    for f in (headline, step, paper, memory, phases, parts, machines, growth, plots, resources, workloads, predictions)
 }
 
 

@@ -28,8 +28,12 @@ OP = Op(
     {
         "supervised": implementation(method="supervised"),
         "mean-teacher": implementation(method="mean-teacher"),
+        "mean-teacher-eager": implementation(method="mean-teacher", criterion=step.Eager),
         "networks-only": implementation(criterion=step.NetworksOnly),
         "u2pl-lean": implementation(compared=True),
+        # What u2pl-paper costs is added up from these: mean-teacher, + labelled images, + head, + loss.
+        "labeled-teacher": implementation(method="mean-teacher", criterion=step.LabeledTeacher),
+        "paper-networks": implementation(recipe="paper", criterion=step.NetworksOnly),
         "u2pl-paper": implementation(recipe="paper"),
         "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop),
     },
