@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench gpu-check sanitize clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -31,6 +31,13 @@ bench: $(VENV)/built
 # On a machine with a GPU, torch and nvcc; nothing is downloaded. OUT: a folder; WHEELS: one with pure-Python wheels.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),gpu-check) $(if $(WHEELS),--wheels $(WHEELS))
+
+# The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behaviour. The
+# sanitizer must be loaded before Python, and libstdc++ with it, or it does not see exceptions.
+sanitize: $(VENV)/built
+	U2PL_FAST_SANITIZE=1 U2PL_FAST_CUDA=0 $(RUN) setup.py -q build --build-base build/sanitize --build-lib build/sanitized
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    PYTHONPATH=build/sanitized $(VENV)/bin/pytest -q -p no:cacheprovider tests/test_ops_*.py tests/test_memory_bank.py
 
 clean:
 	rm -rf build dist *.egg-info u2pl_fast/_C*.so

@@ -2,6 +2,7 @@
 
 U2PL_FAST_BUILD=0      leaves the extension out; everything then runs on the plain PyTorch backend.
 U2PL_FAST_CUDA=0|1     forbids or forces the CUDA sources; unset, they are built with nvcc and a CUDA build of torch.
+U2PL_FAST_SANITIZE=1   builds the CPU kernels with AddressSanitizer and UBSan, for `make sanitize`.
 TORCH_CUDA_ARCH_LIST   the architectures, "8.0;9.0+PTX" where unset.
 
 Whether a GPU is present is never asked: the machine that builds often has none.
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent
 CXX_FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-g0"]
 # GCC's AVX-512 headers trip this one by themselves.
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 def say(*lines: str) -> None:
@@ -90,6 +92,9 @@ def extensions() -> tuple[list, dict]:
     # Not linked: the OpenMP runtime comes with torch, and another one would have threads of its own.
     flags = [*CXX_FLAGS, *([] if sys.platform == "darwin" else ["-fopenmp"])]
     options = {"include_dirs": [str(ROOT / "csrc")], "language": "c++", "extra_compile_args": {"cxx": flags}}
+    if os.environ.get("U2PL_FAST_SANITIZE") == "1":
+        flags += [*SANITIZE_FLAGS, "-O1", "-g1", "-fno-omit-frame-pointer"]
+        options["extra_link_args"] = SANITIZE_FLAGS
     if cuda:
         options["define_macros"] = [("U2PL_FAST_CUDA", "1")]
         options["extra_compile_args"]["nvcc"] = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]

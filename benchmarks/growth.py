@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from u2pl_fast.traffic import step_traffic
+
 from . import machine, results, roofline, runner
 from .registry import BOTH, FORWARD, Setting, load
 from .workloads import NAMED, Workload
@@ -124,7 +126,14 @@ def _curves(
 
 
 def _traffic(device: str) -> dict[str, Any]:
-    megabytes = [roofline.gathered_bytes(NAMED["voc"], world) / 1e6 for world in WORLD]
+    w, sizes = NAMED["voc"], {"parameters": 0, "buffers": 0}
+    shared = [
+        step_traffic(world, num_classes=w.num_classes, dim=w.dim, shared_keys=-(-max(w.caps) // world), **sizes)[
+            "shared bank"
+        ]
+        for world in WORLD
+    ]
+    megabytes = [size / 1e6 for size in shared]
     slope = exponent(WORLD, megabytes)
     name = "shared bank, received"
     return _curve("processes", name, device, "capped", "predicted", None, WORLD, megabytes, "MB", slope)

@@ -170,12 +170,6 @@ def _words(w: Workload) -> int:
     return -(-w.num_classes // 32)
 
 
-def gathered_bytes(w: Workload, world: int) -> float:
-    """Bytes a process receives per step when the bank is shared: capped keys of all classes, and their counts."""
-    share = sum(-(-cap // world) for cap in w.caps)
-    return (world - 1) * (share * w.dim * 4 + 8 * w.num_classes)
-
-
 # --- What a machine can do --------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ Every implementation gets the same inputs and must return the same tensors befor
 each of them once, so that what the machine does meanwhile hits all alike, and ratios are formed within a round.
 """
 
+import gc
 import itertools
 import statistics
 import time
@@ -76,7 +77,9 @@ def measure(
             peaks[impl] = "peak memory was not asked for"
         elif setting.device == "cuda":
             peaks[impl] = memory.allocator_growth(call)
+    call = None
     del calls, inputs
+    gc.collect()  # learners hold themselves in cycles, and the processes below need the room
     if peak and setting.device == "cpu":
         peaks = {impl: _peak_in_child(setting, impl) for impl in times}
 

@@ -21,13 +21,14 @@ HALF, SINGLE = 2, 4  # bytes
 
 @dataclass(frozen=True)
 class StepMemory:
-    """MiB, and millions of parameters; AdamW, bfloat16 autocast.
+    """MiB, millions of parameters, and the number of floating-point buffers; AdamW, bfloat16 autocast.
 
     weights: student, teacher and the optimiser's two averages. gradients. activations: kept for the backward pass.
     keys: dense representations and their source's share of the loss. bank: in float32.
     """
 
     parameters: float
+    buffers: int
     weights: float
     gradients: float
     activations: float
@@ -52,9 +53,11 @@ def predicted(workload: Workload, **choices: object) -> StepMemory:
         network = build_model(config, w.num_classes, load_encoder_weights=False).train()
         kept = _kept(network, w, config.method == "u2pl")
         parameters = sum(p.numel() for p in network.parameters())
+        buffers = sum(b.numel() for b in network.buffers() if b.is_floating_point())
     has_bank = config.method == "u2pl"
     return StepMemory(
         parameters=parameters / 1e6,
+        buffers=buffers,
         weights=(2 + 2) * SINGLE * parameters / MIB,
         gradients=SINGLE * parameters / MIB,
         activations=kept / MIB,

@@ -8,6 +8,7 @@ in the documentation is thus a number in a results file; ``--check`` fails where
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -16,16 +17,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from u2pl_fast.learner import PHASES
+from u2pl_fast.traffic import step_traffic
 
 from . import results, roofline, step_memory
 from .registry import load
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "training.md", ROOT / "README.md")
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SETTING = tuple(name for name in results.KEY if name != "impl")
 IMPLS = ("eager", "class-loop", "compile", "fused")
+WORLDS = (2, 4, 8, 32, 128, 1024)
 PAPER_PARTS = {
     "mean-teacher": "mean-teacher",
     "labeled-teacher": "+ labelled images",
@@ -163,7 +166,8 @@ def step(folder: Path) -> str:
     """Whole training steps: speed, price against the cheaper methods, memory."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
-        for impl, record in setting.items():
+        for impl in (impl for impl in load()["step"].implementations if impl in setting):
+            record = setting[impl]
             w = NAMED[record["workload"]]
             images = w.labeled if impl == "supervised" else w.images
             row = [record["workload"], f"`{impl}`", number(record["ms_median"])]
@@ -177,17 +181,15 @@ def step(folder: Path) -> str:
 
 
 def paper(folder: Path) -> str:
-    """What each part of the paper recipe adds to a mean-teacher step."""
+    """What each part of the paper recipe adds to a mean-teacher step: medians of the differences within a round."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
         if any(name not in setting or setting[name]["ms_median"] is None for name in PAPER_PARTS):
             continue
-        row, last = [next(iter(setting.values()))["workload"]], 0.0
-        for name in PAPER_PARTS:
-            now = setting[name]["ms_median"]
-            row.append(number(now - last))
-            last = now
-        rows.append([*row, number(last), times(ratio(setting, "u2pl-paper", "mean-teacher"))])
+        rounds = [setting[name]["ms_all"] for name in PAPER_PARTS]
+        added = [[b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(rounds)]
+        row = [number(statistics.median(part)) for part in (rounds[0], *added, rounds[-1])]
+        rows.append([setting["mean-teacher"]["workload"], *row, times(ratio(setting, "u2pl-paper", "mean-teacher"))])
     if not rows:
         return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
     return markdown(["workload", *(f"{part} ms" for part in PAPER_PARTS.values()), "all ms", "÷ mean-teacher"], rows)
@@ -294,6 +296,18 @@ def resources(folder: Path) -> str:
     return markdown(["kernel", *targets], rows)
 
 
+def traffic(_: Path) -> str:
+    """Predicted traffic of a `voc` step, from shapes."""
+    memory, w = step_memory.predicted(NAMED["voc"]), NAMED["voc"]
+    sizes = {"parameters": round(1e6 * memory.parameters), "buffers": memory.buffers}
+    sizes |= {"num_classes": w.num_classes, "dim": w.dim}
+    rows = []
+    for world in WORLDS:
+        parts = step_traffic(world, shared_keys=-(-max(w.caps) // world), **sizes)
+        rows.append([f"{world:,}", *(f"{size / 1e6:,.3g}" for size in parts.values())])
+    return markdown(["processes", *parts], rows)
+
+
 def workloads(_: Path) -> str:
     rows = []
     for name in REPORTED:
@@ -318,7 +332,8 @@ def predictions(_: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     f.__name__: f
-    for f in (headline, step, paper, memory, phases, parts, machines, growth, plots, resources, workloads, predictions)
+    for f in (headline, step, paper, memory, phases, parts, machines, growth, plots, resources, workloads)
+    + (predictions, traffic)
 }
 
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import growth, inputs, memory, registry, results, roofline, runner, tables
+from benchmarks import growth, inputs, memory, registry, results, roofline, runner, step_memory, tables
 from benchmarks.__main__ import main
 from benchmarks.workloads import NAMED, REPORTED, Workload
 
@@ -244,3 +244,16 @@ def test_the_json_is_one_record_a_line(quick, tmp_path):
     lines = path.read_text().splitlines()
     assert sum(line.startswith('{"op"') for line in lines) == len(quick[1]["records"]) + len(quick[1]["parts"])
     assert json.loads(path.read_text()) == quick[1]
+
+
+def test_predicted_memory_is_what_was_measured():
+    """Over every training step in the results; the prediction leaves out workspaces and rounding up."""
+    compared = 0
+    for data in results.load_all():
+        for record in data["records"]:
+            if record["op"] == "step" and record["impl"] in tables.MEMORY_OF and record["peak_mb"]:
+                choices = tables.MEMORY_OF[record["impl"]]
+                predicted = step_memory.predicted(NAMED[record["workload"]], **choices).step
+                assert predicted == pytest.approx(record["peak_mb"], rel=0.15), record["workload"]
+                compared += 1
+    assert compared >= 3

@@ -1,5 +1,8 @@
 """Batches are a function of (seed, step, rank, world): workers, restarts and caching change nothing."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +168,14 @@ def test_a_file_that_breaks_during_training_is_one_short_message(tmp_path, worke
     with pytest.raises(DataError) as caught:
         list(train_loader(split, config(workers=workers, batch_size=1), 0, 1, 0, 1))
     assert str(caught.value).startswith(f"{path}: not a readable image") and "\n" not in str(caught.value)
+
+
+def test_a_loader_process_that_dies_is_one_short_message(monkeypatch):
+    split = small_split()
+    monkeypatch.setattr(type(split.dataset), "image", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="workers: a loader process died.*fewer --workers") as caught:
+        list(train_loader(split, config(workers=1), 0, 1, 0, 1))
+    assert "\n" not in str(caught.value)
 
 
 def test_no_steps_left_is_an_empty_loader():

@@ -4,17 +4,20 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from u2pl_fast import checkpoint, models, ops
+from u2pl_fast import checkpoint, data, models, ops
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
 from u2pl_fast.learner import Learner
@@ -139,12 +142,13 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, num
 def test_two_processes_train_as_one_program(tmp_path):
     """torchrun with gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
 
-    def torchrun(out: Path, *flags: str) -> None:
+    def torchrun(out: Path, *flags: str) -> str:
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(out, steps=6, eval_every=6).to_dict()))
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command = [*launch, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml"), *flags]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
     torchrun(tmp_path / "straight")
     torchrun(tmp_path / "parts", "--stop-after", "4")
@@ -152,8 +156,10 @@ def test_two_processes_train_as_one_program(tmp_path):
     assert_same_state(tmp_path / "straight", tmp_path / "parts")
     metrics = json.loads((tmp_path / "straight" / "metrics.json").read_text())
     assert metrics["world_size"] == 2 and metrics["steps"] == 6 and 0 <= metrics["miou"] <= 1
-    rings = list((tmp_path / "straight").glob("last.ring*.pt"))
-    assert [ring.name for ring in rings] == ["last.ring1.step6.pt"]
+    rings = sorted(ring.name for ring in (tmp_path / "parts").glob("ring*.pt"))
+    assert rings == ["ring1.step4.pt", "ring1.step6.pt"]
+    told = torchrun(tmp_path / "nothing", "--dry-run")
+    assert "each process receives a step: gradients" in told and not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.skipif(CAMVID is None, reason="U2PL_FAST_CAMVID names no folder of real images")
@@ -349,3 +355,106 @@ def _printed_by_main(out: Path, capsys) -> str:
     flags = ["--encoder", "mobilenetv3_small_050", "--crop-size", "64", "64", "--batch-size", "2", "--steps", "1"]
     main([*flags, "--num-labeled", "6", "--workers", "0", "--device", "cpu", "--out", str(out)])
     return capsys.readouterr().out
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
+    run(tiny(tmp_path / "out", dry_run=True))
+    told = capsys.readouterr().out
+    assert "memory bank" in told and "keys a class and step" in told and "each process receives" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    run(tiny(tmp_path / "straight", save_every=2))
+    run(tiny(tmp_path / "parts", save_every=2, stop_after=6))
+    last = tmp_path / "parts" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    capsys.readouterr()
+    run(tiny(tmp_path / "parts", save_every=2, resume=True))
+    told = capsys.readouterr().out
+    assert f"{last} is truncated" in told and "going on from previous.pt, step 4" in told
+    assert_same_state(tmp_path / "straight", tmp_path / "parts")
+
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "parts" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="last.pt is truncated"):
+        run(tiny(tmp_path / "parts", resume=True))
+
+
+def test_nothing_is_saved_between_two_updates(tmp_path, monkeypatch):
+    """A checkpoint holds no gradients: a stop in the middle of an accumulation waits for its end."""
+    options = {"accumulate": 3, "steps": 9, "save_every": 4}
+    saved = []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (saved.append(state["step"]), save(path, state)))
+    run(tiny(tmp_path / "straight", **options))
+    assert [step for step in saved if step < 9] == [6]
+
+    train_step = Learner.train_step
+
+    def asked_to_stop(self, batch):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Learner, "train_step", asked_to_stop)
+    assert run(tiny(tmp_path / "parts", **options))["steps"] == 6
+    monkeypatch.setattr(Learner, "train_step", train_step)
+    run(tiny(tmp_path / "parts", resume=True, **options))
+    assert_same_state(tmp_path / "straight", tmp_path / "parts")
+    with pytest.raises(ValueError, match="stop_after"):
+        run(tiny(tmp_path / "odd", stop_after=4, **options))
+
+
+def test_an_image_that_vanishes_costs_nothing(tmp_path, monkeypatch):
+    for split, names in (("train", "abcdef"), ("val", "a")):
+        for name in names:
+            for kind, shape in (("images", (64, 64, 3)), ("labels", (64, 64))):
+                path = tmp_path / "data" / kind / split / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(ord(name)).integers(0, 3, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+    options = {"dataset": "folder", "data_root": tmp_path / "data", "num_labeled": 2, "cache": False}
+    options |= {"encoder_weights": "none", "sup_only_epochs": 0.0}
+    run(tiny(tmp_path / "straight", **options))
+
+    victims = [tmp_path / "data/images/train" / f"{name}.png" for name in "abcdef"]
+    train_step = Learner.train_step
+
+    def lose_images(self, batch):
+        done = train_step(self, batch)
+        if self.step == 3:
+            for path in victims:
+                path.rename(path.with_suffix(".gone"))
+        return done
+
+    monkeypatch.setattr(Learner, "train_step", lose_images)
+    with pytest.raises(data.DataError, match=r"\.png.*saved at step 3, .*--resume"):
+        run(tiny(tmp_path / "parts", **options))
+    monkeypatch.setattr(Learner, "train_step", train_step)
+    for path in victims:
+        path.with_suffix(".gone").rename(path)
+    run(tiny(tmp_path / "parts", resume=True, **options))
+    assert_same_state(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_a_full_disk_keeps_what_was_saved(tmp_path):
+    """A limit on the size of files stands in for a disk without space."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "run", steps=8, save_every=2).to_dict()))
+    command = [sys.executable, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml")]
+
+    def train(*flags: str, limit: int | None = None) -> subprocess.CompletedProcess:
+        def small_files() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        start = small_files if limit else None
+        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, preexec_fn=start)
+
+    assert train("--stop-after", "4").returncode == 0
+    full = train("--resume", limit=2**20)
+    assert full.returncode == 1
+    assert full.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 4
+    assert train("--resume").returncode == 0
+    run(tiny(tmp_path / "straight", steps=8, save_every=2))
+    assert_same_state(tmp_path / "straight", tmp_path / "run")

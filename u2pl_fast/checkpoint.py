@@ -17,6 +17,7 @@ anything else           the trainer's own (optimizer, bank, ...)
 
 import contextlib
 import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,38 @@ def load(path: str | os.PathLike[str], map_location: torch.device | str = "cpu")
     if version != FORMAT:
         raise CheckpointError(f"{source} has checkpoint format {version}; this version of u2pl_fast reads {FORMAT}")
     return state
+
+
+def load_first(*paths: Path) -> tuple[dict[str, Any], Path, str | None]:
+    """The first of ``paths`` that can be read, which one that was, and what was wrong with those before it.
+
+    Raises:
+        CheckpointError: none of them can be read; the message is the first one's.
+    """
+    complaints: list[CheckpointError] = []
+    for path in paths:
+        try:
+            return load(path), path, "; ".join(map(str, complaints)) or None
+        except CheckpointError as error:
+            complaints.append(error)
+    raise complaints[0]
+
+
+def keep_previous(path: Path, previous: Path) -> None:
+    """Give the file at ``path``, if there is one, the second name ``previous``; it is never without its own."""
+    if not path.exists():
+        return
+    temporary = previous.with_name(f".{previous.name}.tmp")
+    try:
+        _discard(temporary)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, previous)
+    except OSError as error:
+        _discard(temporary)
+        raise CheckpointError(f"cannot keep {path} as {previous}: {error.strerror or error}") from error
 
 
 def check_layout(state: Mapping[str, Any], source: str | os.PathLike[str]) -> None:

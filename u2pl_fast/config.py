@@ -192,6 +192,8 @@ class TrainConfig:
     out: Path = Path("runs/latest")
     resume: bool = False
     """Go on from OUT/last.pt."""
+    dry_run: bool = False
+    """Say what would be trained, what the bank takes and what processes send each other, and end."""
     stop_after: int | None = None
     """End after this many steps of the run, saved, to be resumed."""
     eval_every: int | None = None
@@ -270,6 +272,11 @@ def _check(config: TrainConfig) -> None:
     for name in ("temperature", "lr"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)}")
+    if config.stop_after is not None and config.stop_after % config.accumulate:
+        raise ValueError(
+            f"stop_after: {config.stop_after} falls between two updates, each of accumulate={config.accumulate} steps; "
+            "use a multiple"
+        )
     if config.steps is not None and config.epochs is not None:
         raise ValueError("steps: give steps or epochs, not both")
     if config.steps is not None and config.steps < 1 or config.epochs is not None and config.epochs <= 0:

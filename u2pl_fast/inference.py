@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoint, ops
+from . import checkpoint, exported, ops
 from .config import TrainConfig
 from .data import MEAN_COLOR
 from .distributed import Group, all_sum
@@ -264,7 +264,7 @@ def load_model(
     """The network of a checkpoint, in evaluation mode, its training's config, and the rest of the checkpoint.
 
     Args:
-        path: a checkpoint that the training wrote.
+        path: a checkpoint that the training wrote, or the ``.safetensors`` file of an exported network.
         device: where the network goes; the rest of the checkpoint stays on the CPU.
         network: ``"auto"`` = the one that the training evaluated. In the returned state, ``network`` is the one
             that was loaded.
@@ -272,7 +272,8 @@ def load_model(
     Raises:
         CheckpointError: unreadable file, weights that don't fit, or no such network in it.
     """
-    state = checkpoint.load(path)
+    is_export = Path(path).suffix == exported.SUFFIX
+    state = exported.load_network(Path(path)) if is_export else checkpoint.load(path)
     checkpoint.check_layout(state, path)
     try:
         config = TrainConfig.from_dict(state["config"])
@@ -280,7 +281,7 @@ def load_model(
     except (AttributeError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path}: no network can be built from its config ({error})") from error
     chosen = state["network"] if network == "auto" else network
-    if state[chosen] is None:
+    if not state[chosen]:
         raise checkpoint.CheckpointError(f"{path} holds no {chosen}: trained without one, or saved before it began")
     checkpoint.check_match(state, model, key=chosen, source=path)
     model.load_state_dict(state[chosen])

@@ -56,7 +56,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("pushed", torch.zeros_like(sizes))
         share = -(-caps // distributed.world_size(group)) if scope == "gather" else caps
         self.register_buffer("max_keys", share, persistent=False)
-        self._gathered = int(share.max()) if scope == "gather" else 0
+        self.shared_keys = int(share.max()) if scope == "gather" else 0  # of a class, from each process
 
     @property
     def num_classes(self) -> int:
@@ -87,7 +87,7 @@ class MemoryBank(nn.Module):
 
     def _gather(self, features: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each process's keys as (C·k, D) rows and their mask, in rank order: one fixed-size collective, and counts."""
-        classes, k = self.num_classes, self._gathered
+        classes, k = self.num_classes, self.shared_keys
         rows = self.bank.new_zeros(classes * k, self.bank.shape[1])
         starts = torch.arange(classes + 1, device=rows.device) * k
         counts = torch.zeros_like(self.pushed)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,9 @@ from .learner import Learner, Step
 from .readback import Readback
 from .reference import partition
 from .runlog import RunLog
+from .traffic import step_traffic
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
 class Noted(NamedTuple):
@@ -93,10 +96,10 @@ class Trainer:
         for batch in batches:
             waited += time.perf_counter() - waiting_since
             done = learner.train_step(self._to_device(batch))
-            stopping = self._agree_to_stop()
+            stopping = self._after_update(1 if self.group is None else config.log_every) and self._agree_to_stop()
             at_end = self.step == stop or stopping
             evaluates = self.step % config.eval_every == 0 or self.step == self.steps
-            saves = self.step % config.save_every == 0 or at_end
+            saves = self._after_update(config.save_every) or at_end
             if self.step % config.log_every == 0 or at_end:
                 self._tell(log)
                 self._noted = self._note(done, waited)
@@ -107,7 +110,7 @@ class Trainer:
                 self._evaluate(log)
                 self._pictures(log, batch, done)
             if saves:
-                self.save(config.out / "last.pt")
+                self.save()
                 log.restart_clock(self.step)
             if stopping:
                 break
@@ -181,7 +184,8 @@ class Trainer:
         log.evaluated(self.step, each | {"iou_per_class": self.scores["iou_per_class"]})
         if self.scores["miou"] > self.best_miou:
             self.best_miou = self.scores["miou"]
-            self.save(self.config.out / "best.pt")
+            if self.rank == 0:
+                checkpoint.save(self.config.out / BEST, self.state_dict())
 
     def _pictures(self, log: RunLog, batch: dict[str, Tensor], done: Step) -> None:
         maps = {"labeled/image": batch["images"], "labeled/label": batch["labels"]}
@@ -195,12 +199,18 @@ class Trainer:
             }
         log.pictures(self.step, maps, self.num_classes)
 
+    def _after_update(self, every: int) -> bool:
+        """Whether the first update at or after a multiple of ``every`` steps was just made.
+
+        Between two updates there are gradients that a checkpoint does not hold.
+        """
+        accumulate = self.config.accumulate
+        return self.step % accumulate == 0 and self.step % every < accumulate
+
     def _agree_to_stop(self) -> bool:
-        """Whether any process was asked to stop; processes ask each other only where they log."""
+        """Whether any process was asked to stop."""
         if self.group is None:
             return self.stop_requested
-        if self.step % self.config.log_every:
-            return False
         return not bool(all_true(torch.tensor(not self.stop_requested, device=self.device), self.group))
 
     # --- State --------------------------------------------------------------------------------------------------------
@@ -220,35 +230,66 @@ class Trainer:
             "world_size": self.world,
         }
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; with a bank per process, each further process writes its ring beside it first."""
-        bank = self.learner.criterion.bank
+    def save(self) -> None:
+        """Write last.pt; the one that was there becomes previous.pt.
+
+        With a bank per process each further process writes its ring first, in a file of its own.
+        """
+        bank, last = self.learner.criterion.bank, self.config.out / LAST
         own_ring = self.world > 1 and bank is not None and bank.scope == "local"
         if own_ring and self.rank:
-            checkpoint.save(self._ring_path(path, self.step), {"step": self.step, "bank": bank.state_dict()})
+            checkpoint.save(self._ring_path(self.step), {"step": self.step, "bank": bank.state_dict()})
         if self.group is not None:
             dist.barrier(group=self.group)
         if self.rank == 0:
-            checkpoint.save(path, self.state_dict())
-            for old in path.parent.glob(f"{path.stem}.ring*.pt"):
-                if not old.name.endswith(f".step{self.step}.pt"):
-                    old.unlink(missing_ok=True)
+            checkpoint.keep_previous(last, last.with_name(PREVIOUS))
+            checkpoint.save(last, self.state_dict())
+            for step in sorted(self._rings(), reverse=True)[2:]:
+                for ring in self._rings()[step]:
+                    ring.unlink(missing_ok=True)
 
-    def _ring_path(self, path: Path, step: int) -> Path:
-        return path.with_name(f"{path.stem}.ring{self.rank}.step{step}.pt")
+    def _ring_path(self, step: int) -> Path:
+        return self.config.out / f"ring{self.rank}.step{step}.pt"
 
-    def load(self, path: Path) -> None:
-        """Take up the run that ``path`` holds, exactly where it was."""
-        state = checkpoint.load(path)
+    def _rings(self) -> dict[int, list[Path]]:
+        """Ring files by the step that wrote them."""
+        found: dict[int, list[Path]] = {}
+        for path in self.config.out.glob("ring*.step*.pt"):
+            found.setdefault(int(path.stem.rpartition("step")[2]), []).append(path)
+        return found
+
+    def load(self) -> str | None:
+        """Take up the run where last.pt left it, or previous.pt where that cannot be read; why, if so."""
+        last = self.config.out / LAST
+        state, path, complaint = checkpoint.load_first(last, last.with_name(PREVIOUS))
         checkpoint.check_layout(state, path)
         checkpoint.check_match(state, self.learner.student, num_classes=self.num_classes, source=path)
         _check_same_run(state, self.config, self.world, path)
         bank = self.learner.criterion.bank
         if bank is not None and self.rank and bank.scope == "local":
-            state["bank"] = checkpoint.load(self._ring_path(path, state["step"]))["bank"]
+            state["bank"] = checkpoint.load(self._ring_path(state["step"]))["bank"]
+        for step, rings in self._rings().items():
+            if step > state["step"]:  # of a save that was cut short
+                for ring in rings:
+                    ring.unlink(missing_ok=True)
         self.learner.load_state_dict(state)
         self.best_miou, self.scores = state["best_miou"], state["scores"]
         self.seconds, self.loader_seconds = state["seconds"], state["loader_seconds"]
+        return complaint
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes that this process receives in a step, by purpose."""
+        student, bank = self.learner.student, self.learner.criterion.bank
+        return step_traffic(
+            self.world,
+            parameters=sum(p.numel() for p in student.parameters()),
+            buffers=sum(b.numel() for b in student.buffers() if b.is_floating_point()),
+            num_classes=self.num_classes,
+            dim=None if bank is None else bank.bank.shape[1],
+            shared_keys=0 if bank is None else bank.shared_keys,
+            key_bytes=4 if bank is None else bank.bank.element_size(),
+            accumulate=self.config.accumulate,
+        )
 
     def metrics(self) -> dict:
         return {
@@ -341,25 +382,39 @@ def run(config: TrainConfig) -> dict:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with session(config.device) as (device, group):
+        if config.dry_run:
+            trainer = Trainer(config, device, group)
+            if trainer.rank == 0:
+                _introduce(print, trainer)
+            return trainer.metrics()
         try:
             config.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"out: cannot create {config.out}: {error.strerror}") from error
-        last = config.out / "last.pt"
+        last = config.out / LAST
         if last.exists() and not config.resume:
             raise ValueError(f"out: {config.out} already holds a run; go on with --resume, or choose another --out")
         trainer = Trainer(config, device, group)
         if config.eval_every is None:
             config.eval_every = max(1, trainer.steps // 5)
-        if config.resume and last.exists():
-            trainer.load(last)
+        complaint = trainer.load() if config.resume and last.exists() else None
         log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
         if trainer.rank == 0:
             (config.out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        _introduce(log, trainer)
+        _introduce(log.say, trainer)
+        if complaint:
+            log.say(f"{complaint}; going on from {PREVIOUS}, step {trainer.step}")
         try:
             with _stopping_on_signals(trainer):
                 trainer.fit(log)
+        except data.DataError as error:
+            # The other processes of a group are elsewhere and would not meet this one to save.
+            if trainer.group is None and trainer.step % config.accumulate == 0 and trainer.step > 0:
+                trainer.save()
+                raise data.DataError(
+                    f"{error}; saved at step {trainer.step}, mend it and go on with --resume"
+                ) from error
+            raise
         finally:
             log.close()
         metrics = trainer.metrics()
@@ -372,32 +427,37 @@ def run(config: TrainConfig) -> dict:
         return metrics
 
 
-def _introduce(log: RunLog, trainer: Trainer) -> None:
+def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     """What is about to be trained, before the first step."""
     config, learner = trainer.config, trainer.learner
     bank = learner.criterion.bank
     method = f"u2pl ({config.recipe})" if config.method == "u2pl" else config.method
-    log.say(f"{method} on {config.dataset}: {trainer.split.describe()}")
+    say(f"{method} on {config.dataset}: {trainer.split.describe()}")
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
     network += [str(trainer.device)] + [config.amp_dtype] * config.amp + ["channels_last"] * config.channels_last
-    log.say(", ".join(network))
+    say(", ".join(network))
 
     batch = config.batch_size * trainer.world
-    log.say(
-        f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}"
-    )
+    say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
     if trainer.semi:
-        log.say(f"global batch {batch} labelled + {batch} unlabelled; teacher from step {learner.teacher_start}")
+        say(f"global batch {batch} labelled + {batch} unlabelled; teacher from step {learner.teacher_start}")
     else:
-        log.say(f"global batch {batch} labelled")
+        say(f"global batch {batch} labelled")
     if bank is not None:
-        log.say(f"memory bank: {bank.extra_repr()}")
+        say(f"memory bank: {bank.extra_repr()}")
     if trainer.world > 1 and trainer.device.type == "cpu":
-        log.say("batch norm statistics are each process's own: synchronised batch norm needs GPUs")
+        say("batch norm statistics are each process's own: synchronised batch norm needs GPUs")
+    if trainer.world > 1:
+        parts = ", ".join(f"{name} {_bytes(size)}" for name, size in trainer.traffic().items() if size)
+        say(f"each process receives a step: {parts}")
     if trainer.step:
-        log.say(f"resumed at step {trainer.step}")
+        say(f"resumed at step {trainer.step}")
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def main(arguments: list[str] | None = None) -> None:

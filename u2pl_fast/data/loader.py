@@ -167,7 +167,19 @@ def train_loader(
         pin_memory=config.device != "cpu" and torch.cuda.is_available(),
         generator=generator(config.seed, "loader"),  # else it draws from, and moves, the global one
     )
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            what = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"workers: a loader process died ({what}), often for want of memory; use fewer --workers, or --no-cache"
+            ) from error
         if isinstance(batch, DataError):
             raise batch
         yield batch
