@@ -1,8 +1,10 @@
-"""``python -m benchmarks.agreement FUSED REFERENCE OTHER --out DIR``: do the fused ops train the same network?
+"""``python -m benchmarks.agreement FUSED REFERENCE ROUNDING OTHER --out DIR``: do the fused ops train the same network?
 
-Three runs that logged every step: two from the same weights, data and draws, with the fused ops and with the reference,
-and one of another seed, whose distance from the first is what chance alone does. Writes ``agreement.png`` (losses over
-the first steps, and how far apart they are) and ``agreement.json``.
+Four runs that logged every step. The first three start from the same weights, data and draws: with the fused ops, with
+the reference, and with the fused ops and another memory layout, so that nothing but the networks' rounding differs from
+the first. The fourth has another seed. Training doubles any difference every few steps; the fused ops are the reference
+where the first two runs part no faster than rounding drives the first and the third apart. Writes ``agreement.png``
+(losses over the first steps, and the distance from the first run) and ``agreement.json``.
 """
 
 import argparse
@@ -17,8 +19,9 @@ import matplotlib.pyplot as plt
 
 from .curves import lines, series, smooth
 
+COLOURS = ("#2ca02c", "#7f7f7f", "#1f77b4", "#d62728")
 LOSSES = ("supervised", "unsupervised", "contrastive")
-NAMES = ("fused", "reference", "fused, other seed")
+NAMES = ("fused", "reference", "fused, other layout", "fused, other seed")
 
 
 def gap(one: list[float], other: list[float]) -> list[float]:
@@ -41,26 +44,25 @@ def compared(logs: list[list[dict]], steps: int) -> dict:
 
 
 def summary(found: dict) -> dict[str, dict[str, float]]:
-    """Of each loss: the gap of the first step at which it is not 0, and the median gaps over all such steps."""
+    """Of each loss: the median distance of each run from the first, over the steps at which the loss is not 0."""
     rows = {}
     for name, curves in found["losses"].items():
-        fused, reference, other = (curves[n] for n in NAMES)
-        began = next(i for i, value in enumerate(reference) if value)
-        same, chance = gap(fused, reference)[began:], gap(other, reference)[began:]
-        rows[name] = {"first": same[0], "median": statistics.median(same), "other_seed": statistics.median(chance)}
+        first = curves[NAMES[0]]
+        began = next(i for i, value in enumerate(first) if value)
+        rows[name] = {other: statistics.median(gap(curves[other], first)[began:]) for other in NAMES[1:]}
     return rows
 
 
 def draw(found: dict, out: Path) -> None:
     figure, axes = plt.subplots(2, len(LOSSES), figsize=(14, 6.5), constrained_layout=True, sharex=True)
     for (name, curves), (above, below) in zip(found["losses"].items(), axes.T, strict=True):
-        for label, style in zip(NAMES, ("-", "--", ":"), strict=True):
-            above.plot(found["step"], smooth(curves[label]), style, label=label)
-        for label in NAMES[::2]:
-            distance = [max(x, 1e-8) for x in gap(curves[label], curves["reference"])]
-            below.semilogy(found["step"], distance, ".", markersize=3, label=f"{label} − reference")
+        for label, style, colour in zip(NAMES, ("-", "--", "-.", ":"), COLOURS, strict=True):
+            above.plot(found["step"], smooth(curves[label]), style, color=colour, label=label)
+            if label != NAMES[0]:
+                distance = [max(x, 1e-8) for x in gap(curves[label], curves[NAMES[0]])]
+                below.semilogy(found["step"], distance, ".", markersize=3, color=colour, label=label)
         above.set_title(f"{name} loss")
-        below.set_title("relative distance from the reference")
+        below.set_title(f"relative distance from {NAMES[0]}")
         below.set_xlabel("step")
         for axis in (above, below):
             axis.grid(alpha=0.3)
@@ -71,7 +73,7 @@ def draw(found: dict, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs=3, metavar="RUN", help="folders: fused, reference, another seed")
+    parser.add_argument("runs", type=Path, nargs=4, metavar="RUN", help="folders, in the order above")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -86,10 +88,7 @@ def main() -> None:
     }
     (arguments.out / "agreement.json").write_text(json.dumps(found) + "\n")
     for name, row in found["summary"].items():
-        print(
-            f"{name:13} first {row['first']:.1e}, median {row['median']:.1e} apart; "
-            f"another seed {row['other_seed']:.1e}"
-        )
+        print(f"{name:13} " + ", ".join(f"{other} {distance:.1e}" for other, distance in row.items()))
     for name, score in found["runs"].items():
         print(f"{name:18} mIoU {score['miou']:.4f} ({score['network']}) after {score['steps']} steps")
 

@@ -243,6 +243,42 @@ def evaluate_model(
     }
 
 
+def pseudo_label_quality(
+    teacher: nn.Module,
+    samples: Iterable[Sample],
+    *,
+    alpha: float,
+    num_classes: int,
+    ignore_index: int = 255,
+    device: torch.device | str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+    group: Group = None,
+) -> dict[str, float]:
+    """How right a teacher's labels are, against masks that training does not see; {} without a sample.
+
+    Returns:
+        ``pseudo_miou`` and ``pseudo_accuracy`` over all labelled pixels; ``pseudo_accuracy_reliable`` over those whose
+        entropy lies below the (1 − alpha) quantile of their image, ``pseudo_accuracy_unreliable`` over the others.
+    """
+    matrices = {name: ConfusionMatrix(num_classes, ignore_index, device) for name in ("reliable", "unreliable")}
+    with evaluating(teacher):
+        for image, label, _ in samples:
+            image, label = image[None].to(device), label[None].to(device)
+            stats = predict_labels(teacher, image, label.shape[-2:], amp_dtype=amp_dtype)
+            gamma = ops.masked_quantile(stats.entropy, torch.ones_like(stats.entropy, dtype=torch.bool), 1 - alpha)
+            reliable = stats.entropy < gamma
+            matrices["reliable"].update(stats.label, label.masked_fill(~reliable, ignore_index))
+            matrices["unreliable"].update(stats.label, label.masked_fill(reliable, ignore_index))
+    for matrix in matrices.values():
+        matrix.all_reduce(group)
+    both = ConfusionMatrix(num_classes, ignore_index, device)
+    for matrix in matrices.values():
+        both.merge(matrix)
+    scores = {"pseudo_miou": both.miou(), "pseudo_accuracy": both.pixel_accuracy()}
+    scores |= {f"pseudo_accuracy_{name}": matrix.pixel_accuracy() for name, matrix in matrices.items()}
+    return {name: score for name, score in scores.items() if score == score}
+
+
 def _batches(samples: Iterable[Sample], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Runs of neighbours with equal image and label sizes, stacked."""
     run: list[tuple[Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, log.jsonl, TensorBoard, and pictures of the last batch."""
+"""What a run tells: a progress line, log.jsonl, TensorBoard, and pictures of the batch at the last evaluation."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -26,6 +27,7 @@ class RunLog:
         self.console = Console(highlight=False)
         self._drop_after(out / "log.jsonl", start)
         self._lines = open(out / "log.jsonl", "a", buffering=1)
+        self._pictures = out / "pictures"
         self._board = SummaryWriter(out / "tensorboard", purge_step=start or None)
         columns = (
             TextColumn("{task.description}"),
@@ -75,6 +77,11 @@ class RunLog:
         self.say(f"step {step}/{self.steps}  {scores}")
         self.restart_clock(step)
 
+    def note(self, step: int, values: dict[str, Any]) -> None:
+        """Numbers for the files alone."""
+        if self.active and values:
+            self._write(step, values)
+
     def restart_clock(self, step: int) -> None:
         """Leave what happened since the last record (an evaluation, a save) out of the next one's speed."""
         self._since, self._since_step = time.perf_counter(), step
@@ -89,6 +96,7 @@ class RunLog:
         """First image of the batch in each view: images as they are, labels in colour, entropy as heat."""
         if not self.active:
             return
+        self._pictures.mkdir(exist_ok=True)
         for name, value in maps.items():
             picture = value[0].detach().cpu()
             if name.endswith("label"):
@@ -99,6 +107,10 @@ class RunLog:
             elif picture.dtype == torch.bool:
                 picture = picture[None].byte() * 255
             self._board.add_image(name, picture, step)
+            pixels = picture.permute(1, 2, 0).numpy()
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+                self._pictures / f"{name.replace('/', '-')}.png"
+            )
 
     def close(self) -> None:
         if self.active:

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from . import checkpoint, data, ops
 from .config import TrainConfig, resolve
 from .distributed import Group, all_true, rank, session, world_size
-from .inference import evaluate_model
+from .inference import evaluate_model, pseudo_label_quality
 from .learner import Learner, Step
 from .readback import Readback
-from .reference import partition
+from .reference import partition, unreliable_share
 from .runlog import RunLog
 from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+QUALITY_IMAGES = 32  # whose pseudo-labels are compared with hidden masks at each evaluation
 
 
 class Noted(NamedTuple):
@@ -80,6 +81,11 @@ class Trainer:
     def step(self) -> int:
         """Steps done."""
         return self.learner.step
+
+    @property
+    def epochs(self) -> float:
+        """T: the length of the run in passes over the unlabelled images."""
+        return self.steps / self.steps_per_epoch
 
     # --- The loop -----------------------------------------------------------------------------------------------------
 
@@ -177,15 +183,32 @@ class Trainer:
                 channels_last=self.config.channels_last,
                 group=self.group,
             )
+        if self.learner.teacher_began:
+            log.note(self.step, self._pseudo_label_quality())
         network = list(results)[-1]
         self.scores = {"miou": results[network]["miou"], "iou_per_class": results[network]["iou_per_class"]}
-        self.scores["network"] = network
+        self.scores |= {"network": network, "confusion": results[network]["confusion"]}
         each = {f"miou_{name}": result["miou"] for name, result in results.items()}
         log.evaluated(self.step, each | {"iou_per_class": self.scores["iou_per_class"]})
         if self.scores["miou"] > self.best_miou:
             self.best_miou = self.scores["miou"]
             if self.rank == 0:
                 checkpoint.save(self.config.out / BEST, self.state_dict())
+
+    def _pseudo_label_quality(self) -> dict[str, float]:
+        """The teacher against the masks of unlabelled images that have one; training never reads them."""
+        dataset = self.split.dataset
+        hidden = [i for i in self.split.unlabeled if dataset.has_label(i)][:QUALITY_IMAGES]
+        return pseudo_label_quality(
+            self.learner.teacher.module,
+            data.evaluation_samples(dataset, self.config.resize, self.rank, self.world, hidden),
+            alpha=unreliable_share(self.config.alpha_0, self.step // self.steps_per_epoch, self.epochs),
+            num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
+            device=self.device,
+            amp_dtype=self.learner.amp_dtype,
+            group=self.group,
+        )
 
     def _pictures(self, log: RunLog, batch: dict[str, Tensor], done: Step) -> None:
         maps = {"labeled/image": batch["images"], "labeled/label": batch["labels"]}
@@ -298,6 +321,7 @@ class Trainer:
             "best_miou": self.best_miou if self.best_miou >= 0 else None,
             "iou_per_class": self.scores.get("iou_per_class"),
             "network": self.scores.get("network"),
+            "confusion": self.scores.get("confusion"),
             "world_size": self.world,
             "steps": self.step,
             "seconds": round(self.seconds, 3),
@@ -401,6 +425,7 @@ def run(config: TrainConfig) -> dict:
         log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
         if trainer.rank == 0:
             (config.out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+            (config.out / "classes.json").write_text(json.dumps(list(trainer.split.dataset.class_names)) + "\n")
         _introduce(log.say, trainer)
         if complaint:
             log.say(f"{complaint}; going on from {PREVIOUS}, step {trainer.step}")

@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every", type=float, default=2, help="seconds between two samples")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--report-only", action="store_true", help="do not fail, however it grows")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     run = arguments.out / "run"
@@ -121,7 +122,7 @@ def main() -> None:
     (arguments.out / "soak.json").write_text(json.dumps(rows) + "\n")
     draw(rows, arguments.out / "soak.png")
     print(f"{rows['step'][-1]} steps; last third over middle third: {rows['growth']}")
-    if rows["growth"]["mib"] > 1.05 or rows["growth"]["files"] > 1:
+    if not arguments.report_only and (rows["growth"]["mib"] > 1.05 or rows["growth"]["files"] > 1):
         raise SystemExit("the training grows")
 
 

@@ -192,9 +192,13 @@ def _default_workers() -> int:
 
 
 def evaluation_samples(
-    dataset: SegmentationDataset, resize: tuple[int, int] | None = None, rank: int = 0, world: int = 1
+    dataset: SegmentationDataset,
+    resize: tuple[int, int] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Every `world`-th sample from `rank` on, so each image once: (image, label, name).
+    """Every `world`-th sample from `rank` on, so each image once: (image, label, name). `indices`: of these alone.
 
     The image is uint8 (3, h, w), resized if asked for; the label (H, W) keeps its own size. Read ahead by threads.
     Raises `DataError`.
@@ -207,7 +211,7 @@ def evaluation_samples(
 
     with ThreadPoolExecutor(_EVALUATION_THREADS) as pool:
         pending: deque[Future] = deque()
-        for index in range(rank, len(dataset), world):
+        for index in (range(len(dataset)) if indices is None else indices)[rank::world]:
             pending.append(pool.submit(read, index))
             if len(pending) > 2 * _EVALUATION_THREADS:
                 yield pending.popleft().result()
