@@ -59,8 +59,11 @@ def draw(found: dict, out: Path) -> None:
         for label, style, colour in zip(NAMES, ("-", "--", "-.", ":"), COLOURS, strict=True):
             above.plot(found["step"], smooth(curves[label]), style, color=colour, label=label)
             if label != NAMES[0]:
-                distance = [max(x, 1e-8) for x in gap(curves[label], curves[NAMES[0]])]
-                below.semilogy(found["step"], distance, ".", markersize=3, color=colour, label=label)
+                apart = zip(found["step"], gap(curves[label], curves[NAMES[0]]), strict=True)
+                steps, distance = zip(
+                    *[pair for pair in apart if pair[1]], strict=True
+                )  # equal losses have no logarithm
+                below.semilogy(steps, distance, ".", markersize=3, color=colour, label=label)
         above.set_title(f"{name} loss")
         below.set_title(f"relative distance from {NAMES[0]}")
         below.set_xlabel("step")

@@ -102,11 +102,6 @@ def load(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_all(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Every results file under ``folder``, in the order of their names; growth curves are kept elsewhere."""
-    return [load(path) for path in sorted(folder.glob("*/*.json")) if path.stem != "growth"]
-
-
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """``new`` over ``old``: records of the same key are replaced, others stay. Refuses another machine or versions."""
     for name in ("name", "device", "threads", "versions"):
