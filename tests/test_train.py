@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from u2pl_fast import checkpoint, data, models, ops
+from u2pl_fast import checkpoint, data, learner, models, ops
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
 from u2pl_fast.learner import Learner
@@ -313,6 +313,15 @@ def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
         assert teacher.logits is output.logits
     expected = ops.pixel_stats(output.logits[labeled:], pseudo.valid.shape[-2:]).entropy
     torch.testing.assert_close(pseudo.entropy, expected)
+
+
+def test_each_process_draws_its_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(learner, "rank", lambda group: 3)
+    make = learner.generator
+    monkeypatch.setattr(learner, "generator", lambda *key, **options: (drawn.append(key), make(*key, **options))[1])
+    run(tiny(tmp_path, steps=4))
+    assert drawn == [(0, "draws", 3, 3)]
 
 
 def test_compiled_networks_learn_the_same(tmp_path, monkeypatch):

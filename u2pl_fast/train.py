@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, data, ops
 from .config import TrainConfig, resolve
-from .distributed import Group, all_true, rank, session, world_size
+from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .inference import evaluate_model, pseudo_label_quality
 from .learner import Learner, Step
 from .readback import Readback
@@ -131,11 +131,10 @@ class Trainer:
     def _note(self, done: Step, waited: float) -> "Noted":
         """Send this step's numbers on their way to the host."""
         losses = done.losses
+        own = torch.stack((losses.total, losses.supervised, losses.unsupervised, losses.contrastive))
+        whole = all_sum(own, self.group) / self.world  # each process holds its share of the global batch's loss
         numbers = {
-            "loss": losses.total,
-            "supervised": losses.supervised,
-            "unsupervised": losses.unsupervised,
-            "contrastive": losses.contrastive,
+            **dict(zip(("loss", "supervised", "unsupervised", "contrastive"), whole, strict=True)),
             "skipped": self.learner.skipped,
             "skipped_in_a_row": self.learner.skipped_in_a_row,
             "label_errors": ops.label_errors(self.device),

@@ -23,8 +23,9 @@ FLAGS += ["--sup-only-epochs", "0.05", "--accumulate", "2"]
 STATE = ("student", "teacher", "bank", "optimizer", "step")
 
 
-def start(out: Path, steps: int) -> subprocess.Popen:
+def start(out: Path, steps: int, *flags: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "u2pl_fast.train", *FLAGS, "--steps", str(steps), "--resume", "--out", str(out)]
+    command += flags
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -56,16 +57,17 @@ def differing(one: object, other: object, name: str = "state") -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--longest", type=float, help="seconds before a kill at most; unset: half an undisturbed run")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--longest", type=float, help="seconds before a kill at most; unset: twice those of a start")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder) / "straight", Path(folder) / "killed"
         began = time.monotonic()
+        finish(start(straight, arguments.steps, "--stop-after", "2"))
+        longest = arguments.longest or 2 * (time.monotonic() - began)
         finish(start(straight, arguments.steps))
-        longest = arguments.longest or (time.monotonic() - began) / 2
         for kill in range(arguments.kills):
             process = start(killed, arguments.steps)
             moment = chance.uniform(0, longest)
