@@ -16,6 +16,7 @@ from op_cases import TIE, generator
 from torch import Tensor
 
 from u2pl_fast import ops, reference
+from u2pl_fast.memory_bank import MemoryBank
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="about the CPU's default backend and the reference")
 
@@ -354,3 +355,95 @@ def test_info_nce(c, count, dim, negatives, mode, kind, other_kind, dtype, bank_
         results.append((loss, leaf.grad))
     assert_same(results[0][0], results[1][0], 1e-5, "loss")
     assert_same(results[0][1], results[1][1], 1e-4 if dtype == torch.float32 else 2e-2, "gradient")
+
+
+# --- Arguments that cannot be right -----------------------------------------------------------------------------------
+
+
+def valid_calls() -> dict[str, dict]:
+    """Arguments by name for every op, all of which work as they are."""
+    logits, target = torch.randn(2, 5, 3, 4), torch.zeros(2, 6, 8, dtype=torch.int64)
+    label, flags = target[:, :3, :4].clone(), torch.ones(2, 3, 4, dtype=torch.bool)
+    features, anchor_label = torch.randn(2, 7, 3, 4), torch.zeros(24, dtype=torch.int16)
+    mask, rings = make_mask(5, 24), make_rings([4] * 5, 7, pushed=3)
+    ranks = {"num_labeled": 1, "low_rank": 1, "high_rank": 4}
+    maps = {"logits": logits, "label": label, "reliable": flags, "unreliable": flags}
+    return {
+        "pixel_stats": {"logits": logits, "size": (6, 8)},
+        "upsampled_cross_entropy": {
+            "logits": logits,
+            "target": target,
+            "weight": torch.ones(5),
+            "pixel_weight": torch.ones(2, 6, 8),
+        },
+        "ohem_mask": {"logits": logits, "target": target, "threshold": 0.7, "min_kept": 3},
+        "masked_quantile": {"x": logits, "mask": logits > 0, "q": torch.tensor(0.5)},
+        "contrast_masks": {**maps, **ranks, "positive_threshold": 0.3},
+        "thin_mask": {"mask": mask, "max_keys": torch.full((5,), 2), "draw": draw32(5)},
+        "class_sample": {"anchor_label": anchor_label, "num_classes": 5, "draws": draw32(5, 2)},
+        "class_sum": {"features": features, "anchor_label": anchor_label, "num_classes": 5},
+        "gather_pixels": {"features": features, "index": torch.tensor([[0, 23, -1]])},
+        "ring_push": {**rings._asdict(), "features": features, "mask": mask, "gate": torch.tensor(True)},
+        "info_nce": {
+            "anchors": torch.randn(5, 2, 7),
+            "weight": torch.ones(5),
+            "positives": torch.randn(5, 7),
+            **rings._asdict(),
+            "indices": torch.zeros(5, 2, 3, dtype=torch.int64),
+        },
+        "contrastive_loss": {
+            **maps,
+            **ranks,
+            "features": features.clone(),
+            "keys": features.clone(),
+            "bank": MemoryBank([4] * 5, 7),
+            "draws": ops.contrastive_draws(5, generator(), num_anchors=2, num_negatives=3),
+        },
+    }
+
+
+def test_the_calls_that_are_spoiled_work() -> None:
+    for op, call in valid_calls().items():
+        getattr(ops, op)(**call)
+
+
+def _change(op: str, name: str, value: object) -> object:
+    shown = value.unique(sorted=False).tolist() if isinstance(value, Tensor) else value
+    return pytest.param(op, name, value, id=f"{op}-{name}-{shown}")
+
+
+def _rings(op: str) -> list:
+    """Slots outside the bank: memory that is not its own would be read, or written."""
+    return [
+        _change(op, "offsets", torch.tensor([-4, 4, 8, 12, 16, 20])),
+        _change(op, "offsets", torch.tensor([0, 4, 8, 12, 16, 21])),
+        _change(op, "offsets", torch.tensor([0, 4, 80, 12, 16, 20])),
+        _change(op, "offsets", torch.tensor([0, 4, -80, 12, 16, 20])),
+        _change(op, "pushed", torch.tensor([3, 3, -1, 3, 3])),
+    ]
+
+
+VALUES_OUT_OF_RANGE = [
+    *_rings("ring_push"),
+    *_rings("info_nce"),
+    _change("info_nce", "indices", torch.full((5, 2, 3), 3)),
+    _change("info_nce", "indices", torch.full((5, 2, 3), -1)),
+    _change("ring_push", "pushed", torch.zeros(10, dtype=torch.int64)[::2]),
+    _change("ring_push", "pushed", torch.zeros(1, dtype=torch.int64).expand(5)),
+    _change("ring_push", "bank", torch.zeros(1, 7).expand(20, 7)),
+]
+
+
+@pytest.mark.parametrize("way", ["default", "reference", "float64"])
+@pytest.mark.parametrize(("op", "name", "value"), VALUES_OUT_OF_RANGE)
+def test_one_value_out_of_range_is_named(op: str, name: str, value: object, way: str) -> None:
+    """On the CPU by every implementation; float64 always goes to the reference."""
+    call = valid_calls()[op] | {name: value}
+    before = call["bank"].clone() if op == "ring_push" else None
+    if way == "float64":
+        wide = ("logits", "features", "x", "anchors")
+        call |= {key: x.double() for key, x in call.items() if key in wide}
+    with ops.use_backend("reference" if way == "reference" else None):
+        with pytest.raises((ValueError, TypeError), match=f"^{name}: "):
+            getattr(ops, op)(**call)
+    assert before is None or torch.equal(call["bank"], before)
