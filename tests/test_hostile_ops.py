@@ -431,6 +431,17 @@ VALUES_OUT_OF_RANGE = [
     _change("ring_push", "pushed", torch.zeros(10, dtype=torch.int64)[::2]),
     _change("ring_push", "pushed", torch.zeros(1, dtype=torch.int64).expand(5)),
     _change("ring_push", "bank", torch.zeros(1, 7).expand(20, 7)),
+    _change("class_sample", "draws", torch.full((5, 2), 1 << 32)),
+    _change("class_sample", "draws", torch.full((5, 2), -1)),
+    _change("class_sample", "anchor_label", torch.full((24,), 5, dtype=torch.int16)),
+    _change("class_sample", "anchor_label", torch.full((24,), -2, dtype=torch.int16)),
+    _change("class_sum", "anchor_label", torch.full((24,), 5, dtype=torch.int16)),
+    _change("class_sum", "anchor_label", torch.full((24,), -2, dtype=torch.int16)),
+    _change("thin_mask", "draw", torch.full((5,), 1 << 32)),
+    _change("thin_mask", "draw", torch.full((5,), -1)),
+    _change("thin_mask", "max_keys", torch.full((5,), -1)),
+    _change("gather_pixels", "index", torch.tensor([24])),
+    _change("gather_pixels", "index", torch.tensor([-2])),
 ]
 
 
@@ -447,3 +458,10 @@ def test_one_value_out_of_range_is_named(op: str, name: str, value: object, way:
         with pytest.raises((ValueError, TypeError), match=f"^{name}: "):
             getattr(ops, op)(**call)
     assert before is None or torch.equal(call["bank"], before)
+
+
+def test_no_pixel_to_name() -> None:
+    features = torch.zeros(0, 7, 3, 4)
+    assert not ops.gather_pixels(features, torch.full((2,), -1)).any()
+    with pytest.raises(ValueError, match="^index: "):
+        ops.gather_pixels(features, torch.zeros(2, dtype=torch.int64))
