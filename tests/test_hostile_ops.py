@@ -465,3 +465,24 @@ def test_no_pixel_to_name() -> None:
     assert not ops.gather_pixels(features, torch.full((2,), -1)).any()
     with pytest.raises(ValueError, match="^index: "):
         ops.gather_pixels(features, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"logits": torch.zeros(3)}, "logits"),
+        ({"features": torch.zeros(2, 7, 6, 8)}, "features"),
+        ({"features": torch.zeros(2, 7, 4, 3)}, "features"),
+        ({"features": torch.zeros(2, 6, 3, 4)}, "features"),
+        ({"keys": torch.zeros(2, 7, 6, 8)}, "keys"),
+        ({"keys": torch.zeros(25, 7)}, "keys"),
+        ({"keys": torch.zeros(24, 7, dtype=torch.int64)}, "keys"),
+    ],
+    ids=lambda x: None if isinstance(x, str) else "-".join([*x, *(str(tuple(y.shape)) for y in x.values())]),
+)
+def test_features_of_another_grid_are_refused_before_the_bank_moves(changed: dict, named: str) -> None:
+    """A pixel's number means a place on the grid of the logits: elsewhere it would name the wrong one."""
+    call = valid_calls()["contrastive_loss"] | changed
+    with pytest.raises((ValueError, TypeError), match=f"^{named}: "):
+        ops.contrastive_loss(**call)
+    assert not call["bank"].pushed.any()
