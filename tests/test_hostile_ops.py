@@ -402,6 +402,53 @@ def valid_calls() -> dict[str, dict]:
     }
 
 
+def _other_type(x: Tensor) -> Tensor:
+    return x.to(torch.complex64 if x.is_floating_point() else torch.float32)
+
+
+SPOILED = {
+    "dimension": lambda x: x[None],
+    "longer": lambda x: torch.cat((x, x)) if x.dim() else x[None],
+    "type": _other_type,
+    "device": lambda x: x.to("meta"),
+    "gradient": lambda x: x.detach().clone().requires_grad_(),
+}
+TENSORS = [(op, name) for op, call in valid_calls().items() for name, x in call.items() if isinstance(x, Tensor)]
+CONSTANTS = [("upsampled_cross_entropy", name) for name in ("weight", "pixel_weight")]
+CONSTANTS += [("info_nce", name) for name in ("weight", "positives")]
+STILL_VALID = {  # more images, pixels, slots or draws than before
+    ("pixel_stats", "logits", "longer"),
+    ("pixel_stats", "logits", "device"),
+    ("thin_mask", "mask", "longer"),
+    ("class_sample", "anchor_label", "longer"),
+    ("gather_pixels", "features", "longer"),
+    ("gather_pixels", "index", "longer"),
+    ("gather_pixels", "index", "dimension"),
+    ("ring_push", "bank", "longer"),
+    ("info_nce", "bank", "longer"),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "spoil"),
+    [
+        (op, name, spoil)
+        for op, name in TENSORS
+        for spoil in SPOILED
+        if (op, name, spoil) not in STILL_VALID and (spoil != "gradient" or (op, name) in CONSTANTS)
+    ],
+)
+def test_one_wrong_tensor_is_named(op: str, name: str, spoil: str) -> None:
+    """A shape can disagree with another argument's, so either of them may be named; a type or a gradient is its own."""
+    call = valid_calls()[op]
+    call[name] = SPOILED[spoil](call[name])
+    with pytest.raises((ValueError, TypeError)) as caught:
+        getattr(ops, op)(**call)
+    named = str(caught.value).partition(": ")[0]
+    assert named == name if spoil in ("type", "gradient") else named in call, caught.value
+    assert "\n" not in str(caught.value)
+
+
 def test_the_calls_that_are_spoiled_work() -> None:
     for op, call in valid_calls().items():
         getattr(ops, op)(**call)
@@ -428,9 +475,6 @@ VALUES_OUT_OF_RANGE = [
     *_rings("info_nce"),
     _change("info_nce", "indices", torch.full((5, 2, 3), 3)),
     _change("info_nce", "indices", torch.full((5, 2, 3), -1)),
-    _change("ring_push", "pushed", torch.zeros(10, dtype=torch.int64)[::2]),
-    _change("ring_push", "pushed", torch.zeros(1, dtype=torch.int64).expand(5)),
-    _change("ring_push", "bank", torch.zeros(1, 7).expand(20, 7)),
     _change("class_sample", "draws", torch.full((5, 2), 1 << 32)),
     _change("class_sample", "draws", torch.full((5, 2), -1)),
     _change("class_sample", "anchor_label", torch.full((24,), 5, dtype=torch.int16)),
@@ -442,6 +486,26 @@ VALUES_OUT_OF_RANGE = [
     _change("thin_mask", "max_keys", torch.full((5,), -1)),
     _change("gather_pixels", "index", torch.tensor([24])),
     _change("gather_pixels", "index", torch.tensor([-2])),
+    _change("masked_quantile", "q", torch.tensor(1.5)),
+    _change("masked_quantile", "q", torch.tensor(-0.1)),
+    _change("masked_quantile", "q", torch.tensor(math.nan)),
+    _change("masked_quantile", "q", math.nan),
+    _change("ohem_mask", "threshold", math.nan),
+    _change("contrast_masks", "positive_threshold", math.nan),
+    _change("pixel_stats", "size", 6),
+    _change("pixel_stats", "size", (6.0, 8.0)),
+    _change("ring_push", "pushed", torch.zeros(10, dtype=torch.int64)[::2]),
+    _change("ring_push", "pushed", torch.zeros(1, dtype=torch.int64).expand(5)),
+    _change("ring_push", "bank", torch.zeros(1, 7).expand(20, 7)),
+    *[
+        _change(op, name, torch.full(shape, value))
+        for op, name, shape in (
+            ("upsampled_cross_entropy", "target", (2, 6, 8)),
+            ("ohem_mask", "target", (2, 6, 8)),
+            ("contrast_masks", "label", (2, 3, 4)),
+        )
+        for value in (5, -1, 254, 1 << 40)
+    ],
 ]
 
 
