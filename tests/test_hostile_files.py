@@ -1,6 +1,7 @@
 """Files as people have them: damaged, mislabelled, from other tools. Each is read right, or refused by name."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from u2pl_fast.data import DataError, FolderDataset, read_image, split_dataset
+from u2pl_fast.data.base import Entry
 from u2pl_fast.data.files import check_sizes, read_mask
+from u2pl_fast.data.splits import read_list
 
 SIZE = (6, 8)  # height, width
 ORIENTATION = 0x0112
@@ -207,3 +210,59 @@ def test_16_bit_ids_out_of_range(root, value) -> None:
     path = save(root / "labels/train/a.png", label)
     with pytest.raises(DataError, match=rf"^{path}: class id {value} \(row 2, column 3\)"):
         FolderDataset(root, "train").label(0)
+
+
+# --- Text files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_lists_from_other_editors(root, tmp_path, newline) -> None:
+    """A byte order mark, other line ends, blank lines, spaces, and the same image twice."""
+    file = tmp_path / "list.txt"
+    lines = ["b", "", "  a  ", "   ", "# c", "images/train/a.png labels/train/a.png", "b", ""]
+    file.write_bytes(b"\xef\xbb\xbf" + newline.join(lines).encode())
+    assert read_list(file)[:2] == [Entry("b", None), Entry("a", None)]
+    split = split_dataset(FolderDataset(root, "train"), seed=0, labeled_list=file)
+    assert (split.labeled, split.unlabeled) == ((0, 1), (2,))
+
+
+def test_two_masks_for_one_image_are_refused(root, tmp_path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("images/train/a.png labels/train/a.png\nimages/train/a.png labels/train/b.png\n")
+    with pytest.raises(DataError, match=f"^{file}: .*images/train/a.png.* two masks"):
+        split_dataset(FolderDataset(root, "train"), seed=0, labeled_list=file)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea\x00\n\x00", b"caf\xe9\n", b"a\x00b\n"])
+def test_lists_that_are_no_text(root, tmp_path, content) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{file}: "):
+        split_dataset(FolderDataset(root, "train"), seed=0, labeled_list=file)
+
+
+@pytest.mark.parametrize("way", ["absolute", "relative"])
+def test_a_list_may_name_files_outside_the_root(root, tmp_path, way) -> None:
+    """As documented: a path is absolute or relative to the root. Only what the list names is read, and it is a file."""
+    outside = save(tmp_path / "elsewhere" / "x.png", picture(9))
+    name = str(outside) if way == "absolute" else os.path.relpath(outside, root)
+    (tmp_path / "list.txt").write_text(f"{name}\n")
+    split = split_dataset(FolderDataset(root, "train"), seed=0, unlabeled_list=tmp_path / "list.txt")
+    np.testing.assert_array_equal(split.dataset.image(split.unlabeled[-1]), picture(9))
+    (tmp_path / "list.txt").write_text(f"{Path(name).parent}\n")
+    with pytest.raises(DataError, match="neither an id of the split"):
+        split_dataset(FolderDataset(root, "train"), seed=0, unlabeled_list=tmp_path / "list.txt")
+
+
+def test_class_names_from_other_editors(root) -> None:
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbfsky\r\nroad \r\n\r\ncar\r\n")
+    assert FolderDataset(root, "train").class_names == ["sky", "road", "car"]
+    (root / "classes.txt").write_bytes(b"sky\ncaf\xe9\n")
+    with pytest.raises(DataError, match="classes.txt: .*UTF-8"):
+        FolderDataset(root, "train")
+
+
+def test_a_link_to_a_folder_above_does_not_repeat_the_images(root) -> None:
+    (root / "images/train/again").symlink_to(root / "images/train", target_is_directory=True)
+    with pytest.raises(DataError, match="images/train/again: .*link"):
+        FolderDataset(root, "train")

@@ -105,6 +105,10 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            link = Path(parent, name)
+            if link.is_symlink() and Path(parent).resolve().is_relative_to(link.resolve()):
+                raise DataError(f"{link}: a link to a folder above it, which would list the same images many times")
         for file in files:
             path = Path(parent, file)
             if file.startswith(".") or path.suffix.lower() not in suffixes:
