@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from u2pl_fast.config import TrainConfig
 from u2pl_fast.data import DataError, FolderDataset, read_image, split_dataset
 from u2pl_fast.data.base import Entry
 from u2pl_fast.data.files import check_sizes, read_mask
@@ -266,3 +267,68 @@ def test_a_link_to_a_folder_above_does_not_repeat_the_images(root) -> None:
     (root / "images/train/again").symlink_to(root / "images/train", target_is_directory=True)
     with pytest.raises(DataError, match="images/train/again: .*link"):
         FolderDataset(root, "train")
+
+
+# --- Configuration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system", "!include"],
+)
+def test_yaml_runs_nothing(tmp_path, monkeypatch, tag) -> None:
+    ran = []
+    monkeypatch.setattr(os, "system", ran.append)
+    file = tmp_path / "c.yaml"
+    for content in (f"{tag} ['x']", f"lr: {tag} ['x']", f"- {tag} ['x']", f"{tag} x"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=f"^config: {file} is not valid YAML"):
+            TrainConfig.from_yaml(file)
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "content", [b"lr: \xff\xfe", b"\x00\x01", b"1: 2\nlr: 0.1", b"? [a]\n: 1", b"lr: [1, 2", b"a: &a *a"]
+)
+def test_yaml_that_is_no_configuration(tmp_path, content) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=str(file)):
+        TrainConfig.from_yaml(file)
+
+
+def test_yaml_from_other_editors(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(b"\xef\xbb\xbflr: 0.5\r\nout: \xc3\xa9t\xc3\xa9\r\n")
+    config = TrainConfig.from_yaml(file)
+    assert config.lr == 0.5 and config.out == Path("été")
+
+
+def test_yaml_values_that_python_would_take(tmp_path) -> None:
+    """YAML reads 1e-3 as text, it wants 1.0e-3; a fraction is a number to it."""
+    file = tmp_path / "c.yaml"
+    file.write_text("lr: 1e-3\nlabeled_fraction: 0.125\nprojection: conv\nsteps: null\nscale_range: [1, 2]\n")
+    config = TrainConfig.from_yaml(file)
+    assert (config.lr, config.labeled_fraction, config.projection, config.steps) == (1e-3, "0.125", "conv", None)
+    assert config.scale_range == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lr: fast",
+        "lr: true",
+        "projection: fancy",
+        "method: 3",
+        "batch_size: '4'",
+        "data_root: 7",
+        "crop_size: 512",
+        "ohem: 'no'",
+    ],
+)
+def test_yaml_values_of_another_type(tmp_path, line) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(line)
+    name = line.partition(":")[0]
+    with pytest.raises(ValueError, match=f"^{file}: {name}"):
+        TrainConfig.from_yaml(file)
