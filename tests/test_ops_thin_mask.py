@@ -67,7 +67,7 @@ def test_compiles_whole(backend: str, device: torch.device) -> None:
         (torch.zeros(4, 1), torch.zeros(21).long(), draw32(21), TypeError, "mask"),
         (torch.zeros(4, 1, dtype=torch.int32), torch.zeros(21), draw32(21), TypeError, "max_keys"),
         (torch.zeros(4, 1, dtype=torch.int32), torch.zeros(21).long(), draw32(20), ValueError, "draw"),
-        (torch.zeros(4, 1, dtype=torch.int32), torch.zeros(0).long(), draw32(0), ValueError, "num_classes"),
+        (torch.zeros(4, 1, dtype=torch.int32), torch.zeros(0).long(), draw32(0), ValueError, "max_keys"),
     ],
 )
 def test_wrong_arguments(mask: Tensor, caps: Tensor, draw: Tensor, error: type[Exception], name: str) -> None:

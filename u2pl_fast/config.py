@@ -1,9 +1,10 @@
 """Every setting of a training, in one dataclass: flags, YAML file and Python callers share it."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -210,30 +211,55 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> "TrainConfig":
-        """The config that ``to_dict`` described; unknown names are refused."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
+        """The config that ``to_dict`` described; unknown names and values of another type are refused."""
+        hints = get_type_hints(cls)
+        unknown = [str(name) for name in values if name not in hints]
         if unknown:
             raise ValueError(f"{source}: unknown setting {', '.join(unknown)}; settings are those of --help")
         typed = {}
         for name, value in values.items():
-            is_path = "Path" in str(fields[name].type)
-            if isinstance(value, list):
-                value = tuple(value)
-            typed[name] = Path(value) if is_path and value is not None else value
+            try:
+                typed[name] = _typed(hints[name], value)
+            except (TypeError, ValueError):
+                hint = hints[name]
+                expected = hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.", "", str(hint))
+                raise ValueError(f"{source}: {name}: expected {expected}, got {value!r}") from None
         return cls(**typed)
 
     @classmethod
     def from_yaml(cls, path: Path) -> "TrainConfig":
         try:
-            values = yaml.safe_load(path.read_text())
+            values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ValueError(f"config: cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"config: {path} is not text in UTF-8: {error}") from error
         except yaml.YAMLError as error:
             raise ValueError(f"config: {path} is not valid YAML: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"config: {path} must hold 'name: value' lines")
         return cls.from_dict(values, str(path))
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """``value``, as YAML gives it, in the type of its field; TypeError or ValueError where it can't be."""
+    if type(None) in get_args(hint):
+        return None if value is None else _typed(get_args(hint)[0], value)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError
+        return value
+    if get_origin(hint) is tuple:
+        return tuple(_typed(kind, item) for kind, item in zip(get_args(hint), value, strict=True))
+    if hint is float and type(value) in (int, float, str):
+        return float(value)  # YAML takes 1e-3 for text, it wants 1.0e-3
+    if hint is str and type(value) in (int, float):
+        return str(value)  # a labeled_fraction of 0.125
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if type(value) is not hint:
+        raise TypeError
+    return value
 
 
 def _primitive(value: Any) -> Any:

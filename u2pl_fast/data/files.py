@@ -14,6 +14,8 @@ MASK_SUFFIX = ".png"
 _ORIENTATION_TAG = 0x0112
 _GREY_16_MODES = ("I;16", "I;16B", "I;16L", "I")
 _MASK_MODES = ("L", "P", "1", *_GREY_16_MODES)
+_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
+_FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls grey samples that it scales up to 8 bits
 
 
 class DataError(ValueError):
@@ -59,6 +61,17 @@ def read_mask(path: Path | str) -> np.ndarray:
                 f"{path}: a colour mask (mode {mask.mode}); masks hold class ids, so save it as an 8- or 16-bit grey "
                 "or a palette PNG whose pixel values are 0 .. classes - 1, and 255 for ignore"
             )
+        if mask.format in _LOSSY_FORMATS:
+            raise DataError(
+                f"{path}: a {mask.format} mask, whose compression turns class ids into their neighbours; save the "
+                "original as a PNG"
+            )
+        bits = _FEW_BITS.get(mask.tile[0].args) if mask.tile else None
+        if bits is not None:
+            raise DataError(
+                f"{path}: a grey mask of {bits} bits a pixel, which some programs read as class ids and others as "
+                "shares of white; save it as an 8-bit grey or a palette PNG"
+            )
         ids = np.asarray(ImageOps.exif_transpose(mask))
     return ids.astype(np.uint8 if ids.dtype.itemsize == 1 else np.int32)
 
@@ -92,6 +105,10 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            link = Path(parent, name)
+            if link.is_symlink() and Path(parent).resolve().is_relative_to(link.resolve()):
+                raise DataError(f"{link}: a link to a folder above it, which would list the same images many times")
         for file in files:
             path = Path(parent, file)
             if file.startswith(".") or path.suffix.lower() not in suffixes:

@@ -98,11 +98,13 @@ class FolderDataset:
     def include(self, entries: Sequence[Entry], source: str) -> list[int]:
         """Indices of listed samples. An entry is an id of this split or a path, absolute or relative to the root.
 
-        A path outside the split adds a sample. A named mask replaces the one found by the image's name.
+        A path outside the split adds a sample. A named mask replaces the one found by the image's name; one list can't
+        name two for the same image.
         """
         by_name = {name: index for index, name in enumerate(self.names)}
         by_path = {path.resolve(): index for index, path in enumerate(self._images)}
         indices = []
+        named: dict[int, Path] = {}
         for entry in entries:
             index = by_name.get(entry.image)
             if index is None:
@@ -115,7 +117,10 @@ class FolderDataset:
                     self._images.append(path)
                     self._masks.append(None)
             if entry.mask is not None:
-                self._masks[index] = self._listed_file(entry.mask, source)
+                mask = self._listed_file(entry.mask, source)
+                if named.setdefault(index, mask).resolve() != mask.resolve():
+                    raise DataError(f"{source}: {entry.image!r} has two masks, {named[index]} and {mask}; keep one")
+                self._masks[index] = mask
             indices.append(index)
         return indices
 
@@ -158,7 +163,11 @@ class FolderDataset:
     def _find_class_names(self) -> list[str]:
         file = self.root / "classes.txt"
         if file.is_file():
-            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            try:
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}: is not text in UTF-8 ({error}); save it again as such") from error
+            names = [line.strip() for line in lines if line.strip()]
             if not names:
                 raise DataError(f"{file}: is empty; write one class name a line, in the order of the ids")
             return names

@@ -123,9 +123,9 @@ def read_list(path: Path | str) -> list[Entry]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # a byte order mark is no part of the first name
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable list file ({error})") from error
+        raise DataError(f"{path}: not a readable list file in UTF-8 ({error})") from error
     entries: list[Entry] = []
     for number, line in enumerate(lines, 1):
         parts = [part.strip() for part in line.split("\t") if part.strip()] if "\t" in line else line.split()

@@ -24,9 +24,15 @@ def check_logits(logits: Tensor) -> None:
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
     """(H, W), both positive."""
-    if len(size) != 2 or min(size) < 1:
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise ValueError(f"size: expected (H, W), got {size!r}") from None
+    if isinstance(height, float) or isinstance(width, float):
+        raise TypeError(f"size: expected two integers, got {size!r}")
+    if min(height, width) < 1:
         raise ValueError(f"size: expected (H, W) with H, W ≥ 1, got {tuple(size)}")
-    return size[0], size[1]
+    return height, width
 
 
 def check_map(name: str, x: Tensor, logits: Tensor, shape: Sequence[int] | None = None) -> None:
@@ -51,7 +57,9 @@ def check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
 
 
 def check_constant(name: str, x: Tensor, logits: Tensor) -> None:
-    """On the logits' device, and without a gradient."""
+    """Real numbers on the logits' device, and without a gradient."""
+    if x.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {x.dtype}")
     if x.device != logits.device:
         raise ValueError(f"{name}: expected on {logits.device} like logits, got on {x.device}")
     if x.requires_grad:
@@ -91,7 +99,7 @@ def count_label_errors(target: Tensor, num_classes: int, ignore_index: int) -> N
     label_errors(target.device).add_(bad.sum())
 
 
-def label_errors_now(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def label_errors_now(target: Tensor, num_classes: int, ignore_index: int, name: str = "target") -> None:
     """After a kernel that counts: on the CPU, or with ``U2PL_FAST_DEBUG=1``, raise at once and name a bad label."""
     if target.device.type != "cpu" and os.environ.get("U2PL_FAST_DEBUG", "0") != "1":
         return
@@ -100,5 +108,5 @@ def label_errors_now(target: Tensor, num_classes: int, ignore_index: int) -> Non
         counter.zero_()
         bad = target[((target < 0) | (target >= num_classes)) & (target != ignore_index)]
         raise ValueError(
-            f"target: label {int(bad[0])} is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}"
+            f"{name}: label {int(bad[0])} is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}"
         )

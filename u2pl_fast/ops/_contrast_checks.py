@@ -1,6 +1,7 @@
 """Argument checks that the contrastive ops share; each error names the argument and what was expected of it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ def num_pixels(features: Tensor) -> int:
     return features.shape[0] if features.dim() == 2 else features.shape[0] * features.shape[2] * features.shape[3]
 
 
-def check_num_classes(num_classes: int) -> None:
+def check_num_classes(num_classes: int, name: str = "num_classes") -> None:
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise ValueError(f"num_classes: expected 1..{MAX_CLASSES}, got {num_classes}")
+        raise ValueError(f"{name}: expected 1..{MAX_CLASSES} classes, got {num_classes}")
 
 
 def check_anchor_label(anchor_label: Tensor, pixels: int | None = None, device: torch.device | None = None) -> None:
@@ -67,6 +68,36 @@ def check_rings(bank: Tensor, offsets: Tensor, pushed: Tensor, dim: int, device:
         raise TypeError(f"bank: expected float32, bfloat16, float16 or float64, got {bank.dtype}")
     if bank.device != device:
         raise ValueError(f"bank: expected on {device}, got on {bank.device}")
+
+
+def check_written(name: str, x: Tensor) -> None:
+    """Written in place: each element has memory of its own."""
+    if not x.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous, since it is written in place")
+
+
+def check_values(name: str, x: Tensor, low: int, high: int) -> None:
+    """On the CPU, where reading costs no wait: every element in low .. high − 1."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        return
+    least, most = (int(bound) for bound in torch.aminmax(x))
+    if least < low or most >= high:
+        raise ValueError(f"{name}: {least if least < low else most} is not in {low}..{high - 1}")
+
+
+def check_draws(name: str, draws: Tensor) -> None:
+    """On the CPU: a draw outside [0, 2³²) would name an element past the end."""
+    check_values(name, draws, 0, 1 << 32)
+
+
+def check_ring_values(bank: Tensor, offsets: Tensor, pushed: Tensor) -> None:
+    """On the CPU: rings that lie within the bank, one after another."""
+    if offsets.device.type != "cpu":
+        return
+    starts = offsets.tolist()
+    if starts[0] < 0 or starts[-1] > bank.shape[0] or any(start > end for start, end in pairwise(starts)):
+        raise ValueError(f"offsets: expected to rise from 0 to the bank's {bank.shape[0]} slots, got {starts}")
+    check_values("pushed", pushed, 0, 2**63)
 
 
 def dense_features(features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from . import _backend
-from ._contrast_checks import check_anchor_label, check_num_classes, check_tensor
+from ._contrast_checks import check_anchor_label, check_draws, check_num_classes, check_tensor, check_values
 
 
 def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
@@ -20,7 +20,8 @@ def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tenso
         int64 (C, M), pixels in 0..P-1, or −1. Equal draws give equal pixels on every backend.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class ≥ C.
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class
+            that is neither −1 nor in 0..C-1, and a draw outside [0, 2³²).
 
     Source: the anchor sampling of U2PL (Wang et al., CVPR 2022), as one stable counting sort.
     """
@@ -34,6 +35,8 @@ def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tenso
 
 @torch.library.custom_op("u2pl_fast::class_sample", mutates_args=())
 def _class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
+    check_values("anchor_label", anchor_label, -1, num_classes)
+    check_draws("draws", draws)
     match _backend.resolve("class_sample", anchor_label):
         case "cpu":
             return _backend.extension().class_sample(anchor_label, num_classes, draws)

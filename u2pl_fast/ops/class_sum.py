@@ -9,6 +9,7 @@ from ._contrast_checks import (
     check_anchor_label,
     check_features,
     check_num_classes,
+    check_values,
     dense_features,
     num_pixels,
 )
@@ -27,7 +28,8 @@ def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tenso
         No gradient: centres are constants of the loss.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class ≥ C.
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class
+            that is neither −1 nor in 0..C-1.
 
     Source: the positive sample of U2PL (Wang et al., CVPR 2022, Eq. 7).
     """
@@ -39,6 +41,7 @@ def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tenso
 
 @torch.library.custom_op("u2pl_fast::class_sum", mutates_args=())
 def _class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
+    check_values("anchor_label", anchor_label, -1, num_classes)
     match _backend.resolve("class_sum", features):
         case "cpu":
             return _backend.extension().class_sum(features, anchor_label, num_classes)

@@ -1,5 +1,7 @@
 """Which pixels are anchors and negatives of which classes, from the logits in one pass and without a sort."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,8 @@ def contrast_masks(
         raise ValueError(f"num_labeled: expected 0..{logits.shape[0]}, got {num_labeled}")
     if not 0 <= low_rank <= high_rank:
         raise ValueError(f"high_rank: expected at least low_rank={low_rank} ≥ 0, got {high_rank}")
+    if math.isnan(positive_threshold):
+        raise ValueError("positive_threshold: expected a number, got nan")
     if 0 <= ignore_index < logits.shape[1]:
         raise ValueError(
             f"ignore_index: {ignore_index} is one of the classes 0..{logits.shape[1] - 1}; choose one outside, "
@@ -92,7 +96,7 @@ def _contrast_masks(
         return _backend.extension().contrast_masks(logits, *maps, *settings)
     module = _backend.kernel("contrast_masks") if backend == "triton" else reference
     _checks.count_label_errors(label, logits.shape[1], ignore_index)
-    _checks.label_errors_now(label, logits.shape[1], ignore_index)
+    _checks.label_errors_now(label, logits.shape[1], ignore_index, "label")
     result = module.contrast_masks(
         logits,
         *maps,

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch.distributed as dist
 from torch import Tensor
 
+from . import _checks
 from .class_sample import class_sample
 from .class_sum import class_sum
 from .contrast_masks import contrast_masks
@@ -84,11 +85,17 @@ def contrastive_loss(
         ``ContrastiveLoss(loss, anchors, negatives, pushed)``.
 
     Raises:
-        ValueError, TypeError: as the ops do, naming the argument.
+        ValueError, TypeError: as the ops do, naming the argument; features or keys of another grid than the logits',
+            before the bank moves.
 
     Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022, Section 3.3
         and Algorithm 1.
     """
+    _checks.check_logits(logits)
+    _check_grid("features", features, logits)
+    _check_grid("keys", keys, logits)
+    if project is None and features.shape[1] != keys.shape[1]:
+        raise ValueError(f"features: expected D = {keys.shape[1]} as keys have, or a project, got {features.shape[1]}")
     num_classes = logits.shape[1]
     masks = contrast_masks(
         logits,
@@ -126,6 +133,25 @@ def contrastive_loss(
         temperature=temperature,
     )
     return ContrastiveLoss(loss, masks.anchors, masks.keys, bank.pushed - before)
+
+
+def _check_grid(name: str, x: Tensor, logits: Tensor) -> None:
+    """Pixel p of ``x`` is pixel p of the logits: a number alone would name another place on another grid."""
+    batch, _, height, width = logits.shape
+    same = (
+        x.shape[:1] + x.shape[2:] == (batch, height, width)
+        if x.dim() == 4
+        else x.shape[:-1] == (batch * height * width,)
+    )
+    if not same:
+        raise ValueError(
+            f"{name}: expected (B, D, h, w) on the grid of the logits, {(batch, 'D', height, width)}, or its pixels as "
+            f"rows (P, D), got {tuple(x.shape)}"
+        )
+    if x.dtype not in _checks.FLOATS:
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}")
+    if x.device != logits.device:
+        raise ValueError(f"{name}: expected on {logits.device} like logits, got on {x.device}")
 
 
 def _all_sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from . import _backend
-from ._contrast_checks import check_features, dense_features
+from ._contrast_checks import check_features, check_values, dense_features, num_pixels
 
 
 def gather_pixels(features: Tensor, index: Tensor) -> Tensor:
@@ -52,6 +52,7 @@ def _gather_pixels(features: Tensor, index: Tensor) -> Tensor:
         case "triton":
             return _backend.kernel("gather_pixels").gather_pixels(features, index)
         case _:
+            check_values("index", index, -1, num_pixels(features))
             return reference.gather_pixels(features, index)
 
 

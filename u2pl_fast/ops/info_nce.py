@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from . import _backend, _checks
-from ._contrast_checks import check_rings, check_tensor
+from ._contrast_checks import check_ring_values, check_rings, check_tensor, check_values
 from ._gradient import scale_gradient
 
 NEGATIVES = ("per_anchor", "shared", "full")
@@ -48,8 +48,8 @@ def info_nce(
         0-d float32 (float64 for float64 anchors), differentiable once, with respect to the anchors alone.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a slot at or past
-            its class's fill, which on CUDA counts as no negative.
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also rings that do not
+            lie within the bank, and a slot at or past its class's fill, which on CUDA counts as no negative.
         RuntimeError: a second derivative is asked for.
 
     Source: Eq. 4 (``per_anchor``) and Algorithm 1 (``shared``) of U2PL (Wang et al., CVPR 2022).
@@ -110,6 +110,7 @@ def _info_nce(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """(loss, gradient of the loss with respect to the anchors in fp32, empty unless asked for)."""
+    check_ring_values(bank, offsets, pushed)
     arguments = (anchors, weight, positives, bank, offsets, pushed, indices, negatives, temperature)
     match _backend.resolve("info_nce", bank if bank.dtype == torch.float64 else anchors):
         case "cpu":
@@ -133,6 +134,10 @@ def _plain(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """``reference.py`` and the derivative of its formula, written out: autograd is off inside a registered op."""
+    fill = reference.ring_fill(offsets, pushed)
+    if indices is not None and indices.device.type == "cpu":
+        for c in weight.nonzero()[:, 0].tolist():
+            check_values("indices", indices[c], 0, int(fill[c]))
     loss = reference.info_nce(
         anchors,
         weight,
@@ -150,7 +155,6 @@ def _plain(
     norm = x.norm(dim=-1, keepdim=True)
     z = x / norm.clamp(min=reference.NORM_EPS)
     centre = F.normalize(positives.to(z.dtype), dim=-1, eps=reference.NORM_EPS)
-    fill = reference.ring_fill(offsets, pushed)
     slope = torch.zeros_like(z)  # with respect to z
     for c in weight.nonzero()[:, 0].tolist():
         slots = torch.arange(int(fill[c]), device=x.device) if indices is None else indices[c]

@@ -37,6 +37,8 @@ def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.P
     if isinstance(q, Tensor):
         if q.dim() != 0 or q.device != x.device:
             raise ValueError(f"q: expected a number or a 0-d tensor on {x.device}, got {tuple(q.shape)} on {q.device}")
+        if q.is_complex():
+            raise TypeError(f"q: expected a real number, got {q.dtype}")
         q = q.detach().double()
     elif not 0 <= q <= 1:
         raise ValueError(f"q: expected a number in [0, 1], got {q}")
@@ -52,6 +54,8 @@ def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.P
 
 @torch.library.custom_op("u2pl_fast::masked_quantile", mutates_args=())
 def _masked_quantile(x: Tensor, mask: Tensor, q: Tensor) -> Tensor:
+    if q.device.type == "cpu" and not 0 <= q <= 1:
+        raise ValueError(f"q: expected a number in [0, 1], got {float(q)}")
     match _backend.resolve("masked_quantile", x):
         case "cpu":
             return _backend.extension().masked_quantile(x, mask, float(q))

@@ -1,5 +1,7 @@
 """Online hard example mining: which labelled pixels the network is least sure of."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,8 @@ def ohem_mask(
     _checks.check_target(target, logits, ignore_index)
     if min_kept < 0:
         raise ValueError(f"min_kept: expected a number ≥ 0, got {min_kept}")
+    if math.isnan(threshold):
+        raise ValueError("threshold: expected a number, got nan")
     logits = _checks.dense(logits.detach())
     return _ohem_mask(logits, target.contiguous(), float(threshold), min_kept, ignore_index, align_corners)
 

@@ -5,7 +5,16 @@ from torch import Tensor
 
 from .. import reference
 from . import _backend
-from ._contrast_checks import check_features, check_mask, check_rings, check_tensor, dense_features, num_pixels
+from ._contrast_checks import (
+    check_features,
+    check_mask,
+    check_ring_values,
+    check_rings,
+    check_tensor,
+    check_written,
+    dense_features,
+    num_pixels,
+)
 
 
 def ring_push(
@@ -25,21 +34,22 @@ def ring_push(
     Args:
         bank: (ΣK_c, D), float32, bfloat16 or float16 (float64 on the reference), contiguous; written in place.
         offsets: int64 (C+1), where each ring starts, from 0 to ΣK_c.
-        pushed: int64 (C), keys ever taken; moved in place. A class holds min(pushed_c, K_c).
+        pushed: int64 (C), keys ever taken, contiguous; moved in place. A class holds min(pushed_c, K_c).
         features: (B, D, h, w), contiguous or channels_last, or (R, D); read in place.
         mask: int32 (P, ⌈C/32⌉) from ``contrast_masks``, ``thin_mask`` or ``pack_mask``.
         gate: 0-d bool on the device; nothing moves where it is false.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument.
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also rings that do not
+            lie within the bank.
 
     Source: the category-wise memory bank of U2PL (Wang et al., CVPR 2022, Section 3.4).
     """
     check_features(features)
     device = features.device
     check_rings(bank, offsets, pushed, features.shape[1], device)
-    if not bank.is_contiguous():
-        raise ValueError("bank: expected contiguous, since it is written in place")
+    check_written("bank", bank)
+    check_written("pushed", pushed)
     check_mask(mask, pushed.numel(), num_pixels(features), device)
     if gate is not None:
         check_tensor("gate", gate, torch.bool, (), device)
@@ -50,6 +60,7 @@ def ring_push(
 def _ring_push(
     bank: Tensor, offsets: Tensor, pushed: Tensor, features: Tensor, mask: Tensor, gate: Tensor | None
 ) -> None:
+    check_ring_values(bank, offsets, pushed)
     backend = _backend.resolve("ring_push", bank if bank.dtype == torch.float64 else features)
     match backend:
         case "cpu" | "cuda":

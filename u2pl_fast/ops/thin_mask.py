@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from . import _backend
-from ._contrast_checks import check_mask, check_num_classes, check_tensor
+from ._contrast_checks import check_draws, check_mask, check_num_classes, check_tensor, check_values
 
 
 def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
@@ -23,11 +23,12 @@ def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
         int32, the mask's shape.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument.
+        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a cap below 0 and a
+            draw outside [0, 2³²).
 
     Source: systematic sampling (Madow & Madow, 1944), so that a bank of U2PL (Wang et al., CVPR 2022) spans many steps.
     """
-    check_num_classes(max_keys.numel())
+    check_num_classes(max_keys.numel(), "max_keys")
     check_tensor("max_keys", max_keys, torch.int64, (max_keys.numel(),), mask.device)
     check_tensor("draw", draw, torch.int64, max_keys.shape, mask.device)
     check_mask(mask, max_keys.numel())
@@ -36,6 +37,8 @@ def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
 
 @torch.library.custom_op("u2pl_fast::thin_mask", mutates_args=())
 def _thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
+    check_values("max_keys", max_keys, 0, 2**63)
+    check_draws("draw", draw)
     match _backend.resolve("thin_mask", mask):
         case "cpu":
             return _backend.extension().thin_mask(mask, max_keys, draw)
