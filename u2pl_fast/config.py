@@ -141,8 +141,6 @@ class TrainConfig:
     sup_only_epochs: float | None = None
     """Epochs on labels alone before the teacher starts; unset: 1, or 0 in a run of fewer than 4 epochs."""
     ema_momentum: float = 0.99
-    teacher_statistics: Literal["measured", "averaged"] = "measured"
-    """Batch norm statistics of the teacher: measured on the weak views it sees, or the student's, averaged."""
     mix: Literal["cutmix", "classmix", "cutout", "none"] = "cutmix"
     mix_prob: float = 1.0
     ohem: bool = False

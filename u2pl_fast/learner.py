@@ -91,10 +91,7 @@ class Learner:
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
         if init is not None:
             init(self.student)
-        self.teacher = None
-        if config.method != "supervised":
-            measure = config.teacher_statistics == "measured"
-            self.teacher = EMATeacher(self.student, config.ema_momentum, measure=measure)
+        self.teacher = EMATeacher(self.student, config.ema_momentum) if config.method != "supervised" else None
         self.criterion = build_criterion(config, num_classes, ignore_index, group).to(device)
         self.optimizer = build_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
@@ -171,8 +168,7 @@ class Learner:
             labeled = labeled[:0]
         again = config.second_teacher_pass
         num_labeled = 0 if again else len(labeled)
-        with self.teacher.looking():
-            output = self._look(weak if again else torch.cat((labeled, weak)), represent=not again)
+        output = self._look(weak if again else torch.cat((labeled, weak)), represent=not again)
         pseudo = self.criterion.pseudo_labels(output.logits[num_labeled:], batch["valid"])
         first = int(batch["unlabeled_index"][0])
         mask = self._regions(pseudo, first)
@@ -236,7 +232,7 @@ class Learner:
         self._buffers.restore_unless(ok)
         broadcast_buffers(self.student, self.group)
         if self.teacher_began:
-            self.teacher.update(self.student, gate=ok, group=self.group)
+            self.teacher.update(self.student, gate=ok)
         self.skipped += ~ok
         self.skipped_in_a_row = torch.where(ok, 0, self.skipped_in_a_row + 1)
 
