@@ -2,7 +2,7 @@
 
 Trains in a process of its own and samples the memory, the open files and the CPU time of it and its loader processes.
 Writes ``soak.json`` and ``soak.png``, and fails where the last third needs more than 5 % more memory or 10 % more CPU
-time a step than the middle one, or any more open files. CPU time, since other work on the machine stretches the clock's.
+time a step than the middle one, or any more open files. CPU time, since other work stretches what a clock shows.
 """
 
 import argparse
