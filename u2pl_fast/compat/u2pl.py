@@ -14,8 +14,8 @@ compute_unsupervised_loss
 compute_contra_memobank_loss
   5. Negatives of class c on labelled images are pixels of another class, and on unlabelled ones any unreliable pixel of
      the right rank. The release also asks that the pixel *be* of class c: labelled images then give none at all.
-  6. Every class with an anchor and a key takes part, whichever and however many are present. The release numbers
-     anchors by class and centres by position among the present classes, and stops where only one is present.
+  6. Every class with an anchor and a key takes part, whichever and however many are present. The release looks
+     anchors and centres up by position among the present classes, keys by class, and stops where only one is present.
   7. The loss is the mean over the classes that take part. The release divides by the number of present ones.
   8. A class centre is the mean over the class's anchors, confident (δ_p) ones. The release's is over all its pixels.
   9. A first step with an empty bank, a class without pixels and labels that are all ignored give 0, never NaN.
