@@ -64,7 +64,18 @@ def test_every_example_is_tested_and_in_the_docs():
 
 
 def test_plain_loop_prints_the_same_losses_and_less_memory():
-    command = [sys.executable, "examples/plain_loop.py", "--steps", "2", "--rounds", "1", "--size", "256", "--batch", "2"]
+    command = [
+        sys.executable,
+        "examples/plain_loop.py",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+        "--size",
+        "256",
+        "--batch",
+        "2",
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     difference, saved = re.search(r"difference of a loss: (\S+); memory saved: (\S+) MB", run.stdout).groups()
