@@ -72,7 +72,7 @@ class Pictures:
         axes[0].axvline(float(self.gamma), color="#d62728", label=f"γ = {float(self.gamma):.3f}, 80 % quantile")
         axes[0].set(xlabel="nats", yscale="log", box_aspect=0.8)
         axes[0].set_title("entropies of valid pixels", fontsize=9)
-        axes[0].legend(fontsize=8)
+        axes[0].legend(fontsize=8, loc="lower left")
         _heat(figure, axes[1], entropy[-1], "entropy")
         reliable, unreliable = reference.partition(entropy, valid, self.gamma)
         kinds = torch.where(reliable, 2, torch.where(unreliable, 1, 0))[-1]
