@@ -16,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -63,6 +64,11 @@ def measure_here(job: dict) -> float:
     else:
         small = dataclasses.replace(setting, workload=NAMED["tiny"])
         Call(op, small, impl, small.inputs())()
+    return resident_growth(call)
+
+
+def resident_growth(call: Callable[[], object]) -> float:
+    """MiB on the CPU, in this process: it should be a fresh one with ``ENVIRONMENT``, which has warmed up."""
     gc.collect()
     _give_back()
     before = _start_peak()
@@ -72,7 +78,7 @@ def measure_here(job: dict) -> float:
     return max(0.0, after - before) / MIB
 
 
-def allocator_growth(call: Call) -> float:
+def allocator_growth(call: Callable[[], object]) -> float:
     """MiB on CUDA, in this process."""
     gc.collect()
     torch.cuda.synchronize()

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from u2pl_fast import ops
 from u2pl_fast.learner import PHASES
 from u2pl_fast.traffic import step_traffic
 
@@ -24,7 +25,8 @@ from .registry import load
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "training.md", ROOT / "README.md")
+PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md")
+DOCUMENTS = (*(ROOT / "docs" / page for page in PAGES), ROOT / "README.md")
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SETTING = tuple(name for name in results.KEY if name != "impl")
 IMPLS = ("eager", "class-loop", "compile", "fused")
@@ -115,6 +117,34 @@ def op_table(op: str, folder: Path) -> str:
         return f"Not measured yet: `python -m benchmarks --op {op} --json benchmarks/results/{folder.name}/{op}.json`\n"
     notes = "".join(f"\n- {reason}" for reason in reasons)
     return markdown(header, rows) + (f"\nNot measured:\n{notes}\n" if notes else "")
+
+
+def pixel_costs(folder: Path) -> str:
+    return costs(folder, ("upsampled_cross_entropy", "pixel_stats", "ohem_mask", "masked_quantile"))
+
+
+def contrastive_costs(folder: Path) -> str:
+    names = ("contrast_masks", "thin_mask", "class_sum", "class_sample", "gather_pixels", "ring_push", "info_nce")
+    return costs(folder, (*names, "contrastive"))
+
+
+def costs(folder: Path, names: Sequence[str]) -> str:
+    """One row an op and pass, of the `voc` workload, in float32 and contiguous."""
+    settings = grouped(records_of(folder))
+    rows = []
+    for op in names:
+        for setting in settings:
+            fused, eager = setting.get("fused"), setting.get("eager")
+            shown = ("voc", "float32", "contiguous", op)
+            if not fused or not eager or shown != tuple(fused[n] for n in ("workload", "dtype", "layout", "op")):
+                continue
+            title = f"`{op}`" if op in ops.__all__ else "the whole branch, `contrastive_loss`"
+            row = [title, fused["bank"] or "", fused["pass"]]
+            row += [f"{number(eager['ms_median'])} → {number(fused['ms_median'])}", times(ratio(setting, "eager"))]
+            rows.append([*row, f"{number(eager['peak_mb'])} → {number(fused['peak_mb'])}"])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
+    return markdown(["op", "bank", "pass", "ms, eager → fused", "faster", "+MiB, eager → fused"], rows)
 
 
 def headline(folder: Path) -> str:
@@ -332,22 +362,36 @@ def predictions(_: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     f.__name__: f
-    for f in (headline, step, paper, memory, phases, parts, machines, growth, plots, resources, workloads)
+    for f in (
+        headline,
+        pixel_costs,
+        contrastive_costs,
+        step,
+        paper,
+        memory,
+        phases,
+        parts,
+        machines,
+        growth,
+        plots,
+        resources,
+        workloads,
+    )
     + (predictions, traffic)
 }
 
 
 def rewritten(text: str, folder: Path, document: str) -> str:
     """``text`` with every table made anew from the results in ``folder``."""
-    ops = load()
+    entries = load()
 
     def table(match: re.Match) -> str:
         begin, name, device, end = match.groups()
         if name in TABLES:
             return begin + TABLES[name](folder / (device or "")) + end
-        if name in ops and device:
+        if name in entries and device:
             return begin + op_table(name, folder / device) + end
-        raise SystemExit(f"{document}: no table {name!r} {device or ''}; choose from {', '.join([*TABLES, *ops])}")
+        raise SystemExit(f"{document}: no table {name!r} {device or ''}; choose from {', '.join([*TABLES, *entries])}")
 
     return MARKED.sub(table, text)
 

@@ -1,0 +1,105 @@
+"""What the examples share: run a loop before and after its change, in processes of their own, and print both.
+
+The processes take turns. Each makes one step to warm up, then times the others one by one and reads how far memory rose
+above what the process held before them (``benchmarks/memory.py``; on a GPU, what torch allocated).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.memory import ENVIRONMENT, allocator_growth, resident_growth  # noqa: E402
+
+VERSIONS = ("before", "after")
+MIB_TO_MB = 2**20 / 1e6
+Build = Callable[[str, argparse.Namespace], Callable[[], Tensor]]
+
+
+def small_network(classes: int) -> nn.Module:
+    """Logits at a quarter of the image's size, as most decoders give them."""
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 48, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(48, classes, 1),
+    )
+
+
+def autocast(a: argparse.Namespace) -> torch.autocast:
+    """bfloat16 with ``--amp``, nothing without."""
+    return torch.autocast(a.device, torch.bfloat16, enabled=a.amp)
+
+
+def compare(description: str, build: Build, **settings: int) -> None:
+    """The command line of an example.
+
+    ``build(version, arguments)`` makes the loop of a version: a function that takes one training step and returns its
+    loss. ``settings`` become flags with these defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--steps", type=int, default=6, help="of each process; the first one warms up")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each version")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network (minutes on a CPU)")
+    parser.add_argument("--only", choices=VERSIONS, help="run one of the two here, and print its numbers as JSON")
+    for name, default in settings.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    for name in ("steps", "rounds", *settings):
+        least = 2 if name == "steps" else 1
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name}: at least {least}")
+    if arguments.only:
+        print(json.dumps(_run(build(arguments.only, arguments), arguments)))
+        return
+    results: dict[str, list[dict]] = {version: [] for version in VERSIONS}
+    for _ in range(arguments.rounds):
+        for version in VERSIONS:
+            command = [sys.executable, "-W", "ignore", *sys.argv, "--only", version]
+            run = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+            if run.returncode:
+                sys.exit(f"error: the process for {version!r} ended with exit status {run.returncode}")
+            results[version].append(json.loads(run.stdout.splitlines()[-1]))
+    _report(results)
+
+
+def _run(step: Callable[[], Tensor], arguments: argparse.Namespace) -> dict:
+    losses, seconds = [float(step())], []
+
+    def others() -> None:
+        for _ in range(arguments.steps - 1):
+            began = time.perf_counter()
+            losses.append(float(step()))  # reading the loss waits for the device
+            seconds.append(time.perf_counter() - began)
+
+    growth = allocator_growth if arguments.device == "cuda" else resident_growth
+    return {"memory": growth(others) * MIB_TO_MB, "losses": losses, "seconds": seconds}
+
+
+def _report(results: dict[str, list[dict]]) -> None:
+    milliseconds, memory = {}, {}
+    for version, runs in results.items():
+        milliseconds[version] = 1e3 * statistics.median(second for run in runs for second in run["seconds"])
+        memory[version] = statistics.median(run["memory"] for run in runs)
+        losses = "  ".join(f"{loss:.5f}" for loss in runs[0]["losses"])
+        print(f"{version:7} {milliseconds[version]:7.0f} ms a step  {memory[version]:6.0f} MB  losses {losses}")
+    pairs = zip(*(runs[0]["losses"] for runs in results.values()), strict=True)
+    print(
+        f"largest difference of a loss: {max(abs(a - b) for a, b in pairs):.1e}; "
+        f"memory saved: {memory['before'] - memory['after']:.0f} MB; "
+        f"time saved: {milliseconds['before'] - milliseconds['after']:.0f} ms a step"
+    )

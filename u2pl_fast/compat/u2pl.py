@@ -1,0 +1,391 @@
+"""The loss functions of the public U²PL release by their names and arguments, with the paper's semantics and fused ops.
+
+    from u2pl.utils.loss_helper import get_criterion
+    from u2pl_fast.compat.u2pl import compute_contra_memobank_loss, compute_unsupervised_loss
+
+and the training loop stays as it is. What differs from the release, and why:
+
+compute_unsupervised_loss
+  1. The numerator of the weight counts the pixels of ``target`` that are not ignored, the release all B·H·W.
+  2. No reliable pixel: 0 with a gradient of 0. The release divides by zero.
+  3. ``target`` is left as it is. The release writes 255 into it.
+  4. Logits may come at the network's own size: they are then upsampled on the way, with aligned corners.
+
+compute_contra_memobank_loss
+  5. Negatives of class c on labelled images are pixels of another class, and on unlabelled ones any unreliable pixel of
+     the right rank. The release also asks that the pixel *be* of class c: labelled images then give none at all.
+  6. Every class with an anchor and a key takes part, whichever and however many are present. The release looks
+     anchors and centres up by position among the present classes, keys by class, and stops where only one is present.
+  7. The loss is the mean over the classes that take part. The release divides by the number of present ones.
+  8. A class centre is the mean over the class's anchors, confident (δ_p) ones. The release's is over all its pixels.
+  9. A first step with an empty bank, a class without pixels and labels that are all ignored give 0, never NaN.
+ 10. ``low_rank`` ≥ the number of classes is refused: it leaves no unlabelled negative.
+ 11. Keys are normalised as they enter, which no cosine notices, and stay on the device of ``rep``. They are those of
+     this process; the release collects those of all. A ``MemoryBank(scope="gather")`` does that with a fixed traffic.
+ 12. ``momentum_prototype``: a class that is absent keeps its prototype, one without any takes the step's centre, and
+     ``i_iter=0``, which is what the release's loop passes, means a momentum of 0.999. The release sets absent classes
+     to zero and divides by zero.
+
+dequeue_and_enqueue
+ 13. ``queue_ptr`` counts the keys ever taken, and once full the queue is a ring: rows are not in the order of age.
+
+Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022, and the
+arguments of its public code, ``u2pl/utils/loss_helper.py`` and ``train_semi.py``.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops, reference
+from ..memory_bank import MemoryBank
+
+Queue = list[Tensor]
+SETTINGS = (
+    "low_rank",
+    "high_rank",
+    "current_class_threshold",
+    "current_class_negative_threshold",
+    "temperature",
+    "num_queries",
+    "num_negatives",
+)
+PROTOTYPE_MOMENTUM = 0.999
+
+
+def compute_unsupervised_loss(
+    predict: Tensor,
+    target: Tensor,
+    percent: float,
+    pred_teacher: Tensor,
+    *,
+    ignore_index: int = 255,
+    align_corners: bool = True,
+) -> Tensor:
+    """L_u = λ_u · mean cross-entropy over reliable pixels, λ_u = #valid / #reliable.
+
+    Valid: not ignored in ``target``. Reliable: valid, and the teacher's entropy is below the ``percent``-th percentile
+    of the valid ones.
+
+    Args:
+        predict: the student's logits, (B, C, H, W), or (B, C, h, w) as the network gives them, which saves the memory
+            of the large ones.
+        target: (B, H, W), any integer dtype: pseudo-labels. Not changed.
+        percent: in [0, 100].
+        pred_teacher: the teacher's logits for the same images, of either size.
+        ignore_index: the label of pixels left out. align_corners: how smaller logits are upsampled.
+
+    Returns:
+        A 0-d float32 tensor, differentiable once with respect to ``predict``.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype or value, naming the argument.
+
+    Source: Eqs. 3-5 of U2PL (Wang et al., CVPR 2022).
+    """
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percent: expected a number in [0, 100], got {percent}")
+    if target.dim() != 3:
+        raise ValueError(f"target: expected class ids (B, H, W), got {tuple(target.shape)}")
+    if pred_teacher.shape[:2] != predict.shape[:2]:
+        raise ValueError(
+            f"pred_teacher: expected {tuple(predict.shape[:2])} images and classes as predict has, got "
+            f"{tuple(pred_teacher.shape[:2])}"
+        )
+    size = target.shape[-2:]
+    valid = target != ignore_index
+    entropy = ops.pixel_stats(pred_teacher, size, align_corners=align_corners).entropy
+    gamma = ops.masked_quantile(entropy, valid, percent / 100)
+    reliable, _ = reference.partition(entropy, valid, gamma)
+    loss = ops.upsampled_cross_entropy(
+        predict,
+        torch.where(reliable, target.to(torch.promote_types(target.dtype, torch.int16)), ignore_index),
+        ignore_index=ignore_index,
+        align_corners=align_corners,
+    )
+    return reference.unsupervised_weight(1.0, valid.sum(), reliable.sum()) * loss
+
+
+def compute_contra_memobank_loss(
+    rep: Tensor,
+    label_l: Tensor,
+    label_u: Tensor,
+    prob_l: Tensor,
+    prob_u: Tensor,
+    low_mask: Tensor,
+    high_mask: Tensor,
+    cfg: Mapping[str, float],
+    memobank: list[Queue] | MemoryBank,
+    queue_prtlis: Sequence[Tensor] | None,
+    queue_size: Sequence[int] | None,
+    rep_teacher: Tensor,
+    momentum_prototype: Tensor | None = None,
+    i_iter: int = 0,
+    *,
+    ignore_index: int = 255,
+    generator: torch.Generator | None = None,
+) -> tuple[list, Tensor] | tuple[Tensor, list, Tensor]:
+    """L_c of one step, and its negatives into the memory bank.
+
+    With p the teacher's probabilities, O(c) the rank of class c among them and y the (pseudo-)label:
+
+        anchor of c:    y = c, low_mask and p(c) > current_class_threshold;
+        negative of c:  labelled image: y ≠ c, y not ignored, O(c) < low_rank;
+                        unlabelled image: high_mask and low_rank ≤ O(c) < high_rank;
+                        either: p(c) < current_class_negative_threshold, where that is below 1.
+
+    ``num_queries`` anchors of each class meet the class's centre and ``num_negatives`` keys each.
+
+    Args:
+        rep: (B, D, h, w), the student's representations of labelled, then unlabelled images; the gradient goes there.
+        label_l, label_u: one-hot (B_l, C, h, w) and (B_u, C, h, w), nothing hot where ignored; or class ids
+            (B_l, h, w) and (B_u, h, w) with ``ignore_index``, which spares the one-hot maps.
+        prob_l, prob_u: (B_l, C, h, w), (B_u, C, h, w), the teacher's probabilities.
+        low_mask, high_mask: (B, 1, h, w), 0 or 1: pixels certain enough for anchors, uncertain enough for negatives.
+            On labelled images a pixel with ``low_mask`` 0 is ignored, and ``high_mask`` is not read.
+        cfg: the keys of the release's ``trainer.contrastive`` section.
+        memobank: ``[[keys], …]``, one list a class with a (n, D) tensor in it, as the release starts them with
+            ``torch.zeros(0, 256)``. At the first call the tensors become views of one bank of all ``queue_size`` rows
+            on the device, in their own dtype; the lists, ``queue_prtlis`` and all they say stay up to date, which costs
+            one read from the device a call. Or a ``MemoryBank``, which costs none; the next two are then not used.
+        queue_prtlis: one int64 tensor (1) a class. queue_size: the capacity of each class.
+        rep_teacher: (B, D, h, w), for centres and keys. No gradient.
+        momentum_prototype: (C, num_queries, 1, D), a moving average of the centres that takes their place.
+        i_iter: the number of the step, for that average: momentum min(1 − 1/i_iter, 0.999).
+        generator: of the random draws, on the device; None = torch's own.
+
+    Returns:
+        ``new_keys, loss``, or with ``momentum_prototype`` ``prototype, new_keys, loss``. new_keys: how many negatives
+        each class found (ints; 0-d tensors where ``memobank`` is a ``MemoryBank``).
+
+    Raises:
+        ValueError, TypeError, KeyError: a wrong shape, dtype or setting, naming the argument.
+
+    Source: Section 3.3 and Algorithm 1 of U2PL (Wang et al., CVPR 2022).
+    """
+    settings = _settings(cfg)
+    logits = torch.cat((prob_l, prob_u)).detach().float().log()
+    batch, num_classes, height, width = logits.shape
+    grid = (batch, height, width)
+    _check_shapes(grid, settings, num_classes, rep=rep, rep_teacher=rep_teacher, low_mask=low_mask, high_mask=high_mask)
+    num_labeled = label_l.shape[0]
+    low, high = (mask.reshape(grid) > 0 for mask in (low_mask, high_mask))
+    label = torch.cat(
+        [_class_map(n, x, num_classes, ignore_index) for n, x in (("label_l", label_l), ("label_u", label_u))]
+    )
+    if label.shape != grid:
+        raise ValueError(
+            f"label_l, label_u: expected {grid} pixels together, as prob_l and prob_u have, got {tuple(label.shape)}"
+        )
+    label[:num_labeled].masked_fill_(~low[:num_labeled], ignore_index)
+    masks = ops.contrast_masks(
+        logits,
+        label,
+        low,
+        high,
+        num_labeled=num_labeled,
+        low_rank=int(settings["low_rank"]),
+        high_rank=int(settings["high_rank"]),
+        positive_threshold=settings["current_class_threshold"],
+        ignore_index=ignore_index,
+    )
+    if settings["current_class_negative_threshold"] < 1:
+        masks = _below(masks, logits.exp(), settings["current_class_negative_threshold"])
+
+    bank = memobank
+    if not isinstance(memobank, MemoryBank):
+        bank = _Queues(memobank, queue_prtlis, queue_size, rep.shape[1], rep.device)
+    if bank.pushed.numel() != num_classes:
+        raise ValueError(f"memobank: expected {num_classes} classes as prob_l has, got {bank.pushed.numel()}")
+    draws = ops.contrastive_draws(
+        num_classes,
+        _torch_generator(rep.device) if generator is None else generator,
+        num_anchors=int(settings["num_queries"]),
+        num_negatives=int(settings["num_negatives"]),
+    )
+    centres = ops.class_sum(rep_teacher, masks.anchor_label, num_classes) / masks.anchors.clamp(min=1)[:, None]
+    if momentum_prototype is not None:
+        if momentum_prototype.shape[:1] + momentum_prototype.shape[-1:] != centres.shape:
+            raise ValueError(
+                f"momentum_prototype: expected (C, num_queries, 1, D) with C, D = {tuple(centres.shape)}, got "
+                f"{tuple(momentum_prototype.shape)}"
+            )
+        centres = _moved(momentum_prototype, centres, masks.anchors > 0, i_iter)
+    bank.push(rep_teacher.detach(), masks.mask, draw=draws.thinning)
+    takes_part = (masks.anchors > 0) & (bank.fill > 0)
+    loss = ops.info_nce(
+        ops.gather_pixels(rep, ops.class_sample(masks.anchor_label, num_classes, draws.anchors)),
+        takes_part / takes_part.sum().clamp(min=1),
+        centres,
+        bank.bank,
+        bank.offsets,
+        bank.pushed,
+        indices=bank.sample(draws.negatives),
+        temperature=settings["temperature"],
+    )
+    new_keys = list(masks.keys.unbind()) if bank is memobank else bank.write_back(masks.keys)
+    if momentum_prototype is None:
+        return new_keys, loss
+    shape = (num_classes, *[1] * (momentum_prototype.dim() - 2), centres.shape[1])
+    return torch.empty_like(momentum_prototype).copy_(centres.view(shape)), new_keys, loss
+
+
+def dequeue_and_enqueue(keys: Tensor, queue: Queue, queue_ptr: Tensor, queue_size: int) -> int:
+    """Append ``keys`` to one class's queue, L2-normalised; the newest ``queue_size`` stay.
+
+    Args:
+        keys: (n, D), float32, bfloat16 or float16.
+        queue: ``[rows]``; its tensor becomes a view of a ring of ``queue_size`` rows on the keys' device.
+        queue_ptr: int64 (1), the keys ever taken; moved in place.
+        queue_size: the capacity.
+
+    Returns:
+        n.
+
+    Raises:
+        ValueError, TypeError: a wrong shape or dtype, naming the argument.
+
+    Source: the category-wise memory bank of U2PL (Wang et al., CVPR 2022, Section 3.4).
+    """
+    if keys.dim() != 2:
+        raise ValueError(f"keys: expected (n, D), got {tuple(keys.shape)}")
+    queues = _Queues([queue], [queue_ptr], [queue_size], keys.shape[1], keys.device)
+    every = torch.ones(len(keys), 1, dtype=torch.int32, device=keys.device)
+    queues.push(keys.detach(), every)
+    queues.write_back(queues.pushed)
+    return len(keys)
+
+
+class _Queues:
+    """The release's lists as the rings of one bank, for one call.
+
+    Queue i is rows offsets[i] .. offsets[i] + fill of the bank, and its pointer the keys ever taken. So the tensors
+    themselves tell whether they are already such views; anything else, also what comes from a file, is copied in.
+    """
+
+    def __init__(
+        self,
+        queues: list[Queue],
+        pointers: Sequence[Tensor],
+        sizes: Sequence[int],
+        dim: int,
+        device: torch.device,
+    ) -> None:
+        if queues is None or pointers is None or sizes is None or not len(queues) == len(pointers) == len(sizes):
+            counts = [None if x is None else len(x) for x in (queues, pointers, sizes)]
+            raise ValueError(f"memobank, queue_prtlis, queue_size: expected one entry a class in each, got {counts}")
+        for i, (queue, size) in enumerate(zip(queues, sizes, strict=True)):
+            if queue[0].dim() != 2 or (len(queue[0]) and queue[0].shape[1] != dim):
+                raise ValueError(f"memobank[{i}][0]: expected (n, D) with D = {dim}, got {tuple(queue[0].shape)}")
+            if int(size) < 1:
+                raise ValueError(f"queue_size[{i}]: expected at least 1, got {size}")
+        self.queues, self.pointers, self.sizes = queues, pointers, [int(size) for size in sizes]
+        starts = [0]
+        for size in self.sizes:
+            starts.append(starts[-1] + size)
+        counts = [self._count(*each) for each in zip(queues, pointers, self.sizes, strict=True)]
+        self.starts = starts
+        base = queues[0][0]._base
+        self.bank = base if self._is_ours(base, dim, device) else self._copied(dim, device)
+        self.offsets = torch.tensor(starts, device=device)
+        self.pushed = torch.tensor(counts, device=device)
+
+    @property
+    def fill(self) -> Tensor:
+        return reference.ring_fill(self.offsets, self.pushed)
+
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None) -> None:
+        ops.ring_push(self.bank, self.offsets, self.pushed, features, mask)
+
+    def sample(self, draws: Tensor) -> Tensor:
+        return draws * self.fill.view(-1, 1, 1) >> 32
+
+    def write_back(self, keys: Tensor) -> list[int]:
+        """Bring lists and pointers up to date; ``keys`` as numbers, read on the same way."""
+        pushed, keys = torch.stack((self.pushed, keys)).tolist()
+        for queue, pointer, count, start, size in zip(
+            self.queues, self.pointers, pushed, self.starts[:-1], self.sizes, strict=True
+        ):
+            pointer[0] = count
+            queue[0] = self.bank[start : start + min(count, size)]
+        return keys
+
+    @staticmethod
+    def _count(queue: Queue, pointer: Tensor, size: int) -> int:
+        """Keys ever taken. A pointer that contradicts the queue, as after a change of its size, is not believed."""
+        rows, count = min(len(queue[0]), size), int(pointer[0])
+        return count if min(count, size) == rows else rows
+
+    def _is_ours(self, base: Tensor | None, dim: int, device: torch.device) -> bool:
+        if base is None or base.shape != (self.starts[-1], dim) or base.device != device or not base.is_contiguous():
+            return False
+        return all(
+            queue[0]._base is base and queue[0].storage_offset() == start * dim and len(queue[0]) <= size
+            for queue, start, size in zip(self.queues, self.starts[:-1], self.sizes, strict=True)
+        )
+
+    def _copied(self, dim: int, device: torch.device) -> Tensor:
+        bank = torch.zeros(self.starts[-1], dim, dtype=self.queues[0][0].dtype, device=device)
+        for queue, start, size in zip(self.queues, self.starts[:-1], self.sizes, strict=True):
+            if len(queue[0]):  # an empty one may have any width
+                rows = F.normalize(queue[0][-size:].detach().to(device).float(), dim=1, eps=reference.NORM_EPS)
+                bank[start : start + len(rows)] = rows
+        return bank
+
+
+def _settings(cfg: Mapping[str, float]) -> dict[str, float]:
+    missing = [name for name in SETTINGS if name not in cfg]
+    if missing:
+        raise KeyError(f"cfg: no {', '.join(missing)}; expected the settings of the release's trainer.contrastive")
+    return {name: cfg[name] for name in SETTINGS}
+
+
+def _check_shapes(grid: tuple[int, int, int], settings: dict[str, float], num_classes: int, **tensors: Tensor) -> None:
+    if settings["low_rank"] >= num_classes:
+        raise ValueError(
+            f"cfg['low_rank']: {settings['low_rank']} with {num_classes} classes leaves no unlabelled negative; use at "
+            f"most {num_classes - 1}"
+        )
+    for name, x in tensors.items():
+        channels = 1 if name.endswith("mask") else tensors["rep"].shape[1]
+        expected = (grid[0], channels, *grid[1:])
+        if x.shape != expected:
+            raise ValueError(f"{name}: expected {expected} on the grid of prob_l and prob_u, got {tuple(x.shape)}")
+
+
+def _class_map(name: str, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """int32 (B, h, w) from one-hot maps or class ids."""
+    if label.dim() == 3:
+        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+            raise TypeError(f"{name}: expected class ids of an integer dtype, got {label.dtype}")
+        return label.to(torch.int32)
+    if label.dim() != 4 or label.shape[1] != num_classes:
+        raise ValueError(
+            f"{name}: expected one-hot (B, {num_classes}, h, w) or class ids (B, h, w), got {tuple(label.shape)}"
+        )
+    hot = label > 0
+    return torch.where(hot.any(1), hot.to(torch.uint8).argmax(1), ignore_index).to(torch.int32)
+
+
+def _below(masks: ops.ContrastMasks, probability: Tensor, threshold: float) -> ops.ContrastMasks:
+    """Without the negatives whose class is likelier than that."""
+    keys = ops.unpack_mask(masks.mask, probability.shape[1]) & (reference.pixel_rows(probability) < threshold)
+    return masks._replace(mask=ops.pack_mask(keys), keys=keys.sum(0))
+
+
+def _moved(prototype: Tensor, centres: Tensor, present: Tensor, i_iter: int) -> Tensor:
+    """(C, D): the moving average of the centres, and a centre itself where there was none yet."""
+    old = prototype.detach().to(centres.dtype).reshape(centres.shape[0], -1, centres.shape[1])[:, 0]
+    momentum = min(1 - 1 / i_iter, PROTOTYPE_MOMENTUM) if i_iter > 0 else PROTOTYPE_MOMENTUM
+    known = (old != 0).any(1)
+    moved = torch.where(known[:, None], torch.lerp(centres, old, momentum), centres)
+    return torch.where(present[:, None], moved, old)
+
+
+def _torch_generator(device: torch.device) -> torch.Generator:
+    """The one that ``torch.manual_seed`` seeds."""
+    if device.type != "cuda":
+        return torch.default_generator
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
