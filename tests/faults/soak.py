@@ -50,12 +50,15 @@ def family(pid: int) -> list[Path]:
 
 
 def sample(pid: int) -> tuple[float, int, float]:
-    """MiB that this family occupies (pages shared by n count as 1/n), its open files, and its CPU seconds so far."""
+    """MiB of this family's own data, its open files, and its CPU seconds so far.
+
+    Libraries are not counted: their share grows whenever another program that maps them ends.
+    """
     memory = files = ticks = 0
     for here in family(pid):
         try:
             rollup = (here / "smaps_rollup").read_text().splitlines()
-            memory += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+            memory += next(int(line.split()[1]) for line in rollup if line.startswith("Pss_Anon:"))
             files += len(list((here / "fd").iterdir()))
             ticks += sum(int(x) for x in (here / "stat").read_text().rpartition(")")[2].split()[11:13])
         except OSError:
