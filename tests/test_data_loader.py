@@ -103,6 +103,19 @@ def test_processes_share_one_global_batch(world):
         assert joined["unlabeled_index"].tolist() == list(range(4 * step, 4 * step + 4))
 
 
+def test_settings_reach_the_strong_view():
+    off = {"jitter_prob": 0.0, "grayscale_prob": 0.0, "blur_prob": 0.0}
+
+    def batch(**options):
+        (found,) = train_loader(small_split(), config(**(off | options)), 0, 1, 3, 4)
+        return found
+
+    assert torch.equal(batch()["strong"], batch()["weak"])
+    for name in off:
+        found = batch(**{name: 1.0})
+        assert torch.equal(found["weak"], batch()["weak"]) and not torch.equal(found["strong"], found["weak"]), name
+
+
 def test_every_pass_shows_each_image_once_in_another_order():
     """Coloured by their index, images can be counted over three passes, which end in the middle of batches."""
 

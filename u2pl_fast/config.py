@@ -77,6 +77,10 @@ class TrainConfig:
     """Height and width of training crops."""
     scale_range: tuple[float, float] | None = None
     """Range of the random scale of the weak view; unset: 0.5 to 2, narrower for shapes."""
+    jitter_prob: float = 0.8
+    """Probability that brightness, contrast, saturation and hue of a strong view are jittered."""
+    grayscale_prob: float = 0.2
+    blur_prob: float = 0.5
     cache: bool = True
     """Keep decoded images in memory where they fit."""
 
@@ -292,7 +296,8 @@ def _check(config: TrainConfig) -> None:
     for name in positive:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
-    for name in ("alpha_0", "mix_prob", "ema_momentum", "positive_threshold", "label_smoothing"):
+    strong = ("jitter_prob", "grayscale_prob", "blur_prob")
+    for name in ("alpha_0", "mix_prob", "ema_momentum", "positive_threshold", "label_smoothing", *strong):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(config, name)}")
     for name in ("temperature", "lr"):

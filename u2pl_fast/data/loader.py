@@ -147,7 +147,15 @@ def train_loader(
     Raises `DataError` for a file that cannot be read.
     """
     workers = _default_workers() if config.workers is None else config.workers
-    options = ViewOptions(config.crop_size, pad_multiple, config.resize, config.scale_range)
+    options = ViewOptions(
+        config.crop_size,
+        pad_multiple,
+        config.resize,
+        config.scale_range,
+        jitter_prob=config.jitter_prob,
+        grayscale_prob=config.grayscale_prob,
+        blur_prob=config.blur_prob,
+    )
     steps = StepDataset(
         split,
         options,
