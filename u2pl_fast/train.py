@@ -51,8 +51,9 @@ class Trainer:
         self.semi = config.method != "supervised"
 
         self.split = data.training_data(config)
-        self.val = data.build_dataset(config.dataset, config.data_root, "val", classes_from=self.split.dataset)
         dataset = self.split.dataset
+        where = (config.dataset, config.data_root, "val")
+        self.val = data.build_dataset(*where, classes_from=dataset, label_map=config.label_map)
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
         self.steps_per_epoch = self.split.steps_per_epoch(config.batch_size * self.world)
         self.steps = config.steps or max(1, round(config.epochs * self.steps_per_epoch))
@@ -457,6 +458,8 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     bank = learner.criterion.bank
     method = f"u2pl ({config.recipe})" if config.method == "u2pl" else config.method
     say(f"{method} on {config.dataset}: {trainer.split.describe()}")
+    for note in trainer.split.dataset.notes:
+        say(note)
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]

@@ -49,13 +49,38 @@ def split_dataset(
     labeled_list: Path | str | None = None,
     unlabeled_list: Path | str | None = None,
 ) -> Split:
-    """Split into labelled and unlabelled images, and check their files.
+    """`choose_split`, and a check of the files of its images.
+
+    Raises ValueError (a wrong argument) or DataError (files).
+    """
+    split = choose_split(
+        dataset,
+        seed=seed,
+        labeled_fraction=labeled_fraction,
+        num_labeled=num_labeled,
+        labeled_list=labeled_list,
+        unlabeled_list=unlabeled_list,
+    )
+    dataset.check(split.labeled, split.unlabeled)
+    return split
+
+
+def choose_split(
+    dataset: SegmentationDataset,
+    *,
+    seed: int,
+    labeled_fraction: str | float | None = None,
+    num_labeled: int | None = None,
+    labeled_list: Path | str | None = None,
+    unlabeled_list: Path | str | None = None,
+) -> Split:
+    """Split into labelled and unlabelled images.
 
     At most one of the first three chooses the labelled images: `labeled_fraction` ("1/8" or 0.125) takes
     ceil(fraction * n) of the n images that have a mask, `num_labeled` that many, `labeled_list` those of a file;
     none: all that have a mask. Drawn ones are the first of one permutation per seed, so a smaller labelled set is
-    part of every larger one. D_u is every other image of the split plus those of `unlabeled_list`; where that is
-    nothing, it is the whole split with labels hidden.
+    part of every larger one. D_u is every other image of the split plus those of `unlabeled_list`, whose masks, where
+    it names any, are not used; where that is nothing, it is the whole split with labels hidden.
 
     Raises ValueError (a wrong argument) or DataError (files).
     """
@@ -78,19 +103,18 @@ def split_dataset(
         labeled = [with_label[position] for position in order[:count]]
     listed = []
     if unlabeled_list is not None:
-        listed = dataset.include(read_list(unlabeled_list), str(unlabeled_list))
+        entries = [Entry(entry.image, None) for entry in read_list(unlabeled_list)]
+        listed = dataset.include(entries, str(unlabeled_list))
 
     labeled_set = set(labeled)
     unlabeled = [index for index in range(split_size) if index not in labeled_set]
     unlabeled = sorted({*unlabeled, *listed})
-    split = Split(
+    return Split(
         dataset,
         labeled=tuple(sorted(labeled_set)),
         unlabeled=tuple(unlabeled) or tuple(range(split_size)),
         labels_hidden=not unlabeled,
     )
-    dataset.check(split.labeled, split.unlabeled)
-    return split
 
 
 def _count(available: int, fraction: str | float | None, number: int | None) -> int:
