@@ -46,13 +46,13 @@ def voc(root: Path, train=6, augmented=10, val=3, values=(0, 1, 15, 255)) -> Pat
     return root
 
 
-def cityscapes(root: Path, train=6, val=2, kinds=("labelIds",)) -> Path:
+def cityscapes(root: Path, train=6, val=3, kinds=("labelIds",)) -> Path:
     """Six label ids: road 7, building 11, traffic light 19, car 26, bicycle 33, and 0, which no class has."""
     label_ids = {"labelIds": (0, 7, 11, 19, 26, 33), "labelTrainIds": (255, 0, 2, 6, 13, 18)}
     for split, city, number in (("train", "aachen", train), ("val", "lindau", val), ("train_extra", "bonn", 2)):
         for seed in range(number):
             frame = f"{city}/{city}_{seed:06d}_000019"
-            save(root / f"leftImg8bit/{split}/{frame}_leftImg8bit.png", picture(seed + len(city) * 100))
+            save(root / f"leftImg8bit/{split}/{frame}_leftImg8bit.png", picture(seed + 100 * number))
             if split != "train_extra":
                 for kind in kinds:
                     cells = mask(seed, range(6))

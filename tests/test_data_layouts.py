@@ -203,7 +203,7 @@ def test_train_extra_serves_as_unlabelled(tmp_path, line):
     root = cityscapes(tmp_path / "cityscapes")
     split = listed(root, "cityscapes", [line], tmp_path, which="unlabeled_list")
     assert split.labeled == tuple(range(6)) and len(split.unlabeled) == 1
-    np.testing.assert_array_equal(split.dataset.image(6), picture(401))
+    np.testing.assert_array_equal(split.dataset.image(6), picture(201))
     assert split.dataset.names[6] == "bonn/bonn_000001_000019"
 
 

@@ -44,6 +44,11 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "cityscapes": {"crop_size": (769, 769)},
     "ade20k": {"crop_size": (513, 513), "bank_capacity": 10_000},
 }
+# Settings that decide which images and masks are read, and as what: those of the doctor, too.
+DATA_SETTINGS = (
+    "dataset", "data_root", "labeled_fraction", "num_labeled", "labeled_list", "unlabeled_list", "label_map",
+    "low_rank", "seed",
+)  # fmt: skip
 FALLBACKS: dict[str, Any] = {
     "encoder": "tf_efficientnet_lite0",
     "encoder_weights": "imagenet",

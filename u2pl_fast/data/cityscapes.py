@@ -108,7 +108,7 @@ class CityscapesDataset(PairDataset):
     def expected_mask(self, index: int) -> Path:
         return self.root / "gtFine" / self.split / (self.names[index] + _MASK_ENDS[0] + MASK_SUFFIX)
 
-    def unpaired_masks(self) -> list[Path]:
+    def unused_masks(self) -> list[Path]:
         unpaired = []
         for name, path in self._mask_files.items():
             frame, end, kind = name.rpartition(_MASK_END)

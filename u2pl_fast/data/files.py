@@ -21,8 +21,8 @@ _FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls grey samples that it scales up
 class DataError(ValueError):
     """A data set that cannot be used as it is. The message names the file or folder and what to do about it.
 
-    `kind` tells apart what befalls single files: missing, unreadable, colour, lossy, bits, size, values, unlabelled;
-    it is "other" for everything else.
+    `kind` tells apart what befalls single files: missing, unreadable, colour, lossy, bits, size, values, unlabelled.
+    It is "process" where a loader process died, and "other" for everything else.
     """
 
     def __init__(self, message: str, kind: str = "other") -> None:

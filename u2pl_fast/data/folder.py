@@ -90,9 +90,11 @@ class FolderDataset(PairDataset):
     def expected_mask(self, index: int) -> Path:
         return self._masks_folder(self.root, self.split) / (self.names[index] + MASK_SUFFIX)
 
-    def unpaired_masks(self) -> list[Path]:
-        masks = list_files(self._masks_folder(self.root, self.split), IMAGE_SUFFIXES)
-        return [path for name, path in masks.items() if name not in self._by_name]
+    def unused_masks(self) -> list[Path]:
+        used = set(self._masks)
+        folder = self._masks_folder(self.root, self.split)
+        files = [path for suffix in sorted(IMAGE_SUFFIXES) for path in list_files(folder, frozenset({suffix})).values()]
+        return [path for path in files if path not in used]
 
     @classmethod
     def _masks_folder(cls, root: Path, split: str) -> Path:

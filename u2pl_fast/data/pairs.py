@@ -134,8 +134,8 @@ class PairDataset:
         """Where the mask of a sample that has none was looked for."""
         raise NotImplementedError
 
-    def unpaired_masks(self) -> list[Path]:
-        """Files in the split's folder of masks that belong to no image."""
+    def unused_masks(self) -> list[Path]:
+        """Image files in the split's folder of masks that no image takes for its mask."""
         return []
 
     def _listed_image(self, name: str, source: str) -> int:

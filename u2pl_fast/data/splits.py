@@ -1,6 +1,7 @@
 """Which images are labelled and which are unlabelled: any ratio, or lists."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -94,18 +95,28 @@ def choose_split(
         raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
 
     split_size = len(dataset)  # lists may add samples from outside the split
-    with_label = [index for index in range(split_size) if dataset.has_label(index)]
     if labeled_list is not None:
         labeled = dataset.include(read_list(labeled_list), str(labeled_list))
     else:
-        count = _count(len(with_label), labeled_fraction, num_labeled)
-        order = torch.randperm(len(with_label), generator=generator(seed, "split")).tolist()
-        labeled = [with_label[position] for position in order[:count]]
+        labeled = draw_labeled(dataset, seed=seed, labeled_fraction=labeled_fraction, num_labeled=num_labeled)
     listed = []
     if unlabeled_list is not None:
-        entries = [Entry(entry.image, None) for entry in read_list(unlabeled_list)]
-        listed = dataset.include(entries, str(unlabeled_list))
+        listed = dataset.include(read_unlabeled_list(unlabeled_list), str(unlabeled_list))
+    return divide(dataset, split_size, labeled, listed)
 
+
+def draw_labeled(
+    dataset: SegmentationDataset, *, seed: int, labeled_fraction: str | float | None, num_labeled: int | None
+) -> list[int]:
+    """The labelled images that `choose_split` takes where no list names them."""
+    with_label = [index for index in range(len(dataset)) if dataset.has_label(index)]
+    count = _count(len(with_label), labeled_fraction, num_labeled)
+    order = torch.randperm(len(with_label), generator=generator(seed, "split")).tolist()
+    return [with_label[position] for position in order[:count]]
+
+
+def divide(dataset: SegmentationDataset, split_size: int, labeled: Sequence[int], listed: Sequence[int]) -> Split:
+    """The two parts, given the labelled and the listed unlabelled images; the first `split_size` are the split's."""
     labeled_set = set(labeled)
     unlabeled = [index for index in range(split_size) if index not in labeled_set]
     unlabeled = sorted({*unlabeled, *listed})
@@ -161,3 +172,8 @@ def read_list(path: Path | str) -> list[Entry]:
     if not entries:
         raise DataError(f"{path}: lists no images")
     return entries
+
+
+def read_unlabeled_list(path: Path | str) -> list[Entry]:
+    """The same for unlabelled images: masks that it names are not used."""
+    return [Entry(entry.image, None) for entry in read_list(path)]

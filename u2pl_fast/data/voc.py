@@ -130,5 +130,8 @@ class VocDataset(PairDataset):
         masks = self.root / AUGMENTED_MASKS
         return (masks if masks.is_dir() else self.root / PLAIN_MASKS) / (self.names[index] + MASK_SUFFIX)
 
-    def unpaired_masks(self) -> list[Path]:
-        return [path for name, path in self._all_masks.items() if name not in self._files]
+    def unused_masks(self) -> list[Path]:
+        unused = [path for name, path in self._all_masks.items() if name not in self._files]
+        for folder in (PLAIN_MASKS, AUGMENTED_MASKS):
+            unused += list_files(self.root / folder, IMAGE_SUFFIXES - {MASK_SUFFIX}).values()
+        return unused
