@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .data.values import label_map_entries
+
 RECIPES = {
     "lean": {"projection": "pointwise", "key_encoder": "student", "labeled_probs": "student"},
     "paper": {"projection": "conv", "key_encoder": "teacher", "labeled_probs": "teacher"},
@@ -38,7 +40,15 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "num_anchors": 128,
         "bank_capacity": 20_000,
     },
+    "voc": {"crop_size": (513, 513), "background_class": 0},
+    "cityscapes": {"crop_size": (769, 769)},
+    "ade20k": {"crop_size": (513, 513), "bank_capacity": 10_000},
 }
+# Settings that decide which images and masks are read, and as what: those of the doctor, too.
+DATA_SETTINGS = (
+    "dataset", "data_root", "labeled_fraction", "num_labeled", "labeled_list", "unlabeled_list", "label_map",
+    "low_rank", "seed",
+)  # fmt: skip
 FALLBACKS: dict[str, Any] = {
     "encoder": "tf_efficientnet_lite0",
     "encoder_weights": "imagenet",
@@ -60,7 +70,7 @@ class TrainConfig:
 
     # Data
     dataset: str = "shapes"
-    """shapes (built in), camvid, or folder (images/<split>/*, labels/<split>/*.png)."""
+    """shapes (built in), voc, cityscapes, ade20k, camvid, or folder (images/<split>/*, labels/<split>/*.png)."""
     data_root: Path | None = None
     """Folder of the dataset; shapes needs none."""
     labeled_fraction: str | None = None
@@ -71,6 +81,9 @@ class TrainConfig:
     """File that lists the labelled images: an id, or "image mask", a line."""
     unlabeled_list: Path | None = None
     """File that lists unlabelled images; they need no masks."""
+    label_map: tuple[str, ...] | None = None
+    """Class of each mask value, where masks don't hold class ids: 0:0 255:1, or ranges 1-150:0-149, 7:ignore, *:ignore,
+    or a file of such entries."""
     resize: tuple[int, int] | None = None
     """Height and width that images are resized to before all else; labels at evaluation keep their size."""
     crop_size: tuple[int, int] | None = None
@@ -253,6 +266,9 @@ def _typed(hint: Any, value: Any) -> Any:
         if value not in get_args(hint):
             raise ValueError
         return value
+    if get_args(hint) == (str, ...):  # label_map: a list of words, one word, or a mapping
+        words = [f"{key}:{item}" for key, item in value.items()] if isinstance(value, dict) else value
+        return tuple(_typed(str, word) for word in ([words] if isinstance(words, str) else words))
     if get_origin(hint) is tuple:
         return tuple(_typed(kind, item) for kind, item in zip(get_args(hint), value, strict=True))
     if hint is float and type(value) in (int, float, str):
@@ -285,6 +301,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
             if name == "num_labeled" and labels_chosen or name == "steps" and config.epochs is not None:
                 continue
             setattr(config, name, value)
+    if config.label_map is not None:
+        config.label_map = label_map_entries(config.label_map)  # a checkpoint knows them without the file
     if config.encoder_lr is None:
         config.encoder_lr = config.lr if config.encoder_weights == "none" else 0.3 * config.lr
     _check(config)

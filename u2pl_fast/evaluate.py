@@ -31,6 +31,8 @@ class EvaluateConfig:
     """Unset: the dataset of the training."""
     data_root: Path | None = None
     """Folder of the dataset; unset: that of the training."""
+    label_map: tuple[str, ...] | None = None
+    """Class of each mask value; unset: that of the training, for the dataset of the training."""
     split: str = "val"
     protocol: Protocol | None = None
     """whole image at once, or averaged sliding windows; unset: as in the training."""
@@ -72,10 +74,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             model = model.to(memory_format=torch.channels_last)
         protocol = config.protocol or trained.eval_protocol
         name = config.dataset or trained.dataset
-        root = config.data_root
-        if root is None and name == trained.dataset:
-            root = trained.data_root
-        dataset = build_dataset(name, root, config.split, classes_from=state["class_names"] or None)
+        root, label_map = config.data_root, config.label_map
+        if name == trained.dataset:
+            root = trained.data_root if root is None else root
+            label_map = trained.label_map if label_map is None else label_map
+        names = state["class_names"] or None
+        dataset = build_dataset(name, root, config.split, classes_from=names, label_map=label_map)
         if dataset.num_classes != state["num_classes"]:
             raise ValueError(
                 f"dataset: {name} has {dataset.num_classes} classes, {config.checkpoint} was trained with "

@@ -6,6 +6,7 @@ the strong views, the student sees labelled and mixed images in one forward pass
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from . import checkpoint, data, ops
-from .config import TrainConfig, resolve
+from .config import DATA_SETTINGS, TrainConfig, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .inference import evaluate_model, pseudo_label_quality
 from .learner import Learner, Step
@@ -51,8 +52,9 @@ class Trainer:
         self.semi = config.method != "supervised"
 
         self.split = data.training_data(config)
-        self.val = data.build_dataset(config.dataset, config.data_root, "val", classes_from=self.split.dataset)
         dataset = self.split.dataset
+        where = (config.dataset, config.data_root, "val")
+        self.val = data.build_dataset(*where, classes_from=dataset, label_map=config.label_map)
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
         self.steps_per_epoch = self.split.steps_per_epoch(config.batch_size * self.world)
         self.steps = config.steps or max(1, round(config.epochs * self.steps_per_epoch))
@@ -457,6 +459,8 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     bank = learner.criterion.bank
     method = f"u2pl ({config.recipe})" if config.method == "u2pl" else config.method
     say(f"{method} on {config.dataset}: {trainer.split.describe()}")
+    for note in trainer.split.dataset.notes:
+        say(note)
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
@@ -490,6 +494,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = parse(arguments)
         metrics = run(config)
+    except data.DataError as error:
+        sys.exit(f"error: {error}{_doctor_hint(config, error)}")
     except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     if int(os.environ.get("RANK", 0)) == 0 and metrics["miou"] is not None:
@@ -497,6 +503,18 @@ def main(arguments: list[str] | None = None) -> None:
         share = metrics["loader_seconds"] / max(seconds, 1e-9)
         print(f"mIoU {metrics['miou']:.4f} ({metrics['network']}, best {metrics['best_miou']:.4f}), "
               f"{seconds:.0f} s of training, {share:.1%} of it waiting for images, in {config.out}")  # fmt: skip
+
+
+def _doctor_hint(config: TrainConfig, error: data.DataError) -> str:
+    """The command that tells all that is wrong with these data, where there are data to look at."""
+    if error.kind == "process" or config.data_root is None or not config.data_root.is_dir():
+        return ""
+    command = ["python", "-m", "u2pl_fast.doctor"]
+    for name in DATA_SETTINGS:
+        value = getattr(config, name)
+        if value is not None and value != getattr(TrainConfig(), name):
+            command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return f"\nto see everything that is wrong with the data at once: {shlex.join(command)}"
 
 
 def parse(arguments: list[str]) -> TrainConfig:

@@ -4,13 +4,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .ade20k import Ade20kDataset
 from .base import SegmentationDataset
+from .cityscapes import CityscapesDataset
 from .files import DataError, read_image
 from .folder import CAMVID_CLASSES, FolderDataset
 from .loader import StepDataset, evaluation_samples, train_loader
+from .pairs import PairDataset
 from .shapes import Shapes
 from .splits import Split, split_dataset
+from .values import LabelMap, label_map_entries
 from .views import MEAN_COLOR, ViewOptions
+from .voc import VocDataset
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -18,15 +23,22 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "MEAN_COLOR",
+    "Ade20kDataset",
+    "CityscapesDataset",
     "DataError",
     "FolderDataset",
+    "LabelMap",
+    "PairDataset",
     "SegmentationDataset",
     "Shapes",
     "Split",
     "StepDataset",
     "ViewOptions",
+    "VocDataset",
     "build_dataset",
     "evaluation_samples",
+    "label_map_entries",
+    "open_dataset",
     "read_image",
     "split_dataset",
     "train_loader",
@@ -36,21 +48,60 @@ __all__ = [
 TRAIN_SPLIT = "train"
 
 
-def _shapes(root: Path | str | None, split: str, class_names: Sequence[str] | None) -> SegmentationDataset:
+def _shapes(root: Path | None, split: str, class_names: Sequence[str] | None, label_map: LabelMap | None) -> Shapes:
+    if label_map is not None:
+        raise ValueError("label_map: shapes draws its own labels; leave --label-map out")
     return Shapes(split)
 
 
-def _camvid(root: Path | str | None, split: str, class_names: Sequence[str] | None) -> SegmentationDataset:
-    return FolderDataset(_existing(root, "camvid"), split, class_names=CAMVID_CLASSES)
+def _camvid(root: Path, split: str, class_names: Sequence[str] | None, label_map: LabelMap | None) -> FolderDataset:
+    return FolderDataset(root, split, class_names=class_names, own_classes=CAMVID_CLASSES, label_map=label_map)
 
 
-def _folder(root: Path | str | None, split: str, class_names: Sequence[str] | None) -> SegmentationDataset:
-    return FolderDataset(_existing(root, "folder"), split, class_names=class_names)
+def _on_disk(kind: type[PairDataset]) -> Callable[..., SegmentationDataset]:
+    def build(root: Path, split: str, class_names: Sequence[str] | None, label_map: LabelMap | None) -> PairDataset:
+        return kind(root, split, class_names=class_names, label_map=label_map)
+
+    return build
 
 
-# To add a data set, write `(root, split, class_names) -> SegmentationDataset` and name it here; `class_names` is None
-# unless a training has fixed them.
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {"shapes": _shapes, "camvid": _camvid, "folder": _folder}
+# To add a data set, write `(root, split, class_names, label_map) -> SegmentationDataset` and name it here;
+# `class_names` is None unless a training has fixed them, `label_map` unless --label-map is given.
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "shapes": _shapes,
+    "camvid": _camvid,
+    "folder": _on_disk(FolderDataset),
+    "voc": _on_disk(VocDataset),
+    "cityscapes": _on_disk(CityscapesDataset),
+    "ade20k": _on_disk(Ade20kDataset),
+}
+_WITHOUT_FILES = ("shapes",)
+
+
+def open_dataset(
+    name: str,
+    root: Path | str | None,
+    split: str,
+    *,
+    classes_from: SegmentationDataset | Sequence[str] | None = None,
+    label_map: Sequence[str] | None = None,
+) -> SegmentationDataset:
+    """One split ("train", "val", ...) of a registered data set, its files not checked. `root` is not read by `shapes`.
+
+    `classes_from` is the training split whose classes this one shares, or their names, as a checkpoint has them.
+    `label_map` is what --label-map takes.
+
+    Raises ValueError for an unknown name, `DataError` for files and folders, naming what was looked for.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}, got {name!r}")
+    if name not in _WITHOUT_FILES:
+        if root is None:
+            raise DataError(f"--data-root is missing: {name} needs the folder of its images and masks")
+        if not Path(root).is_dir():
+            raise DataError(f"--data-root {root}: no such folder")
+    values = LabelMap.parse(label_map_entries(label_map)) if label_map else None
+    return DATASETS[name](root, split, getattr(classes_from, "class_names", classes_from), values)
 
 
 def build_dataset(
@@ -59,17 +110,13 @@ def build_dataset(
     split: str,
     *,
     classes_from: SegmentationDataset | Sequence[str] | None = None,
+    label_map: Sequence[str] | None = None,
 ) -> SegmentationDataset:
-    """One split ("train", "val", ...) of a registered data set. `root` is not read by `shapes`.
+    """`open_dataset`, and the check of a split for scoring.
 
-    `classes_from` is the training split whose classes this one shares, or their names, as a checkpoint has them.
-    Every split but "train" is for scoring: each of its images must have a mask, and all files are checked here.
-
-    Raises ValueError for an unknown name, `DataError` for files and folders, naming what was looked for.
+    That is every split but "train": each of its images must have a mask, and all files are checked here.
     """
-    if name not in DATASETS:
-        raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}, got {name!r}")
-    dataset = DATASETS[name](root, split, getattr(classes_from, "class_names", classes_from))
+    dataset = open_dataset(name, root, split, classes_from=classes_from, label_map=label_map)
     if split != TRAIN_SPLIT:
         dataset.check(range(len(dataset)))
     return dataset
@@ -78,18 +125,10 @@ def build_dataset(
 def training_data(config: "TrainConfig") -> Split:
     """The training split of the config's data set, divided and checked as the config says."""
     return split_dataset(
-        build_dataset(config.dataset, config.data_root, TRAIN_SPLIT),
+        build_dataset(config.dataset, config.data_root, TRAIN_SPLIT, label_map=config.label_map),
         seed=config.seed,
         labeled_fraction=config.labeled_fraction,
         num_labeled=config.num_labeled,
         labeled_list=config.labeled_list,
         unlabeled_list=config.unlabeled_list,
     )
-
-
-def _existing(root: Path | str | None, name: str) -> Path:
-    if root is None:
-        raise DataError(f"--data-root is missing: {name} needs the folder that holds images/ and labels/")
-    if not Path(root).is_dir():
-        raise DataError(f"--data-root {root}: no such folder")
-    return Path(root)

@@ -16,12 +16,14 @@ class Entry(NamedTuple):
 class SegmentationDataset(Protocol):
     """Images with class ids for some of them. Reading must be a pure function of the index.
 
-    `names[i]` identifies sample i in messages and output files. `include` turns list entries into indices,
-    adding samples that are not in the split yet; `check` raises `DataError` for what can be known before
-    training, `labeled` and `unlabeled` being the indices that will be read with and without their labels.
+    `names[i]` identifies sample i in messages and output files. `notes` are lines for the log: what was found, where
+    that is not what one might expect. `include` turns list entries into indices, adding samples that are not in the
+    split yet; `check` raises `DataError` for what can be known before training, `labeled` and `unlabeled` being the
+    indices that will be read with and without their labels.
     """
 
     names: list[str]
+    notes: list[str]
     class_names: list[str]
     num_classes: int
     ignore_index: int

@@ -19,7 +19,15 @@ _FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls grey samples that it scales up
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is. The message names the file or folder and what to do about it."""
+    """A data set that cannot be used as it is. The message names the file or folder and what to do about it.
+
+    `kind` tells apart what befalls single files: missing, unreadable, colour, lossy, bits, size, values, unlabelled.
+    It is "process" where a loader process died, and "other" for everything else.
+    """
+
+    def __init__(self, message: str, kind: str = "other") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @contextmanager
@@ -31,10 +39,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file", "missing") from None
     # PIL raises any of these for a damaged file, depending on the format and on how far it got.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from error
+        raise DataError(f"{path}: not a readable image ({error})", "unreadable") from error
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -46,7 +54,7 @@ def read_image(path: Path | str) -> np.ndarray:
             grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
         if image.mode == "F":
-            raise DataError(f"{path}: floating-point images are not supported; save it as 8-bit RGB")
+            raise DataError(f"{path}: floating-point images are not supported; save it as 8-bit RGB", "unreadable")
         if image.mode == "P":  # straight to RGB, PIL warns about transparent palette entries
             image = image.convert("RGBA")
         return np.asarray(image.convert("RGB"))
@@ -59,18 +67,21 @@ def read_mask(path: Path | str) -> np.ndarray:
         if mask.mode not in _MASK_MODES:
             raise DataError(
                 f"{path}: a colour mask (mode {mask.mode}); masks hold class ids, so save it as an 8- or 16-bit grey "
-                "or a palette PNG whose pixel values are 0 .. classes - 1, and 255 for ignore"
+                "or a palette PNG whose pixel values are 0 .. classes - 1, and 255 for ignore",
+                "colour",
             )
         if mask.format in _LOSSY_FORMATS:
             raise DataError(
                 f"{path}: a {mask.format} mask, whose compression turns class ids into their neighbours; save the "
-                "original as a PNG"
+                "original as a PNG",
+                "lossy",
             )
         bits = _FEW_BITS.get(mask.tile[0].args) if mask.tile else None
         if bits is not None:
             raise DataError(
                 f"{path}: a grey mask of {bits} bits a pixel, which some programs read as class ids and others as "
-                "shares of white; save it as an 8-bit grey or a palette PNG"
+                "shares of white; save it as an 8-bit grey or a palette PNG",
+                "bits",
             )
         ids = np.asarray(ImageOps.exif_transpose(mask))
     return ids.astype(np.uint8 if ids.dtype.itemsize == 1 else np.int32)
@@ -87,7 +98,8 @@ def check_sizes(image_path: Path, mask_path: Path | None) -> None:
     if (height, width) != (mask_height, mask_width):
         raise DataError(
             f"{mask_path}: the mask is {mask_width}x{mask_height} but its image {image_path} is {width}x{height} "
-            "(width x height); they must be equal"
+            "(width x height); they must be equal",
+            "size",
         )
 
 

@@ -185,9 +185,8 @@ def train_loader(
             if "DataLoader worker" not in str(error):
                 raise
             what = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"workers: a loader process died ({what}), often for want of memory; use fewer --workers, or --no-cache"
-            ) from error
+            message = f"workers: a loader process died ({what}), often for want of memory"
+            raise DataError(f"{message}; use fewer --workers, or --no-cache", "process") from error
         if isinstance(batch, DataError):
             raise batch
         yield batch

@@ -42,6 +42,7 @@ class Shapes:
         self.split, self.seed, self.size = split, seed, size
         length = SPLIT_SIZES[split] if length is None else length
         self.names = [f"{split}_{index:05d}" for index in range(length)]
+        self.notes: list[str] = []
         self.class_names = list(CLASS_NAMES)
         self.num_classes = len(CLASS_NAMES)
         self.ignore_index = default_ignore_index(self.num_classes)

@@ -1,6 +1,7 @@
 """Which images are labelled and which are unlabelled: any ratio, or lists."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -49,13 +50,38 @@ def split_dataset(
     labeled_list: Path | str | None = None,
     unlabeled_list: Path | str | None = None,
 ) -> Split:
-    """Split into labelled and unlabelled images, and check their files.
+    """`choose_split`, and a check of the files of its images.
+
+    Raises ValueError (a wrong argument) or DataError (files).
+    """
+    split = choose_split(
+        dataset,
+        seed=seed,
+        labeled_fraction=labeled_fraction,
+        num_labeled=num_labeled,
+        labeled_list=labeled_list,
+        unlabeled_list=unlabeled_list,
+    )
+    dataset.check(split.labeled, split.unlabeled)
+    return split
+
+
+def choose_split(
+    dataset: SegmentationDataset,
+    *,
+    seed: int,
+    labeled_fraction: str | float | None = None,
+    num_labeled: int | None = None,
+    labeled_list: Path | str | None = None,
+    unlabeled_list: Path | str | None = None,
+) -> Split:
+    """Split into labelled and unlabelled images.
 
     At most one of the first three chooses the labelled images: `labeled_fraction` ("1/8" or 0.125) takes
     ceil(fraction * n) of the n images that have a mask, `num_labeled` that many, `labeled_list` those of a file;
     none: all that have a mask. Drawn ones are the first of one permutation per seed, so a smaller labelled set is
-    part of every larger one. D_u is every other image of the split plus those of `unlabeled_list`; where that is
-    nothing, it is the whole split with labels hidden.
+    part of every larger one. D_u is every other image of the split plus those of `unlabeled_list`, whose masks, where
+    it names any, are not used; where that is nothing, it is the whole split with labels hidden.
 
     Raises ValueError (a wrong argument) or DataError (files).
     """
@@ -69,28 +95,37 @@ def split_dataset(
         raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
 
     split_size = len(dataset)  # lists may add samples from outside the split
-    with_label = [index for index in range(split_size) if dataset.has_label(index)]
     if labeled_list is not None:
         labeled = dataset.include(read_list(labeled_list), str(labeled_list))
     else:
-        count = _count(len(with_label), labeled_fraction, num_labeled)
-        order = torch.randperm(len(with_label), generator=generator(seed, "split")).tolist()
-        labeled = [with_label[position] for position in order[:count]]
+        labeled = draw_labeled(dataset, seed=seed, labeled_fraction=labeled_fraction, num_labeled=num_labeled)
     listed = []
     if unlabeled_list is not None:
-        listed = dataset.include(read_list(unlabeled_list), str(unlabeled_list))
+        listed = dataset.include(read_unlabeled_list(unlabeled_list), str(unlabeled_list))
+    return divide(dataset, split_size, labeled, listed)
 
+
+def draw_labeled(
+    dataset: SegmentationDataset, *, seed: int, labeled_fraction: str | float | None, num_labeled: int | None
+) -> list[int]:
+    """The labelled images that `choose_split` takes where no list names them."""
+    with_label = [index for index in range(len(dataset)) if dataset.has_label(index)]
+    count = _count(len(with_label), labeled_fraction, num_labeled)
+    order = torch.randperm(len(with_label), generator=generator(seed, "split")).tolist()
+    return [with_label[position] for position in order[:count]]
+
+
+def divide(dataset: SegmentationDataset, split_size: int, labeled: Sequence[int], listed: Sequence[int]) -> Split:
+    """The two parts, given the labelled and the listed unlabelled images; the first `split_size` are the split's."""
     labeled_set = set(labeled)
     unlabeled = [index for index in range(split_size) if index not in labeled_set]
     unlabeled = sorted({*unlabeled, *listed})
-    split = Split(
+    return Split(
         dataset,
         labeled=tuple(sorted(labeled_set)),
         unlabeled=tuple(unlabeled) or tuple(range(split_size)),
         labels_hidden=not unlabeled,
     )
-    dataset.check(split.labeled, split.unlabeled)
-    return split
 
 
 def _count(available: int, fraction: str | float | None, number: int | None) -> int:
@@ -137,3 +172,8 @@ def read_list(path: Path | str) -> list[Entry]:
     if not entries:
         raise DataError(f"{path}: lists no images")
     return entries
+
+
+def read_unlabeled_list(path: Path | str) -> list[Entry]:
+    """The same for unlabelled images: masks that it names are not used."""
+    return [Entry(entry.image, None) for entry in read_list(path)]
