@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from u2pl_fast import checkpoint, evaluate, predict
 from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.data import build_dataset, evaluation_samples
 from u2pl_fast.inference import evaluate_model, load_model, predict_labels
+from u2pl_fast.input_files import result_names
+from u2pl_fast.maps import with_legend
 from u2pl_fast.models import build_model
 from u2pl_fast.palette import colorize, heat, palette
 
@@ -190,7 +193,8 @@ def run_predict(trained, out, *images, **options):
 def test_predict_writes_mask_overlay_and_entropy(trained, root, tmp_path):
     source = root / "images" / "val" / "2.png"
     assert run_predict(trained, tmp_path, source) == (1, [])
-    assert sorted(os.listdir(tmp_path)) == ["2_entropy.png", "2_mask.png", "2_overlay.png"]
+    kinds = ("entropy", "mask", "overlay", "reliability")
+    assert sorted(os.listdir(tmp_path)) == [*(f"2_{kind}.png" for kind in kinds), "gallery.html"]
     model, _, _ = load_model(trained)
     pixels = np.array(Image.open(source))
     stats = predict_labels(model, torch.from_numpy(pixels).permute(2, 0, 1)[None])
@@ -245,7 +249,7 @@ def test_predict_takes_patterns_and_never_its_own_results(trained, root, tmp_pat
     assert run_predict(trained, tmp_path, tmp_path) == (2, [])
     assert sorted(os.listdir(tmp_path)) == before
     done, failures = run_predict(trained, tmp_path, f"{tmp_path}/*.gif")
-    assert done == 0 and "no file matches" in failures[0]
+    assert done == 0 and "no image matches" in failures[0]
 
 
 def test_predict_refuses_bad_input_in_one_line(trained, root, tmp_path):
@@ -282,7 +286,7 @@ def test_masks_of_many_classes_have_16_bits(root, tmp_path):
     ],
 )
 def test_no_result_overwrites_another(paths, names):
-    got = predict.result_names([predict.Path(path) for path in paths])
+    got = result_names([Path(path) for path in paths])
     assert len(set(got)) == len(paths)
     if names is not None:
         assert got == names
@@ -292,13 +296,12 @@ def test_the_legend_names_the_classes_that_occur(root):
     label = np.zeros((60, 300), np.uint8)
     label[:, :10] = 2
     picture = Image.new("RGB", (300, 60))
-    strip = np.array(predict.with_legend(picture, label, NAMES))[60:]
+    strip = np.array(with_legend(picture, np.bincount(label.ravel(), minlength=4), NAMES))[60:]
     colours = {tuple(colour) for colour in strip.reshape(-1, 3).tolist()}
     for index in range(4):
         assert (tuple(palette(4)[index].tolist()) in colours) == (index in (0, 2))
-    all_classes = np.arange(4, dtype=np.uint8).repeat(20).reshape(8, 10)
-    assert predict.with_legend(Image.new("RGB", (10, 8)), all_classes, NAMES).size[0] == 240
-    assert predict.with_legend(picture, label, []) is picture
+    assert with_legend(Image.new("RGB", (10, 8)), np.full(4, 20), NAMES).size[0] == 240
+    assert with_legend(picture, np.full(4, 20), []) is picture
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from u2pl_fast.inference import _starts, evaluate_model, evaluating, predict_labels, pseudo_label_quality
+from u2pl_fast.averaging import window_starts
+from u2pl_fast.inference import evaluate_model, evaluating, predict_labels, pseudo_label_quality
 from u2pl_fast.metrics import ConfusionMatrix
 from u2pl_fast.outputs import SegmentationOutput
 from u2pl_fast.reference import pixel_stats, upsample
@@ -154,7 +155,7 @@ def test_slide_averages_the_probabilities_of_overlapping_windows():
     ("length", "window", "stride"), [(10, 4, 3), (10, 10, 5), (11, 4, 4), (2048, 769, 513), (5, 2, 1)]
 )
 def test_windows_cover_everything_and_end_at_the_border(length, window, stride):
-    starts = _starts(length, window, stride)
+    starts = window_starts(length, window, stride)
     covered = torch.zeros(length, dtype=torch.int64)
     for start in starts:
         assert 0 <= start <= length - window

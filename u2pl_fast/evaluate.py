@@ -42,6 +42,8 @@ class EvaluateConfig:
     """Distance between windows; unset: two thirds of the window."""
     flip: bool = False
     """Average with the prediction for the mirrored image."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over the image at these multiples of its size."""
     resize: tuple[int, int] | None = None
     """Height and width that the network sees; unset: as in the training; 0 0: the image's own. Never the labels'."""
     network: Literal["auto", "teacher", "student"] = "auto"
@@ -95,6 +97,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             window=choose_window(protocol, config.window, trained),
             stride=config.stride,
             flip=config.flip,
+            scales=config.scales,
             amp_dtype=torch.bfloat16 if config.amp else None,
             channels_last=config.channels_last,
             batch_size=config.batch_size,

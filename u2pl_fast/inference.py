@@ -2,25 +2,29 @@
 
 Two protocols. ``whole``: the image goes through the network once; label, confidence and entropy are computed straight
 from the low-resolution logits, which are never stored at full size. ``slide``: overlapping windows go through it, and
-their probabilities are averaged where they overlap. Labels are never resized, images may have been.
+their probabilities are averaged where they overlap. Either averages over the mirrored image and over scales where asked
+to. Labels are never resized, images may have been.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoint, exported, ops
+from .averaging import SlidingView, View, WholeView, mean_stats
 from .config import TrainConfig
 from .data import MEAN_COLOR
+from .data.views import resize_image
 from .distributed import Group, all_sum
 from .metrics import ConfusionMatrix
 from .models import build_model
-from .reference import PixelStats, label_dtype, upsample
+from .reference import PixelStats, upsample
 
 Protocol = Literal["whole", "slide"]
 Sample = tuple[Tensor, Tensor, str]
@@ -36,13 +40,23 @@ def predict_labels(
     window: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
     flip: bool = False,
+    scales: Sequence[float] = (1.0,),
     amp_dtype: torch.dtype | None = None,
 ) -> PixelStats:
-    """Label, confidence ``max p`` and entropy ``−Σ p log p`` (nats) of every pixel.
+    """Label ``argmax p``, confidence ``max p`` and entropy ``−Σ p log p`` (nats) of every pixel.
+
+    With f the network, I_s the image resized by s, up() bilinear interpolation to the result and m() the mirror image:
+
+        p = (1/#scales) Σ_s p_s,   p_s = softmax(up(f(I_s))),   and with flip p_s = softmax(up(log q_s)) where
+        q_s = ½ softmax(f(I_s)) + ½ m(softmax(f(m(I_s)))) on the network's own grid.
+
+    ``slide`` computes that of each window of I_s at the window's size, and p_s is the mean over the windows that cover
+    a pixel, interpolated to the result.
 
     The image is padded with the mean colour, below and to the right, to what the network needs; the padding is cut off
     the result. Results may be wanted at another ``size`` than the image's, when the image was resized: then the logits
-    (``whole``) or the averaged probabilities (``slide``) are interpolated to that size directly.
+    (``whole``) or the averaged probabilities (``slide``) are interpolated to that size directly. Probabilities exist
+    for a strip of rows at a time (:mod:`.averaging`).
 
     Args:
         model: returns an object with ``logits`` ``(B, C, h', w')``, and says ``pad_multiple`` and ``align_corners``.
@@ -50,9 +64,10 @@ def predict_labels(
         image: uint8 ``(B, 3, h, w)`` on the model's device.
         size: ``(H, W)`` of the result; None = that of the image.
         protocol: ``"whole"`` or ``"slide"``.
-        window: height and width of the windows of ``slide``, in image pixels; a smaller image is one window.
+        window: height and width of the windows of ``slide``, in pixels of each scale; a smaller image is one window.
         stride: distance between windows, at most their size; None = two thirds of it.
         flip: average the probabilities with those of the mirrored input.
+        scales: factors of the image's size; the probabilities of all are averaged.
         amp_dtype: autocast the network to this type.
 
     Returns:
@@ -63,68 +78,53 @@ def predict_labels(
     """
     _check_image(image)
     size = tuple(image.shape[-2:]) if size is None else tuple(size)
-    if protocol == "whole":
-        return _whole(model, image, size, flip, amp_dtype)
-    if protocol != "slide":
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales: expected positive factors such as 0.75 1 1.25, got {tuple(scales)}")
+    if protocol == "slide":
+        window, stride = _check_windows(window, stride)
+    elif protocol != "whole":
         raise ValueError(f"protocol: expected 'whole' or 'slide', got {protocol!r}")
+
+    views: list[View] = []
+    for scale in scales:
+        sides = [max(1, round(scale * side)) for side in image.shape[-2:]]
+        scaled = image if scale == 1 else resize_image(image, sides)
+        if protocol == "slide":
+            fitting = [min(pair) for pair in zip(window, sides, strict=True)]
+            windows = partial(_window_probabilities, model, flip=flip, amp_dtype=amp_dtype)
+            views.append(SlidingView(windows, scaled, fitting, stride, size))
+            continue
+        padded = _pad(scaled, model.pad_multiple)
+        logits = _network_logits(model, padded, flip, amp_dtype)
+        # The padded image covers this many pixels of the result's scale; what lies beyond the image is cut off.
+        full = [
+            max(out, round(pad * out / side)) for out, pad, side in zip(size, padded.shape[-2:], sides, strict=True)
+        ]
+        if len(scales) == 1:  # one pass over the low-resolution logits, without probabilities
+            stats = ops.pixel_stats(logits, full, align_corners=model.align_corners)
+            return PixelStats(*(x[:, : size[0], : size[1]] for x in stats))
+        views.append(WholeView(logits, full, size[1], model.align_corners))
+    return mean_stats(views, size)
+
+
+def _check_windows(
+    window: Sequence[int] | None, stride: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if window is None:
         raise ValueError("window: the slide protocol needs its height and width")
     if stride is None:
         stride = [max(1, 2 * side // 3) for side in window]
     if len(window) != 2 or len(stride) != 2 or not all(0 < s <= w for s, w in zip(stride, window, strict=True)):
         raise ValueError(f"stride: expected two numbers from 1 to the window's {tuple(window)}, got {tuple(stride)}")
-    return _slide(model, image, size, window, stride, flip, amp_dtype)
+    return tuple(window), tuple(stride)
 
 
-def _whole(
-    model: nn.Module, image: Tensor, size: tuple[int, int], flip: bool, amp_dtype: torch.dtype | None
-) -> PixelStats:
-    padded = _pad(image, model.pad_multiple)
-    logits = _network_logits(model, padded, flip, amp_dtype)
-    # The padded image covers this many pixels of the result's scale; what lies beyond the image is cut off.
-    full = [
-        max(out, round(pad * out / side))
-        for out, pad, side in zip(size, padded.shape[-2:], image.shape[-2:], strict=True)
-    ]
-    stats = ops.pixel_stats(logits, full, align_corners=model.align_corners)
-    return PixelStats(*(x[:, : size[0], : size[1]] for x in stats))
-
-
-def _slide(
-    model: nn.Module,
-    image: Tensor,
-    size: tuple[int, int],
-    window: Sequence[int],
-    stride: Sequence[int],
-    flip: bool,
-    amp_dtype: torch.dtype | None,
-) -> PixelStats:
-    height, width = image.shape[-2:]
-    window_height, window_width = min(window[0], height), min(window[1], width)
-    total = None
-    visits = image.new_zeros(1, 1, height, width, dtype=torch.float32)
-    for top in _starts(height, window_height, stride[0]):
-        for left in _starts(width, window_width, stride[1]):
-            here = (..., slice(top, top + window_height), slice(left, left + window_width))
-            padded = _pad(image[here], model.pad_multiple)
-            logits = upsample(_network_logits(model, padded, flip, amp_dtype), padded.shape[-2:], model.align_corners)
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:2], height, width)
-            total[here] += logits[..., :window_height, :window_width].softmax(1)
-            visits[here] += 1
-    probabilities = total.div_(visits)
-    if size != (height, width):
-        # Probabilities live on pixel centres, whatever the network's own grid does.
-        probabilities = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-    confidence, label = probabilities.max(1)
-    entropy = -torch.xlogy(probabilities, probabilities).sum(1)
-    return PixelStats(label.to(label_dtype(probabilities.shape[1])), confidence, entropy.clamp_(min=0))
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows that cover ``length``; the last one ends flush with the border."""
-    steps = -(-(length - window) // stride)
-    return [min(step * stride, length - window) for step in range(steps + 1)]
+def _window_probabilities(model: nn.Module, window: Tensor, flip: bool, amp_dtype: torch.dtype | None) -> Tensor:
+    """Probabilities (B, C, h, w) of a window (B, 3, h, w), at its own size."""
+    height, width = window.shape[-2:]
+    padded = _pad(window, model.pad_multiple)
+    logits = upsample(_network_logits(model, padded, flip, amp_dtype), padded.shape[-2:], model.align_corners)
+    return logits[..., :height, :width].softmax(1)
 
 
 def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torch.dtype | None) -> Tensor:
@@ -182,6 +182,7 @@ def evaluate_model(
     window: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
     flip: bool = False,
+    scales: Sequence[float] = (1.0,),
     amp_dtype: torch.dtype | None = None,
     channels_last: bool = False,
     batch_size: int = 8,
@@ -224,6 +225,7 @@ def evaluate_model(
                 window=window,
                 stride=stride,
                 flip=flip,
+                scales=scales,
                 amp_dtype=amp_dtype,
             )
             confusion.update(stats.label, label)

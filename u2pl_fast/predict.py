@@ -2,50 +2,58 @@
 
 For each image, at its own size (turned upright as its EXIF data says):
 
-- ``STEM_mask.png``: class ids, 8-bit grey, 16-bit where there are more than 255 classes;
+- ``STEM_mask.png``: class ids, 8-bit grey, 16-bit where there are more than 255 classes; with ``--colour`` the same ids
+  as a palette PNG, which viewers show in the classes' colours;
 - ``STEM_overlay.png``: the image with each class's colour laid over it, and a legend of the classes that occur;
-- ``STEM_entropy.png``: entropy ÷ log C, dark = certain, light = uncertain.
+- ``STEM_entropy.png``: entropy ÷ log C, dark = certain, light = uncertain;
+- ``STEM_reliability.png``: a palette PNG, 1 = reliable (entropy below γ), 2 = unreliable (above), 0 = neither (equal).
+
+And ``gallery.html``: all of it side by side, in one file. ``--only`` chooses among these.
 """
 
-import glob
 import math
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.progress import track
 
+from . import maps
 from .data import DataError, read_image
-from .data.files import IMAGE_SUFFIXES
 from .data.loader import to_tensor
 from .data.views import resize_image
 from .distributed import session
+from .gallery import Gallery
 from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
-from .palette import colorize, heat, palette
-from .reference import PixelStats
+from .input_files import find_images, result_names
 
-_RESULTS = ("mask", "overlay", "entropy")
-_LEGEND_MIN_WIDTH = 240
+GALLERY = "gallery.html"
+PICTURES = ("mask", "overlay", "entropy", "reliability")
+Result = Literal["mask", "overlay", "entropy", "reliability", "gallery"]
 
 
 @dataclass
 class PredictConfig:
     """Label maps of images, as pictures: STEM_mask.png (class ids), STEM_overlay.png (colours laid over the image, and
-    a legend) and STEM_entropy.png (dark = certain, light = uncertain) for each."""
+    a legend), STEM_entropy.png (dark = certain, light = uncertain) and STEM_reliability.png (reliable or not, as the
+    method means it) for each, and gallery.html, one page of all."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, folders (all images below them), or quoted patterns such as 'a/*.jpg'."""
+    """Image files, folders (all images below them), or quoted patterns such as 'a/*.jpg' and 'a/**/*.png'."""
     checkpoint: Path
-    """File that the training wrote."""
+    """File that the training wrote, or an exported .safetensors."""
     out: Path
     """Folder for the results."""
+    only: tuple[Result, ...] = (*PICTURES, "gallery")
+    """What to write."""
     network: Literal["auto", "teacher", "student"] = "auto"
     """Network to use; auto: the one that the training evaluated."""
     protocol: Protocol | None = None
@@ -56,10 +64,21 @@ class PredictConfig:
     """Distance between windows; unset: two thirds of the window."""
     flip: bool = False
     """Average with the prediction for the mirrored image."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over the image at these multiples of its size."""
     resize: tuple[int, int] | None = None
     """Height and width that the network sees; unset: as in the training; 0 0: the image's own."""
+    alpha: float = 0.2
+    """Share of each image's pixels that is shown as unreliable: those with the highest entropy."""
+    gamma: float | None = None
+    """Entropy in nats above which a pixel is unreliable, in all images alike, as the training logs it; unset: alpha
+    decides, image by image."""
+    colour: bool = False
+    """Write masks as palette PNGs: the same class ids, shown in the classes' colours."""
     opacity: float = 0.55
     """Of the classes' colours in the overlay, 0 to 1."""
+    gallery_limit: int = 200
+    """Images that the gallery shows, at most, spread evenly over all; about 100 KiB each."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     amp: bool = False
@@ -77,149 +96,125 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
         ValueError: settings, or a checkpoint, that can't be used.
         OSError: results can't be written.
     """
-    if not config.images:
-        raise ValueError("images: name at least one file, folder or pattern")
-    if not 0 <= config.opacity <= 1:
-        raise ValueError(f"opacity: expected a number in [0, 1], got {config.opacity}")
+    _check(config)
     with session(config.device) as (device, _):
         model, trained, state = load_model(config.checkpoint, device, config.network)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         num_classes, class_names = state["num_classes"], state["class_names"]
+        if config.colour and num_classes > 256:
+            raise ValueError(f"colour: a palette holds 256 classes, this network has {num_classes}; leave the flag out")
         protocol = config.protocol or trained.eval_protocol
         window = choose_window(protocol, config.window, trained)
         resize = choose_resize(config.resize, trained)
         config.out.mkdir(parents=True, exist_ok=True)
 
-        paths, failures = find_images(config.images, config.out)
+        paths, failures = find_images(config.images, lambda path: _is_result(path, config.out))
         for message in failures:
             print(message, file=sys.stderr)
+        gallery = Gallery(
+            class_names or [f"class {index}" for index in range(num_classes)],
+            total=len(paths),
+            limit=config.gallery_limit,
+            alpha=config.alpha,
+            gamma=config.gamma,
+            about=[
+                ("network", f"{state['network']} of {config.checkpoint}"),
+                ("views", _views(config, protocol, window, resize)),
+            ],
+        )
+        predict = partial(
+            predict_labels,
+            model,
+            protocol=protocol,
+            window=window,
+            stride=config.stride,
+            flip=config.flip,
+            scales=config.scales,
+            amp_dtype=torch.bfloat16 if config.amp else None,
+        )
         jobs = list(zip(paths, result_names(paths), strict=True))
-        done = 0
-        for path, name in track(jobs, "predicting", disable=not sys.stdout.isatty()):
-            try:
-                pixels = read_image(path)
-                image = to_tensor(pixels)
-                image = (image if resize is None else resize_image(image, resize))[None].to(device)
-                stats = predict_labels(
-                    model,
-                    image,
-                    pixels.shape[:2],
-                    protocol=protocol,
-                    window=window,
-                    stride=config.stride,
-                    flip=config.flip,
-                    amp_dtype=torch.bfloat16 if config.amp else None,
-                )
-            except DataError as error:
-                failures.append(str(error))
-            except torch.OutOfMemoryError:
-                failures.append(f"{path}: too large for the memory of {device}; use --protocol slide, or --device cpu")
-            else:
-                _write(config.out / name, pixels, stats, num_classes, class_names, config.opacity)
-                done += 1
-                continue
-            print(failures[-1], file=sys.stderr)
-    return done, failures
+        try:
+            for index, (path, name) in enumerate(track(jobs, "predicting", disable=not sys.stdout.isatty())):
+                try:
+                    with _memory_named(path, device):
+                        pixels = read_image(path)
+                        image = to_tensor(pixels)
+                        image = (image if resize is None else resize_image(image, resize))[None].to(device)
+                        stats = predict(image, pixels.shape[:2])
+                        found = maps.maps_of(stats, num_classes, alpha=config.alpha, gamma=config.gamma)
+                        pictures = _pictures(found, pixels, config)
+                        _write(pictures, found, class_names, config, name)
+                except DataError as error:
+                    failures.append(str(error))
+                    print(failures[-1], file=sys.stderr)
+                else:
+                    gallery.add(index, str(path), pixels, found, pictures)
+        finally:  # a run that is stopped leaves the page of what it has done
+            if gallery.done and "gallery" in config.only:
+                gallery.write(config.out / GALLERY)
+    return gallery.done, failures
 
 
-def find_images(inputs: Sequence[str], out: Path) -> tuple[list[Path], list[str]]:
-    """Image files that ``inputs`` name, each once and in order, and a message for each input that names none.
-
-    Of a folder, everything below it with an image's suffix is taken, save hidden files and earlier results in ``out``.
-    """
-    found: dict[Path, Path] = {}
-    failures = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            matches = [file for file in sorted(path.rglob("*")) if _is_input(file, path, out)]
-            missing = f"{name}: no images in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
-        elif path.exists() or not glob.has_magic(name):
-            matches, missing = [path], ""  # a missing file is named when it's read
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
-            missing = f"{name}: no file matches this pattern"
-        if not matches:
-            failures.append(missing)
-        for match in matches:
-            found.setdefault(match.resolve(), match)
-    return list(found.values()), failures
+def _check(config: PredictConfig) -> None:
+    if not config.images:
+        raise ValueError("images: name at least one file, folder or pattern")
+    for name in ("opacity", "alpha"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(config, name)}")
+    if config.gamma is not None and not 0 <= config.gamma < math.inf:
+        raise ValueError(f"gamma: expected an entropy of at least 0 nats, got {config.gamma}")
+    if config.gallery_limit < 1:
+        raise ValueError(f"gallery_limit: expected at least 1, got {config.gallery_limit}; leave gallery out of --only")
 
 
-def _is_input(file: Path, folder: Path, out: Path) -> bool:
-    if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-        return False
-    if any(part.startswith(".") for part in file.relative_to(folder).parts):
-        return False
-    result = file.suffix == ".png" and file.stem.endswith(tuple(f"_{kind}" for kind in _RESULTS))
-    return not (result and file.parent.resolve() == out.resolve())
+def _is_result(path: Path, out: Path) -> bool:
+    endings = tuple(f"_{kind}" for kind in PICTURES)
+    return path.suffix == ".png" and path.stem.endswith(endings) and path.parent.resolve() == out.resolve()
 
 
-def result_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each image's results: its stem, preceded by parent folders, then numbered, where stems are equal."""
-    parts = [path.resolve().with_suffix("").parts for path in paths]
-    names = [own[-1] for own in parts]
-    for depth in range(2, max((len(own) for own in parts), default=0)):
-        count = Counter(names)
-        if len(count) == len(names):
-            return names
-        names = ["_".join(own[-depth:]) if count[name] > 1 else name for own, name in zip(parts, names, strict=True)]
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        number = 1
-        while names[index] in taken:
-            number += 1
-            names[index] = f"{name}_{number}"
-        taken.add(names[index])
-    return names
+@contextmanager
+def _memory_named(path: Path, device: torch.device) -> Iterator[None]:
+    """Turns a lack of memory, of a GPU or of the machine, into an error of this one image."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise DataError(
+            f"{path}: too large for the memory of {device}; use --protocol slide, or --device cpu"
+        ) from None
+
+
+def _views(config: PredictConfig, protocol: str, window: tuple[int, int] | None, resize: tuple[int, int] | None) -> str:
+    """What was averaged, for people."""
+    parts = [f"windows of {window[0]}×{window[1]}" if protocol == "slide" else "whole images"]
+    parts += [f"resized to {resize[0]}×{resize[1]}"] if resize else []
+    parts += [f"scales {', '.join(f'{scale:g}' for scale in config.scales)}"] if config.scales != (1.0,) else []
+    parts += ["mirrored too"] if config.flip else []
+    return ", ".join(parts)
+
+
+def _pictures(found: maps.Maps, pixels: np.ndarray, config: PredictConfig) -> dict[str, Image.Image]:
+    """Those that are written or shown."""
+    drawers = {
+        "mask": lambda: maps.mask(found, colour=config.colour),
+        "overlay": lambda: maps.overlay(found, pixels, config.opacity),
+        "entropy": lambda: maps.entropy(found),
+        "reliability": lambda: maps.reliability(found),
+    }
+    return {kind: draw() for kind, draw in drawers.items() if kind in config.only or "gallery" in config.only}
 
 
 def _write(
-    prefix: Path, pixels: np.ndarray, stats: PixelStats, num_classes: int, class_names: list[str], opacity: float
+    pictures: dict[str, Image.Image], found: maps.Maps, class_names: list[str], config: PredictConfig, name: str
 ) -> None:
-    label = stats.label[0].cpu().numpy()
-    uncertainty = stats.entropy[0].cpu().numpy() / math.log(max(num_classes, 2))
-    blend = (1 - opacity) * pixels + opacity * colorize(label, num_classes)
-    overlay = Image.fromarray(blend.round().astype(np.uint8))
-    pictures = {
-        "mask": Image.fromarray(label.astype(np.uint8 if num_classes <= 255 else np.uint16)),
-        "overlay": with_legend(overlay, label, class_names),
-        "entropy": Image.fromarray(heat(uncertainty)),
-    }
-    for kind, picture in pictures.items():
-        picture.save(prefix.with_name(f"{prefix.name}_{kind}.png"))
-
-
-def with_legend(picture: Image.Image, label: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """``picture`` above a strip that names the classes of ``label``, largest first; as it is without names."""
-    if not class_names:
-        return picture
-    area = np.bincount(label.ravel(), minlength=len(class_names))
-    present = [index for index in np.argsort(-area, kind="stable") if area[index]]
-    colours = palette(len(class_names))
-    text_size = min(28, max(13, picture.height // 24))
-    font = ImageFont.load_default(text_size)
-    box, gap = text_size, text_size // 2
-    width = max(picture.width, _LEGEND_MIN_WIDTH)
-
-    # Left to right, then the next line.
-    places, left, top = [], gap, gap
-    for index in present:
-        needed = box + gap // 2 + math.ceil(font.getlength(str(class_names[index]))) + gap
-        if left > gap and left + needed > width:
-            left, top = gap, top + box + gap
-        places.append((left, top))
-        left += needed + gap
-    canvas = Image.new("RGB", (width, picture.height + top + box + gap), "white")
-    canvas.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for index, (left, top) in zip(present, places, strict=True):
-        top += picture.height
-        draw.rectangle((left, top, left + box, top + box), fill=tuple(colours[index].tolist()), outline="black")
-        position = (left + box + gap // 2, top + box / 2)
-        draw.text(position, str(class_names[index]), fill="black", font=font, anchor="lm")
-    return canvas
+    for kind in PICTURES:
+        if kind in config.only:
+            picture = pictures[kind]
+            if kind == "overlay":
+                picture = maps.with_legend(picture, found.areas, class_names)
+            picture.save(config.out / f"{name}_{kind}.png")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,7 +224,14 @@ def main(arguments: list[str] | None = None) -> None:
         done, failures = run(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{done} images -> {config.out}/*_{{{','.join(_RESULTS)}}}.png")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: what is done lies in {config.out}")
+    kinds = [kind for kind in PICTURES if kind in config.only]
+    if kinds:
+        print(f"{done} images -> {config.out}/*_{{{','.join(kinds)}}}.png")
+    if done and "gallery" in config.only:
+        page = config.out / GALLERY
+        print(f"{page}: {page.stat().st_size / 2**20:.1f} MiB")
     if failures:
         sys.exit(f"error: {len(failures)} inputs could not be used, named above")
 

@@ -4,7 +4,6 @@ Curves, IoU of each class, pseudo-labels against hidden masks, what the memory b
 pictures of the last evaluation: everything from the files that the run left in its folder.
 """
 
-import base64
 import html
 import io
 import json
@@ -18,14 +17,11 @@ import numpy as np
 import tyro
 import yaml
 
+from . import html_page
+
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 68rem; margin: 2rem auto;
-       padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd }
-svg { max-width: 100%; height: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .8rem .15rem 0; text-align: left } .bar { background: #4c78a8; height: .8rem }
+svg { max-width: 100%; height: auto } .bar { background: #4c78a8; height: .8rem } details { margin: 1rem 0 }
 figure { display: inline-block; margin: 0 1rem 1rem 0 } figure img { width: 16rem; image-rendering: pixelated }
-figcaption { font-size: .85rem; color: #555 } details { margin: 1rem 0 } code { background: #f4f4f4 }
 """
 
 
@@ -100,11 +96,7 @@ def page(run: Run) -> str:
         ("Settings", settings(run)),
     ]
     body = "".join(f"<h2>{title}</h2>\n{content}\n" for title, content in sections if content)
-    name = html.escape(run.folder.resolve().name)
-    head = f'<meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
-    return (
-        f"<!doctype html><html lang='en'><head>{head}</head><body><h1>{name}</h1>{summary(run)}{body}</body></html>\n"
-    )
+    return html_page.document(run.folder.resolve().name, summary(run) + body, STYLE)
 
 
 def summary(run: Run) -> str:
@@ -119,7 +111,7 @@ def summary(run: Run) -> str:
         share = metrics["loader_seconds"] / metrics["seconds"]
         rows.append(("time", f"{metrics['seconds'] / 60:.1f} min of training, {share:.1%} of it waiting for images"))
         rows.append(("updates skipped", str(metrics["skipped"])))
-    return _table(rows)
+    return html_page.table(rows)
 
 
 def losses(run: Run) -> str:
@@ -237,23 +229,15 @@ def confusion(run: Run) -> str:
 
 def pictures(run: Run) -> str:
     found = sorted((run.folder / "pictures").glob("*.png"))
-    figures = []
-    for path in found:
-        data = base64.b64encode(path.read_bytes()).decode()
-        caption = html.escape(path.stem.replace("-", ": ").replace("_", " "))
-        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
-        figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
-    return "".join(figures)
+    captions = (path.stem.replace("-", ": ").replace("_", " ") for path in found)
+    return "".join(
+        html_page.figure(path.read_bytes(), "png", caption) for path, caption in zip(found, captions, strict=True)
+    )
 
 
 def settings(run: Run) -> str:
     text = html.escape(yaml.safe_dump(run.config, sort_keys=False))
     return f"<details><summary>config.yaml</summary><pre>{text}</pre></details>"
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table>"
 
 
 def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -146,7 +146,9 @@ class PadTo(v2.Transform):
 
 
 def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """uint8 (3, h, w) to (3, *size), bilinear, antialiased."""
+    """uint8 (…, 3, h, w) to (…, 3, *size), bilinear, antialiased."""
+    if tuple(size) == (1, 1):  # torch's antialiasing kernel fails on a single pixel
+        return image.float().mean((-2, -1), keepdim=True).round().to(image.dtype)
     return F.resize(image, list(size), antialias=True)
 
 
