@@ -29,8 +29,10 @@ bench: $(VENV)/built
 	$(RUN) -m benchmarks
 
 # On a machine with a GPU, torch and nvcc; nothing is downloaded. OUT: a folder; WHEELS: one with pure-Python wheels.
+# CAMVID, WEIGHTS: images/ and labels/, and a timm .safetensors file, to train for the accuracy tables as well.
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),gpu-check) $(if $(WHEELS),--wheels $(WHEELS))
+	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),gpu-check) $(if $(WHEELS),--wheels $(WHEELS)) \
+	    $(if $(CAMVID),--camvid $(CAMVID)) $(if $(WEIGHTS),--encoder-weights $(WEIGHTS))
 
 # The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behaviour. The
 # sanitizer must be loaded before Python, and libstdc++ with it, or it does not see exceptions.

@@ -1,12 +1,13 @@
 """``python -m benchmarks.gpu_check --out DIR``: everything that needs a GPU, in one command and under nine minutes.
 
 Builds the extension for the card present, runs the tests on it, the ring buffer under compute-sanitizer, the
-benchmarks, and a short training by the fused ops and by the reference. Needs an unpacked checkout, torch ≥ 2.10 and
-nvcc, and no network: what ``--missing`` prints can be brought along as pure-Python wheels in a folder (``--wheels``).
+benchmarks, and a short training by the fused ops and by the reference; with ``--camvid`` also as many runs of the
+accuracy suite as there is time for. Needs an unpacked checkout, torch ≥ 2.10 and nvcc, and no network: what
+``--missing`` prints can be brought along as pure-Python wheels in a folder (``--wheels``).
 
-A stage that fails, or whose packages are missing, is reported, and the others run. All ends flat in DIR:
-``results.json`` (the schema of ``benchmarks/results.py``, and ``stages``, ``training``, ``curves``), ``log.txt`` and
-pictures. ``--device cpu --quick`` rehearses every stage that needs no GPU.
+A stage that fails, or whose packages are missing, is reported, and the others run. All ends in DIR:
+``results.json`` (the schema of ``benchmarks/results.py``, and ``stages``, ``training``, ``curves``), ``log.txt``,
+pictures, and the finished runs in ``accuracy/``. ``--device cpu --quick`` rehearses every stage that needs no GPU.
 """
 
 import argparse
@@ -38,6 +39,7 @@ IMPORTS = {
     "pytest-benchmark": "pytest_benchmark",
 }
 NEEDLESS = {"pybind11", "ruff", "hypothesis", "pytest-benchmark"}  # torch brings pybind11's headers
+TRAINED_WITH = ("torch", "tyro", "segmentation_models_pytorch")
 TRAINING = ("--dataset", "shapes", "--amp", "--channels-last", "--log-every", "1", "--seed", "0")
 
 
@@ -69,7 +71,6 @@ def stages(args: argparse.Namespace, work: Path) -> list[Stage]:
     """What to run, what others build upon first."""
     python, device = sys.executable, args.device
     results, few = str(work / "ops.json"), ["--quick"] if args.quick else []
-    training = ("torch", "tyro", "segmentation_models_pytorch")
     on_card = None if device == "cuda" else "needs a GPU"
     sanitizer = shutil.which("compute-sanitizer") or next(
         (str(p) for p in [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/compute-sanitizer")] if p.exists()),
@@ -90,7 +91,7 @@ def stages(args: argparse.Namespace, work: Path) -> list[Stage]:
     def train(name: str, **environment: str) -> Stage:
         steps = "6" if args.quick else "200"
         flags = [*TRAINING, "--device", device, "--steps", steps, "--eval-every", steps, "--out", str(work / name)]
-        return Stage(name, [python, "-m", "u2pl_fast.train", *flags], 90, training, environment)
+        return Stage(name, [python, "-m", "u2pl_fast.train", *flags], 90, TRAINED_WITH, environment)
 
     pixel = ("pixel_stats", "upsampled_cross_entropy", "masked_quantile")
     ring = ("contrastive", "ring_push", "info_nce", "contrast_masks", "thin_mask")
@@ -124,7 +125,16 @@ def stages(args: argparse.Namespace, work: Path) -> list[Stage]:
         ),
         bench("bench half", 60, *pixel, *ring, *fast, "--dtype", "bfloat16", "--no-memory"),
         bench("bench compile", 100, "pixel_stats", *compiled, *single, "--impl", "eager", "compile", "fused"),
+        accuracy(args, work),
     ]
+
+
+def accuracy(args: argparse.Namespace, work: Path) -> Stage:
+    """Cells of the accuracy suite, those wanted most first, until the time is over."""
+    command = [sys.executable, "-m", "benchmarks.accuracy", "--device", args.device, "--work", str(work / "accuracy")]
+    command += ["--data-root", str(args.camvid), "--results", str(args.out / "accuracy")]
+    command += ["--encoder-weights", args.encoder_weights]
+    return Stage("accuracy", command, 60 * args.minutes, TRAINED_WITH, left_out=None if args.camvid else "no --camvid")
 
 
 def _architecture() -> str:
@@ -237,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a rehearsal, on tiny workloads")
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to add")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything together")
+    parser.add_argument("--camvid", type=Path, help="folder of CamVid, for the accuracy suite")
+    parser.add_argument("--encoder-weights", default="imagenet", help="of the accuracy suite: a .safetensors file")
     parser.add_argument("--missing", action="store_true", help="print the packages that are not installed, and end")
     args = parser.parse_args(argv)
     if args.missing:
@@ -244,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.out is None:
         parser.error("--out DIR is needed")
+    if args.camvid and not args.camvid.is_dir():
+        parser.error(f"--camvid: no folder {args.camvid}")
     if args.wheels and not args.wheels.is_dir():
         parser.error(f"--wheels: no folder {args.wheels}")
     deadline = time.monotonic() + 60 * args.minutes - 15  # for pictures and the table

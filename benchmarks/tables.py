@@ -21,11 +21,12 @@ from u2pl_fast.learner import PHASES
 from u2pl_fast.traffic import step_traffic
 
 from . import results, roofline, step_memory
+from .accuracy import tables as accuracy
 from .registry import load
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md")
+PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "accuracy.md")
 DOCUMENTS = (*(ROOT / "docs" / page for page in PAGES), ROOT / "README.md")
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SETTING = tuple(name for name in results.KEY if name != "impl")
@@ -378,6 +379,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
         workloads,
     )
     + (predictions, traffic)
+    + accuracy.TABLES
 }
 
 

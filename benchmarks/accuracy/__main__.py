@@ -1,0 +1,186 @@
+"""``python -m benchmarks.accuracy --data-root CAMVID --encoder-weights FILE``: trains the runs that the tables of
+docs/accuracy.md lack, one after another, what is wanted most first.
+
+Each finished run becomes a JSON file of its own in ``--results``; a run that was interrupted goes on from its last
+checkpoint in ``--work``. ``--list`` shows what there is and what is missing; ``--dry-run`` says how long that takes.
+``python -m benchmarks.tables`` and ``python -m benchmarks.accuracy.plots`` then renew the tables and pictures.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from .. import machine
+from .cells import Cell, cells
+from .runs import RESULTS, load, record, save, settled
+
+# Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
+RELATIVE_COST = {"supervised": 1.0, "mean-teacher": 2.2, "u2pl-lean": 2.3, "u2pl-paper": 3.4}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, help="CamVid: images/ and labels/, train and val")
+    parser.add_argument(
+        "--encoder-weights", default="imagenet", help="imagenet (downloaded) or a timm .safetensors file"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a share of the cores")
+    parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="cells whose name holds one of these")
+    parser.add_argument("--limit", type=int, help="end after this many runs")
+    parser.add_argument("--minutes", type=float, help="start no run after this long, and stop those that go on (saved)")
+    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="checkpoints and logs")
+    parser.add_argument("--results", type=Path, help="finished runs; unset: benchmarks/results/accuracy/DEVICE")
+    parser.add_argument("--list", action="store_true", help="show every cell and end")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long that takes")
+    args = parser.parse_args(argv)
+    args.results = args.results or RESULTS / args.device.partition(":")[0]
+    args.work = args.work.resolve()  # the runs have the project's folder as theirs
+    args.data_root = args.data_root and args.data_root.resolve()
+    if Path(args.encoder_weights).exists():
+        args.encoder_weights = str(Path(args.encoder_weights).resolve())
+    if args.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {args.jobs}")
+    if not (args.list or args.dry_run) and args.data_root is None:
+        parser.error("--data-root: name the folder of CamVid")
+    return args
+
+
+def wanted(args: argparse.Namespace) -> list[Cell]:
+    chosen = [c for c in cells() if not args.only or any(text in c.name for text in args.only)]
+    if not chosen:
+        sys.exit(f"error: --only: no cell is called like {' or '.join(args.only)}; --list names them")
+    return chosen
+
+
+def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
+    """By bed and kind of row, from finished runs; other kinds of the same bed by their relative cost."""
+    measured: dict[tuple[str, str], list[float]] = {}
+    by_name = {cell.name: cell for cell in cells()}
+    for name, run in done.items():
+        if name in by_name:
+            cell = by_name[name]
+            measured.setdefault((cell.bed, cell.cost_of), []).append(run["seconds"] / run["steps"])
+    found = {key: statistics.median(values) for key, values in measured.items()}
+    for bed in {bed for bed, _ in found}:
+        known = [found[bed, row] / cost for row, cost in RELATIVE_COST.items() if (bed, row) in found]
+        for row, cost in RELATIVE_COST.items():
+            found.setdefault((bed, row), cost * statistics.median(known))
+    return found
+
+
+def forecast(missing: list[Cell], done: dict[str, dict], jobs: int) -> str:
+    rates = seconds_a_step(done)
+    known = [c for c in missing if (c.bed, c.cost_of) in rates]
+    steps = {name: run["steps"] for name, run in done.items()}
+    per_bed = {c.bed: steps[c.name] for c in cells() if c.name in steps}
+    seconds = sum(rates[c.bed, c.cost_of] * per_bed[c.bed] for c in known)
+    text = f"{len(missing)} runs to train"
+    if known:
+        text += f", about {seconds / jobs / 3600:.1f} h of training for {len(known)} of them, {jobs} at a time"
+    if len(known) < len(missing):
+        text += f"; nothing tells yet how long {len(missing) - len(known)} take"
+    return text
+
+
+def command(cell: Cell, args: argparse.Namespace) -> list[str]:
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    machine_flags = ["--device", args.device, "--channels-last", "--save-every", "250"]
+    if args.device == "cpu":
+        machine_flags += ["--threads", str(threads), "--workers", "0"]
+    else:
+        machine_flags += ["--amp"]
+    data = (
+        ["--data-root", str(args.data_root), "--encoder-weights", args.encoder_weights] if cell.bed == "camvid" else []
+    )
+    out = args.work / cell.name
+    return [sys.executable, "-m", "u2pl_fast.train", *cell.flags, *data, *machine_flags, "--out", str(out), "--resume"]
+
+
+def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
+    """Run one cell to its end; its exit status."""
+    out = args.work / cell.name
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "output.txt", "a") as log:
+        process = subprocess.Popen(command(cell, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
+        running[cell.name] = process
+        status = process.wait()
+    del running[cell.name]
+    return status
+
+
+def run(missing: list[Cell], args: argparse.Namespace) -> int:
+    """Train what is missing; how many runs failed."""
+    started, failures, queue = time.monotonic(), 0, list(missing)
+    deadline = None if args.minutes is None else started + 60 * args.minutes
+    running: dict[str, subprocess.Popen] = {}
+    pending: dict[Future, Cell] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            while queue or pending:
+                late = deadline is not None and time.monotonic() >= deadline
+                if late:
+                    queue.clear()
+                    for process in list(running.values()):
+                        process.send_signal(signal.SIGTERM)  # it saves and ends
+                while queue and len(pending) < args.jobs:
+                    cell = queue.pop(0)
+                    print(f"{cell.name}: training", flush=True)
+                    pending[pool.submit(train, cell, args, running)] = cell
+                timeout = None if deadline is None or late else max(0.1, deadline - time.monotonic())
+                for future in wait(pending, timeout, FIRST_COMPLETED).done:
+                    failures += not _finish(pending.pop(future), future.result(), args)
+        except KeyboardInterrupt:
+            for process in list(running.values()):
+                process.send_signal(signal.SIGTERM)
+            print("interrupted: runs are saved, the same command goes on", flush=True)
+            return failures
+    return failures
+
+
+def _finish(cell: Cell, status: int, args: argparse.Namespace) -> bool:
+    """Tell how a run ended, and keep its result if it did; whether it did not fail."""
+    out = args.work / cell.name
+    if status:
+        lines = (out / "output.txt").read_text().splitlines() or ["no output"]
+        print(f"{cell.name}: failed, status {status}: {lines[-1]}", flush=True)
+        return False
+    if not settled(out):
+        print(f"{cell.name}: stopped and saved, to go on", flush=True)
+        return True
+    result = record(cell, out)
+    save(args.results / f"{cell.name}.json", result)
+    print(
+        f"{cell.name}: mIoU {result['miou']['last']:.4f}, best {result['miou']['best']:.4f}, "
+        f"{result['seconds'] / 60:.0f} min",
+        flush=True,
+    )
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    chosen, done = wanted(args), load(args.results)
+    fits = {c.name for c in cells() if c.name in done and done[c.name]["flags"] == list(c.flags)}
+    missing = [c for c in chosen if c.name not in fits]
+    if args.list:
+        for cell in chosen:
+            state = f"{done[cell.name]['miou']['last']:.4f}" if cell.name in done else "missing"
+            print(f"{cell.name:42} {state}{'' if cell.name in fits or cell.name not in done else ' (other settings)'}")
+    missing = missing[: args.limit]
+    print(forecast(missing, {name: done[name] for name in fits}, args.jobs), flush=True)
+    if args.list or args.dry_run:
+        return 0
+    return 1 if run(missing, args) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What is trained, in order: a cell is one training run, a row of a table for one number of labels and one seed."""
+
+from dataclasses import dataclass
+
+ALL = "all"  # in place of a number of labels
+
+# What every run of a bed shares. CamVid: images far below their size, so that a CPU gets through.
+BEDS: dict[str, tuple[str, ...]] = {
+    "camvid": (
+        *("--dataset", "camvid", "--resize", "144", "192", "--crop-size", "96", "128", "--scale-range", "0.75", "1.5"),
+        *("--steps", "3000", "--eval-every", "500"),
+    ),
+    "shapes": ("--dataset", "shapes", "--eval-every", "300"),
+}
+SHAPES_LABELS = 80
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "supervised": ("--method", "supervised"),
+    "mean-teacher": ("--method", "mean-teacher"),
+    "u2pl-lean": ("--method", "u2pl", "--recipe", "lean"),
+    "u2pl-paper": ("--method", "u2pl", "--recipe", "paper"),
+}
+
+# Each differs from u2pl-lean in what its flags say.
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "key-encoder-teacher": ("--key-encoder", "teacher"),
+    "labeled-probs-teacher": ("--labeled-probs", "teacher"),
+    "projection-conv": ("--projection", "conv"),
+    "contrastive-weight-0": ("--contrastive-weight", "0"),
+    "contrastive-weight-1": ("--contrastive-weight", "1"),
+    "negatives-shared": ("--negatives", "shared"),
+    "negatives-full": ("--negatives", "full"),
+    "no-rank-bounds": ("--low-rank", "0", "--high-rank", "11"),
+    "keys-all": ("--max-keys-per-step", "0"),
+    "keys-64th": ("--max-keys-per-step", "312"),
+    "temperature-0.2": ("--temperature", "0.2"),
+    "temperature-1": ("--temperature", "1"),
+    "alpha-0.1": ("--alpha-0", "0.1"),
+    "alpha-0.4": ("--alpha-0", "0.4"),
+    "bank-bf16": ("--bank-dtype", "bfloat16"),
+    "no-mix": ("--mix", "none"),
+    "classmix": ("--mix", "classmix"),
+    "second-teacher-pass": ("--second-teacher-pass",),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run."""
+
+    bed: str
+    row: str
+    labels: int | str
+    seed: int
+    flags: tuple[str, ...]
+    """Beyond the bed's and those of paths and machine."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.bed}-{self.labels}-{self.row}-seed{self.seed}"
+
+    @property
+    def cost_of(self) -> str:
+        """Rows that share this take equally long a step, nearly."""
+        return self.row if self.row in ROWS else "u2pl-lean"
+
+
+def _cell(bed: str, row: str, labels: int | str, seed: int) -> Cell:
+    flags = ROWS[row] if row in ROWS else ROWS["u2pl-lean"] + ABLATIONS[row]
+    chosen = ("--labeled-fraction", "1") if labels == ALL else ("--num-labeled", str(labels))
+    return Cell(bed, row, labels, seed, (*BEDS[bed], *chosen, *flags, "--seed", str(seed)))
+
+
+def cells() -> list[Cell]:
+    """All of them, what is wanted most first."""
+    main = [(row, 23) for row in ROWS]
+    headroom = [("supervised", ALL)]
+    found = [_cell("camvid", row, labels, 0) for row, labels in headroom + main]
+    found += [_cell("camvid", row, labels, seed) for seed in (1, 2) for row, labels in headroom + main]
+    found += [_cell("camvid", row, 23, 0) for row in ABLATIONS]
+    found += [_cell("camvid", row, labels, 0) for labels in (11, 46) for row in ROWS]
+    found += [_cell("shapes", row, SHAPES_LABELS, seed) for seed in (0, 1, 2) for row in ROWS]
+    found += [_cell("shapes", "supervised", ALL, seed) for seed in (0, 1, 2)]
+    found += [_cell("shapes", row, SHAPES_LABELS, 0) for row in ABLATIONS if row != "keys-64th"]
+    return found

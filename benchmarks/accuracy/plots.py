@@ -1,0 +1,103 @@
+"""``python -m benchmarks.accuracy.plots --out docs/plots``: pictures of docs/accuracy.md, from the finished runs."""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from .cells import ABLATIONS, ALL, ROWS
+from .runs import RESULTS, load
+from .tables import BASE, SEEDS, score
+
+COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
+Runs = dict[str, dict[str, Any]]
+
+
+def _band(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, colour: str, style: str = "-") -> None:
+    """Mean over the runs of the first of ``names`` that an evaluation has, and the range between them."""
+    points: dict[int, list[float]] = {}
+    for run in runs:
+        for line in run["evaluations"]:
+            found = next((line[name] for name in names if name in line), None)
+            if found is not None:
+                points.setdefault(line["step"], []).append(100 * found)
+    if not points:
+        return
+    steps = sorted(points)
+    axis.plot(steps, [statistics.mean(points[s]) for s in steps], style, marker="o", ms=3, color=colour, label=label)
+    low, high = [min(points[s]) for s in steps], [max(points[s]) for s in steps]
+    axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def curves(runs: Runs, axis: Axes) -> None:
+    def of(row: str, labels: int | str) -> list[dict]:
+        return [runs[n] for seed in SEEDS if (n := f"camvid-{labels}-{row}-seed{seed}") in runs]
+
+    for row in ROWS:
+        _band(axis, of(row, 23), ("miou_teacher", "miou_student"), f"{row}, 23 labels", COLOURS[row])
+    _band(axis, of("supervised", ALL), ("miou_student",), "supervised, all labels", "black", "--")
+    axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: mean and range over seeds")
+
+
+def quality(runs: Runs, axis: Axes) -> None:
+    own = [runs[n] for seed in SEEDS if (n := f"camvid-23-{BASE}-seed{seed}") in runs]
+    for name, label, colour in (
+        ("pseudo_accuracy_reliable", "label of a reliable pixel", "#2ca02c"),
+        ("pseudo_accuracy", "label of any pixel", "#1f77b4"),
+        ("pseudo_accuracy_unreliable", "label of an unreliable pixel", "#d62728"),
+        ("pseudo_negatives_right", "negative of an unreliable pixel", "#9467bd"),
+    ):
+        _band(axis, own, (name,), label, colour)
+    axis.set(xlabel="step", ylabel="% right", title="teacher against hidden masks", ylim=(None, 101))
+
+
+def ablations(runs: Runs, axis: Axes) -> None:
+    base = score(runs, "camvid", BASE, 23, 0)
+    found = {name: score(runs, "camvid", name, 23, 0) for name in ABLATIONS}
+    gains = {name: value - base for name, value in found.items() if None not in (value, base)}
+    order = sorted(gains, key=gains.__getitem__)
+    axis.barh(order, [gains[name] for name in order], color="#1f77b4")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(xlabel=f"mIoU against {BASE}, one seed", title="one change at a time")
+
+
+def draw(panels: list[Callable[[Runs, Axes], None]], runs: Runs, path: Path) -> bool:
+    """Whether there was anything to draw."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 * len(panels), 4.5), constrained_layout=True, squeeze=False
+    )
+    for panel, axis in zip(panels, axes[0], strict=True):
+        panel(runs, axis)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    drawn = any(axis.lines or axis.patches for axis in axes[0])
+    if drawn:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return drawn
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.plots", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/plots"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "cpu", help="folder of finished runs")
+    args = parser.parse_args(argv)
+    runs = load(args.results)
+    if not runs:
+        parser.error(f"--results: no finished run in {args.results}; train some with python -m benchmarks.accuracy")
+    for name, panels in (("accuracy", [curves, quality]), ("accuracy-ablations", [ablations])):
+        if draw(panels, runs, args.out / f"{name}.png"):
+            print(args.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

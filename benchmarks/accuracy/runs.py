@@ -1,0 +1,68 @@
+"""The result of one run, as ``benchmarks/results/accuracy`` keeps it: small, without paths, ready for tables."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import machine
+from ..curves import lines
+from ..results import RESULTS as ALL_RESULTS
+from .cells import Cell
+
+RESULTS = ALL_RESULTS / "accuracy"
+PATHS = {"out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"}
+
+
+def settled(out: Path) -> bool:
+    """Whether the run in this folder has come to its end."""
+    try:
+        steps = yaml.safe_load((out / "config.yaml").read_text())["steps"]
+        return json.loads((out / "metrics.json").read_text())["steps"] == steps
+    except OSError:
+        return False
+
+
+def record(cell: Cell, out: Path) -> dict[str, Any]:
+    """Scores, curves and settings of a finished run."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    log = lines(out)
+    return {
+        "row": cell.row,
+        "bed": cell.bed,
+        "labels": cell.labels,
+        "seed": cell.seed,
+        "flags": list(cell.flags),
+        "miou": {"last": metrics["last_miou"], "best": metrics["best_miou"], "network": metrics["network"]},
+        "iou_per_class": metrics["iou_per_class"],
+        "evaluations": [
+            {k: v for k, v in line.items() if k == "step" or k.startswith(("miou_", "pseudo_"))}
+            for line in log
+            if any(k.startswith(("miou_", "pseudo_")) for k in line)
+        ],
+        "steps": metrics["steps"],
+        "seconds": metrics["seconds"],
+        "skipped": metrics["skipped"],
+        "machine": machine.name(config["device"].partition(":")[0].replace("auto", "cpu")),
+        "threads": config["threads"],
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+        "time": machine.now(),
+        "settings": {k: v for k, v in config.items() if k not in PATHS},
+    }
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Results by the name of their cell."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """In one rename, so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,135 @@
+"""Tables of docs/accuracy.md, from the runs that have finished. What has not is shown empty."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from .cells import ABLATIONS, ALL, ROWS, SHAPES_LABELS
+from .runs import load
+
+Runs = dict[str, dict[str, Any]]
+SEEDS = (0, 1, 2)
+BASE = "u2pl-lean"
+
+
+def _runs(folder: Path) -> Runs:
+    """``folder`` is that of the device among the results; those of trainings lie beside it."""
+    return load(folder.parent / "accuracy" / folder.name)
+
+
+def score(runs: Runs, bed: str, row: str, labels: int | str, seed: int) -> float | None:
+    """mIoU at the end of a run, in per cent."""
+    run = runs.get(f"{bed}-{labels}-{row}-seed{seed}")
+    return None if run is None else 100 * run["miou"]["last"]
+
+
+def share_closed(runs: Runs, bed: str, row: str, labels: int, seed: int) -> float | None:
+    """(method − labels only) ÷ (all labels − labels only), of one seed."""
+    own, low, high = (
+        score(runs, bed, *key, seed) for key in ((row, labels), ("supervised", labels), ("supervised", ALL))
+    )
+    return None if None in (own, low, high) or high <= low else (own - low) / (high - low)
+
+
+def _mean(values: list[float | None], form: str) -> str:
+    """Mean and, of several, half the distance between the largest and the smallest."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "—"
+    text = format(statistics.mean(known), form)
+    return f"{text} ± {format((max(known) - min(known)) / 2, form.lstrip('+'))}" if len(known) > 1 else text
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _methods(runs: Runs, bed: str, labels: int) -> str:
+    table = []
+    for row, count in (*((row, labels) for row in ROWS), ("supervised", ALL)):
+        scores = [score(runs, bed, row, count, seed) for seed in SEEDS]
+        compared = count != ALL and row != "supervised"
+        low = [score(runs, bed, "supervised", labels, seed) for seed in SEEDS]
+        gains = [a - b if compared and None not in (a, b) else None for a, b in zip(scores, low, strict=True)]
+        shares = [share_closed(runs, bed, row, labels, seed) if compared else None for seed in SEEDS]
+        seconds = [
+            run["seconds"] / run["steps"]
+            for seed in SEEDS
+            if (run := runs.get(f"{bed}-{count}-{row}-seed{seed}")) is not None
+        ]
+        table.append(
+            [
+                f"{row}, {'all' if count == ALL else count} labels",
+                *("—" if s is None else f"{s:.1f}" for s in scores),
+                _mean(scores, ".1f"),
+                _mean(gains, "+.1f"),
+                _mean([None if s is None else 100 * s for s in shares], ".0f") + (" %" if any(shares) else ""),
+                f"{statistics.median(seconds):.2f}" if seconds else "—",
+            ]
+        )
+    header = ["", *(f"seed {seed}" for seed in SEEDS), "mean", "gain", "of the headroom", "s a step"]
+    return _markdown(header, table)
+
+
+def accuracy(folder: Path) -> str:
+    """CamVid, 23 labels."""
+    return _methods(_runs(folder), "camvid", 23)
+
+
+def accuracy_shapes(folder: Path) -> str:
+    return _methods(_runs(folder), "shapes", SHAPES_LABELS)
+
+
+def accuracy_labels(folder: Path) -> str:
+    """mIoU by number of labels, seed 0."""
+    runs, counts = _runs(folder), (11, 23, 46, ALL)
+    rows = [[row, *(_number(score(runs, "camvid", row, count, 0)) for count in counts)] for row in ROWS]
+    return _markdown(["seed 0", *(f"{count} labels" for count in counts)], rows)
+
+
+def accuracy_ablations(folder: Path) -> str:
+    """Each change of ``lean`` alone, one seed, on both beds."""
+    runs, beds = _runs(folder), (("camvid", 23), ("shapes", SHAPES_LABELS))
+    base = [score(runs, bed, BASE, labels, 0) for bed, labels in beds]
+    rows = [["`lean`, unchanged", "", *(cell for b in base for cell in (_number(b), ""))]]
+    for name, flags in ABLATIONS.items():
+        cells = []
+        for (bed, labels), reference in zip(beds, base, strict=True):
+            own = score(runs, bed, name, labels, 0)
+            cells += [_number(own), "—" if None in (own, reference) else f"{own - reference:+.1f}"]
+        rows.append([name, f"`{' '.join(flags)}`", *cells])
+    header = ["change", "flags", "CamVid, 23", "±", "shapes", "±"]
+    return _markdown(header, rows)
+
+
+def accuracy_quality(folder: Path) -> str:
+    """Pseudo-labels of the teacher against the hidden masks, in the middle of training."""
+    runs = _runs(folder)
+    columns = {
+        "accuracy": "pseudo_accuracy",
+        "of reliable pixels": "pseudo_accuracy_reliable",
+        "of unreliable ones": "pseudo_accuracy_unreliable",
+        "negatives that are right": "pseudo_negatives_right",
+        "without the low rank": "pseudo_negatives_right_unranked",
+    }
+    rows = []
+    for row in list(ROWS)[1:]:
+        found = [_middle(runs.get(f"camvid-23-{row}-seed{seed}"), list(columns.values())) for seed in SEEDS]
+        rows.append(
+            [row, *(_mean([None if f is None else 100 * f[key] for f in found], ".1f") for key in columns.values())]
+        )
+    return _markdown(["% of pixels, or of (pixel, class) pairs", *columns], rows)
+
+
+def _middle(run: dict[str, Any] | None, names: list[str]) -> dict[str, float] | None:
+    """The evaluation nearest to the middle of the run that has all of them."""
+    complete = [e for e in (run or {}).get("evaluations", []) if all(name in e for name in names)]
+    return min(complete, key=lambda e: abs(e["step"] - run["steps"] / 2), default=None) if run else None
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.1f}"
+
+
+TABLES = (accuracy, accuracy_shapes, accuracy_labels, accuracy_ablations, accuracy_quality)

@@ -1,0 +1,115 @@
+"""The accuracy suite: cells are trainings that exist, a finished one is not run again, tables tell what lacks."""
+
+import json
+
+import pytest
+
+from benchmarks.accuracy import __main__ as suite
+from benchmarks.accuracy import cells as cells_module
+from benchmarks.accuracy import plots, tables
+from benchmarks.accuracy.cells import ALL, ROWS, cells
+from u2pl_fast.config import resolve
+from u2pl_fast.train import parse
+
+TINY = ("--dataset", "shapes", "--steps", "2", "--eval-every", "1", "--crop-size", "32", "32", "--batch-size", "2")
+
+
+def test_every_cell_is_a_run_of_its_own():
+    found = cells()
+    assert len({cell.name for cell in found}) == len(found)
+    settings = {}
+    for cell in found:
+        config = resolve(parse(list(cell.flags)))
+        assert config.seed == cell.seed and config.dataset == cell.bed
+        settings[tuple(sorted((k, str(v)) for k, v in config.to_dict().items()))] = cell.name
+    assert len(settings) == len(found), "two cells train the same thing"
+
+
+def test_what_is_wanted_most_comes_first():
+    names = [cell.name for cell in cells()]
+    main = [f"camvid-23-{row}-seed{seed}" for seed in range(3) for row in ROWS]
+    assert sorted(names[:15]) == sorted(main + [f"camvid-{ALL}-supervised-seed{seed}" for seed in range(3)])
+
+
+def test_a_run_is_trained_once_and_remembered(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(cells_module.BEDS, "shapes", TINY)
+    arguments = ["--data-root", "unread", "--only", "shapes-80-supervised-seed0"]
+    arguments += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+
+    assert suite.main([*arguments, "--dry-run"]) == 0
+    assert "1 runs to train" in capsys.readouterr().out and not (tmp_path / "results").exists()
+    assert suite.main(arguments) == 0
+    told = capsys.readouterr().out
+    (file,) = (tmp_path / "results").glob("*.json")
+    run = json.loads(file.read_text())
+    assert f"mIoU {run['miou']['last']:.4f}" in told
+    assert run["steps"] == 2 and [e["step"] for e in run["evaluations"]] == [1, 2]
+    assert str(tmp_path) not in file.read_text()
+
+    before = file.stat().st_mtime_ns
+    assert suite.main(arguments) == 0
+    assert "0 runs to train" in capsys.readouterr().out and file.stat().st_mtime_ns == before
+    # Another recipe makes it another run.
+    monkeypatch.setitem(cells_module.BEDS, "shapes", (*TINY, "--lr", "0.1"))
+    assert suite.main([*arguments, "--list"]) == 0
+    assert "other settings" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(cells_module.BEDS, "shapes", TINY)
+    only = ["--only", "shapes-80-supervised-seed0", "camvid-23-supervised-seed0"]
+    arguments = ["--data-root", str(tmp_path / "nowhere"), "--work", str(tmp_path / "w"), *only]
+    assert suite.main([*arguments, "--results", str(tmp_path / "r")]) == 1
+    told = capsys.readouterr().out
+    assert "camvid-23-supervised-seed0: failed" in told and "no such folder" in told
+    assert (tmp_path / "r/shapes-80-supervised-seed0.json").exists()
+
+
+def made_up(row: str, labels: int | str, seed: int, miou: float) -> dict:
+    evaluations = [
+        {"step": 5, "miou_student": miou / 2, "pseudo_accuracy": 0.8, "pseudo_accuracy_reliable": 0.9}
+        | {"pseudo_accuracy_unreliable": 0.5, "pseudo_negatives_right": 0.99, "pseudo_negatives_right_unranked": 0.95},
+        {"step": 10, "miou_student": miou},
+    ]
+    return {"miou": {"last": miou, "best": miou}, "steps": 10, "seconds": 20.0, "evaluations": evaluations}
+
+
+@pytest.fixture
+def some_runs(tmp_path):
+    folder = tmp_path / "accuracy" / "cpu"
+    folder.mkdir(parents=True)
+    scores = {("supervised", 23): 0.5, ("u2pl-lean", 23): 0.56, ("mean-teacher", 23): 0.49, ("supervised", ALL): 0.6}
+    for (row, labels), miou in scores.items():
+        for seed in (0, 1):
+            run = made_up(row, labels, seed, miou + 0.01 * seed)
+            (folder / f"camvid-{labels}-{row}-seed{seed}.json").write_text(json.dumps(run))
+    (folder / "camvid-23-classmix-seed0.json").write_text(json.dumps(made_up("classmix", 23, 0, 0.58)))
+    return tmp_path
+
+
+def test_gains_and_shares_of_the_headroom(some_runs):
+    rows = {line.split("|")[1].strip(): line.split("|") for line in tables.accuracy(some_runs / "cpu").splitlines()}
+    lean = [cell.strip() for cell in rows["u2pl-lean, 23 labels"]]
+    assert lean[2:8] == ["56.0", "57.0", "—", "56.5 ± 0.5", "+6.0 ± 0.0", "60 ± 0 %"]
+    assert rows["mean-teacher, 23 labels"][6].strip() == "-1.0 ± 0.0"
+    assert {cell.strip() for cell in rows["u2pl-paper, 23 labels"][2:-1]} == {"—"}  # not trained yet
+
+
+def test_ablations_and_quality_tables(some_runs):
+    table = tables.accuracy_ablations(some_runs / "cpu")
+    (line,) = [line for line in table.splitlines() if line.startswith("| classmix")]
+    assert "58.0 | +2.0" in line
+    assert "99.0 ± 0.0" in tables.accuracy_quality(some_runs / "cpu")
+
+
+def test_pictures_are_drawn_from_the_runs(some_runs, tmp_path):
+    plots.main(["--out", str(tmp_path / "out"), "--results", str(some_runs / "accuracy/cpu")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"accuracy.png", "accuracy-ablations.png"}
+
+
+def test_bad_arguments_are_told(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="no cell is called"):
+        suite.main(["--only", "nothing-like-it", "--list", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        suite.main(["--results", str(tmp_path)])
+    assert "--data-root" in capsys.readouterr().err
