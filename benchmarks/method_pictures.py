@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, draw in PICTURES.items():
             path = args.out / f"method-{name}.png"
             figure = draw(scene)
-            figure.savefig(path, dpi=90)
+            figure.savefig(path, dpi=85)
             pyplot.close(figure)
             print(path)
     except (ValueError, OSError) as error:

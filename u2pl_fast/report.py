@@ -26,8 +26,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
        padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 p.what { color: #555; margin: .2rem 0 1rem } p.note, li { max-width: 50rem }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0 }
-.tiles div { background: #f3f6fa; border-radius: .4rem; padding: .5rem 1rem; min-width: 7rem }
+.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0 }
+.tiles div { background: #f3f6fa; border-radius: .4rem; padding: .5rem .8rem; min-width: 6rem }
 .tiles b { display: block; font-size: 1.5rem } .tiles span { color: #555; font-size: .85rem }
 svg { width: 100%; height: auto; max-width: 66rem } svg text { font-family: system-ui, sans-serif }
 .square svg { max-width: 46rem }
@@ -200,7 +200,9 @@ def losses(run: Run) -> str:
             axis.set_title(names[name])
             axis.set_xlim(0, max(run.series("loss")[0]))
             if name == "contrastive" and run.config.get("negatives") != "full":
-                axis.axhline(math.log(1 + run.config["num_negatives"]), color=charts.RED, linewidth=0.8, linestyle="--")
+                chance = math.log(1 + run.config["num_negatives"])
+                axis.axhline(chance, color=charts.RED, linewidth=0.8, linestyle="--")
+                axis.set_ylim(top=1.05 * max(chance, *values))
                 axis.set_title("L_c, contrastive; dashed: chance")
 
     return charts.figure(draw, len(shown)) if shown else ""
