@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench gpu-check sanitize clean
+.PHONY: demo test lint bench docs gpu-check sanitize clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -27,6 +27,17 @@ lint: $(VENV)/built
 
 bench: $(VENV)/built
 	$(RUN) -m benchmarks
+
+# The pages as a site, in site/. They need nothing of the project's own environment.
+docs: $(VENV)-docs/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
+$(VENV)-docs/ready: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(PYTHON) -c "import tomllib; \
+	    print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])" \
+	    | xargs $(VENV)-docs/bin/python -m pip install -q
+	touch $@
 
 # On a machine with a GPU, torch and nvcc; nothing is downloaded. OUT: a folder; WHEELS: one with pure-Python wheels.
 # CAMVID, WEIGHTS: images/ and labels/, and a timm .safetensors file, to train for the accuracy tables as well.

@@ -8,27 +8,22 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
 
-matplotlib.use("Agg")
+from u2pl_fast import ops, reference
+from u2pl_fast.randomness import generator
 
-import torch  # noqa: E402  (the backend must be chosen before pyplot is imported: no display is needed)
-import torch.nn.functional as F  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import ListedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from u2pl_fast import ops, reference  # noqa: E402
-from u2pl_fast.randomness import generator  # noqa: E402
-
-from .inputs import UNRELIABLE_SHARE, Inputs, mask_settings  # noqa: E402
-from .workloads import NAMED  # noqa: E402
+from .inputs import UNRELIABLE_SHARE, Inputs, mask_settings
+from .panels import heat, named, pyplot, row
+from .workloads import NAMED
 
 WORKLOAD = NAMED["camvid"]
 CLASSES = ListedColormap([*pyplot.get_cmap("tab20").colors[: WORKLOAD.num_classes]])
-PANEL = 3.1  # inches
 SHOWN = 3  # a class that the first unlabelled image is unsure of
 
 
@@ -47,65 +42,65 @@ class Pictures:
         self.masks = ops.contrast_masks(self.logits, *self.inputs.grid_maps, **mask_settings(WORKLOAD))
 
     def pixel_stats(self) -> Figure:
-        figure, axes = _row(4)
+        figure, axes = row(4)
         low, rows, columns = self.inputs.unlabeled_logits[0].argmax(0), slice(22, 43), slice(26, 52)
         _classes(axes[0], low[rows, columns], "a part of the logits: argmax")
         full = [slice(4 * part.start, 4 * part.stop) for part in (rows, columns)]
         _classes(axes[1], self.stats.label[0][tuple(full)], "label, the same part")
-        _heat(figure, axes[2], self.stats.confidence[0], "confidence")
-        _heat(figure, axes[3], self.stats.entropy[0], "entropy, nats")
+        heat(figure, axes[2], self.stats.confidence[0], "confidence")
+        heat(figure, axes[3], self.stats.entropy[0], "entropy, nats")
         return figure
 
     def upsampled_cross_entropy(self) -> Figure:
-        figure, axes = _row(3)
+        figure, axes = row(3)
         logits, labels = self.inputs.labeled_logits.clone().requires_grad_(), self.inputs.labels
         ops.upsampled_cross_entropy(logits, labels, reduction="sum").backward()
         _classes(axes[0], logits[0].detach().argmax(0), f"logits, {logits.shape[2]}×{logits.shape[3]}: argmax")
         _classes(axes[1], labels[0], f"target, {labels.shape[1]}×{labels.shape[2]}; white is ignored")
-        _heat(figure, axes[2], logits.grad[0].abs().sum(0), "Σ |gradient| over classes, at low resolution")
+        heat(figure, axes[2], logits.grad[0].abs().sum(0), "Σ |gradient| over classes, at low resolution")
         return figure
 
     def masked_quantile(self) -> Figure:
-        figure, axes = _row(3)
+        figure, axes = row(3)
         entropy, valid = self.stats.entropy, self.inputs.valid
         axes[0].hist(entropy[valid].numpy(), bins=60, color="#7f7f7f")
         axes[0].axvline(float(self.gamma), color="#d62728", label=f"γ = {float(self.gamma):.3f}, 80 % quantile")
         axes[0].set(xlabel="nats", yscale="log", box_aspect=0.8)
         axes[0].set_title("entropies of valid pixels", fontsize=9)
         axes[0].legend(fontsize=8, loc="lower left")
-        _heat(figure, axes[1], entropy[-1], "entropy")
+        heat(figure, axes[1], entropy[-1], "entropy")
         reliable, unreliable = reference.partition(entropy, valid, self.gamma)
         kinds = torch.where(reliable, 2, torch.where(unreliable, 1, 0))[-1]
         colours = ("#ffffff", "#d62728", "#9ecae1")
         axes[2].imshow(kinds, cmap=ListedColormap(colours), vmin=0, vmax=2, interpolation="nearest")
-        _named(axes[2], "blue: H < γ, red: H > γ, white: not valid")
+        named(axes[2], "blue: H < γ, red: H > γ, white: not valid")
         return figure
 
     def ohem_mask(self) -> Figure:
-        figure, axes = _row(3)
+        figure, axes = row(3)
         logits, labels = self.inputs.labeled_logits, self.inputs.labels
         keep = ops.ohem_mask(logits, labels, threshold=0.7, min_kept=20_000)
         full = reference.upsample(logits, labels.shape[-2:]).softmax(1)
         shown = full.gather(1, torch.where(labels == 255, 0, labels).long()[:, None])[0, 0]
         _classes(axes[0], labels[0], "target; white is ignored")
-        _heat(figure, axes[1], torch.where(labels[0] == 255, torch.nan, shown), "p(target)")
+        heat(figure, axes[1], torch.where(labels[0] == 255, torch.nan, shown), "p(target)")
         axes[2].imshow(keep[0], cmap=ListedColormap(["#ffffff", "#2ca02c"]), interpolation="nearest")
-        _named(axes[2], f"kept: {100 * float(keep.float().mean()):.0f} % of all pixels, p ≤ 0.7 or the lowest")
+        named(axes[2], f"kept: {100 * float(keep.float().mean()):.0f} % of all pixels, p ≤ 0.7 or the lowest")
         return figure
 
     def contrast_masks(self) -> Figure:
-        figure, axes = _row(4)
+        figure, axes = row(4)
         grid, image = (WORKLOAD.images, *WORKLOAD.grid), WORKLOAD.labeled
         anchors = self.masks.anchor_label.view(grid)[image]
         keys = ops.unpack_mask(self.masks.mask, WORKLOAD.num_classes)
         counts = keys.sum(1).view(grid)[image]
         _classes(axes[0], torch.where(anchors < 0, 255, anchors), "anchor_label; white is no anchor")
-        _heat(figure, axes[1], counts, "of how many classes a negative")
+        heat(figure, axes[1], counts, "of how many classes a negative")
         cap = torch.full((WORKLOAD.num_classes,), 400)
         thin = ops.unpack_mask(ops.thin_mask(self.masks.mask, cap, self.inputs.thin_draw), WORKLOAD.num_classes)
         both = (keys[:, SHOWN].int() + thin[:, SHOWN].int()).view(grid)[image]
         axes[2].imshow(both, cmap=ListedColormap(["#ffffff", "#c6dbef", "#08306b"]), interpolation="nearest")
-        _named(axes[2], f"thin_mask: negatives of class {SHOWN}, dark: kept")
+        named(axes[2], f"thin_mask: negatives of class {SHOWN}, dark: kept")
         draws = self.inputs.anchor_draw[:, :60]
         index = ops.class_sample(self.masks.anchor_label, WORKLOAD.num_classes, draws)
         height, width = WORKLOAD.grid
@@ -173,26 +168,11 @@ class Pictures:
         return figure
 
 
-def _row(panels: int) -> tuple[Figure, Sequence[Axes]]:
-    return pyplot.subplots(1, panels, figsize=(PANEL * panels, 0.92 * PANEL), layout="constrained")
-
-
-def _named(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=9)
-    axes.set(xticks=[], yticks=[])
-
-
 def _classes(axes: Axes, label: Tensor, title: str) -> None:
     """Class ids as colours; 255 stays white."""
     shown = torch.where(label == 255, float("nan"), label.float())
     axes.imshow(shown, cmap=CLASSES, vmin=-0.5, vmax=WORKLOAD.num_classes - 0.5, interpolation="nearest")
-    _named(axes, title)
-
-
-def _heat(figure: Figure, axes: Axes, values: Tensor, title: str) -> None:
-    shown = axes.imshow(values, cmap="magma", interpolation="nearest")
-    _named(axes, title)
-    figure.colorbar(shown, ax=axes, shrink=0.75)
+    named(axes, title)
 
 
 PICTURES: dict[str, Callable[[Pictures], Figure]] = {

@@ -1,17 +1,24 @@
 """A wheel and an sdist made from the checkout without a compiler: what they hold, and that the package runs."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ("u2pl_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+FOLDERS = ("u2pl_fast", "kernels", "csrc", "tests", "benchmarks", "docs", "examples")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
+SHIPPED = (*FOLDERS, *FILES, "Makefile", "mkdocs.yml")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -85,13 +92,64 @@ print(u2pl_fast.__file__, u2pl_fast.__version__, float(stats.confidence[0, 0, 0]
     assert float(confidence) == 0.25
 
 
-def test_sdist_holds_the_sources(checkout: Path) -> None:
+def test_wheel_says_what_it_is(wheel: tuple[Path, str]) -> None:
+    archive = zipfile.ZipFile(wheel[0])
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    said = message_from_string(archive.read(name).decode())
+    assert said["License-Expression"] == "Apache-2.0" and said["Requires-Python"] == ">=3.11"
+    assert {"dev", "docs"} <= set(said.get_all("Provides-Extra"))
+    assert any(line.startswith("torch>=") for line in said.get_all("Requires-Dist"))
+    assert said.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
+
+
+def test_installed_wheel_trains_in_a_new_environment(wheel: tuple[Path, str], tmp_path: Path) -> None:
+    """The new environment finds torch and the rest in the one that runs the tests, but not what is installed there
+    in editable mode."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel[0], cwd=tmp_path)
+    where = run(python, "-c", "import u2pl_fast; print(u2pl_fast.__file__)", cwd=tmp_path).strip()
+    assert Path(where).is_relative_to(site)
+    pixels = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 1)):
+        for kind, channels, levels in (("images", (3,), 256), ("labels", (), 2)):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+            for index in range(count):
+                drawn = pixels.integers(0, levels, (64, 64, *channels), dtype=np.uint8)
+                Image.fromarray(drawn).save(tmp_path / "data" / kind / split / f"{index}.png")
+    flags = "--dataset folder --data-root data --num-labeled 2 --encoder resnet10t --encoder-weights none --out run"
+    flags += " --steps 2 --crop-size 64 64 --batch-size 2 --bank-capacity 100 --device cpu --threads 1 --workers 0"
+    said = run(python, "-W", "ignore", "-m", "u2pl_fast.train", *flags.split(), cwd=tmp_path)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2, said
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout: Path) -> Path:
     out = checkout.parent / "sdist"
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", out, cwd=checkout, U2PL_FAST_BUILD="0")
     (path,) = out.glob("*.tar.gz")
-    with tarfile.open(path) as archive:
+    return path
+
+
+def test_sdist_holds_all_that_is_shipped(checkout: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    for folder, pattern in (("csrc", "*.*"), ("kernels", "*.py"), ("u2pl_fast", "*.py")):
-        sources = {path.relative_to(checkout).as_posix() for path in (checkout / folder).rglob(pattern)}
-        assert sources - names == set()
-    assert "setup.py" in names
+    for folder in FOLDERS:
+        files = {path.relative_to(checkout).as_posix() for path in (checkout / folder).rglob("*") if path.is_file()}
+        files = {name for name in files if not name.endswith(".pyc") and not name.startswith("u2pl_fast/kernels/")}
+        assert files and files - names == set()
+    assert {name for name in SHIPPED if name not in FOLDERS} - names == set()
+    assert not any(name.endswith((".so", ".pyc")) for name in names)
+    assert sdist.stat().st_size < 10e6
+
+
+def test_sdist_makes_the_same_wheel(sdist: Path, wheel: tuple[Path, str]) -> None:
+    out = sdist.parent / "wheels"
+    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
+    run(*command, "--wheel-dir", out, sdist, cwd=sdist.parent, U2PL_FAST_BUILD="0")
+    (path,) = out.glob("*.whl")
+    names = [set(zipfile.ZipFile(file).namelist()) for file in (path, wheel[0])]
+    assert names[0] == names[1]

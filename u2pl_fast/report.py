@@ -5,10 +5,10 @@ pictures of the last evaluation: everything from the files that the run left in 
 """
 
 import html
-import io
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,34 @@ import numpy as np
 import tyro
 import yaml
 
-from . import html_page
+from . import charts, html_page
+from .palette import palette
 
 STYLE = """
-svg { max-width: 100%; height: auto } .bar { background: #4c78a8; height: .8rem } details { margin: 1rem 0 }
-figure { display: inline-block; margin: 0 1rem 1rem 0 } figure img { width: 16rem; image-rendering: pixelated }
+h1 { font-size: 1.6rem; margin-bottom: 0 }
+p.what { color: #555; margin: .2rem 0 1rem } p.note, li { max-width: 50rem }
+.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0 }
+.tiles div { background: #f3f6fa; border-radius: .4rem; padding: .5rem .8rem; min-width: 6rem }
+.tiles b { display: block; font-size: 1.5rem } .tiles span { color: #555; font-size: .85rem }
+svg { width: 100%; height: auto; max-width: 66rem } svg text { font-family: system-ui, sans-serif }
+.square svg { max-width: 46rem }
+table { font-size: .95rem } td, th { padding-right: 1rem; white-space: nowrap } th { font-weight: 600 }
+td.n, th.n { text-align: right } .bar { background: #e3e9f0; width: 12rem } .bar i { display: block; height: .8rem;
+       background: #4c78a8 } .dot { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem;
+       margin-right: .5rem; vertical-align: -.05rem } .wide { overflow-x: auto }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top } figure img { width: 15rem;
+       image-rendering: pixelated } figcaption { max-width: 15rem }
+details { margin: 1rem 0 }
 """
+# Pictures that a run leaves, in the order in which they are looked at.
+PICTURES = {
+    "labeled-image": "a labelled image, weak view",
+    "labeled-label": "its mask; black is ignored",
+    "unlabeled-mixed": "an unlabelled image, strong view and mixed",
+    "unlabeled-pseudo_label": "the teacher's labels of it, mixed alike",
+    "unlabeled-entropy": "their entropy: light is unsure",
+    "unlabeled-reliable": "white: reliable, trained on",
+}
 
 
 @dataclass
@@ -86,9 +108,10 @@ def _text(path: Path) -> str:
 def page(run: Run) -> str:
     """The whole page."""
     sections = [
+        ("Worth a look", notes(run)),
         ("Losses", losses(run)),
         ("Validation", validation(run)),
-        ("Intersection over union of each class", classes(run)),
+        ("Classes", classes(run)),
         ("Pseudo-labels", pseudo_labels(run)),
         ("Memory bank", bank(run)),
         ("Confusion", confusion(run)),
@@ -100,139 +123,221 @@ def page(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
+    """What was trained, and the numbers that one asks for first."""
     config, metrics = run.config, run.metrics
     method = f"u2pl ({config['recipe']})" if config["method"] == "u2pl" else config["method"]
+    what = f"{method} on {config['dataset']}, {config['arch']}/{config['encoder']}"
     last = max((line["step"] for line in run.log), default=0)
-    rows = [("method", method), ("data", config["dataset"]), ("network", f"{config['arch']}/{config['encoder']}")]
-    rows.append(("steps", f"{last} of {config['steps'] or '?'}"))
+    tiles = [(f"{last:,} of {config['steps'] or '?'}", "steps")]
+    scores = [(name, run.series(f"miou_{name}")[1]) for name in ("teacher", "student")]
+    network, values = next(((name, values) for name, values in scores if values), ("", []))
     if metrics.get("miou") is not None:
-        rows.append(("mIoU", f"{metrics['miou']:.4f} ({metrics['network']}), best {metrics['best_miou']:.4f}"))
+        tiles += [
+            (f"{metrics['miou']:.4f}", f"mIoU ({metrics['network']})"),
+            (f"{metrics['best_miou']:.4f}", "best mIoU"),
+        ]
+    elif values:
+        tiles += [(f"{values[-1]:.4f}", f"mIoU so far ({network})")]
+    quality = run.series("pseudo_accuracy")[1]
+    if quality:
+        tiles.append((f"{quality[-1]:.1%}", "of pseudo-labels right"))
     if metrics.get("seconds"):
-        share = metrics["loader_seconds"] / metrics["seconds"]
-        rows.append(("time", f"{metrics['seconds'] / 60:.1f} min of training, {share:.1%} of it waiting for images"))
-        rows.append(("updates skipped", str(metrics["skipped"])))
-    return html_page.table(rows)
+        tiles.append((f"{metrics['seconds'] / 60:.1f} min", "of training"))
+        tiles.append((f"{metrics['loader_seconds'] / metrics['seconds']:.1%}", "of it waiting for images"))
+        tiles.append((str(metrics["skipped"]), "updates skipped"))
+    cells = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for value, name in tiles)
+    return f'<p class="what">{html.escape(what)}</p><div class="tiles">{cells}</div>'
+
+
+def notes(run: Run) -> str:
+    """What a reader of the log would want to be told; nothing where all is as it should be."""
+    found = []
+    skipped = (run.series("skipped")[1] or [0])[-1]
+    if skipped:
+        found.append(f"{skipped} updates were skipped, because a loss or gradient was not finite.")
+    waited, seconds = sum(run.series("loader_wait_seconds")[1]), run.metrics.get("seconds")
+    if seconds and waited > 0.2 * seconds:
+        found.append(
+            f"{waited / seconds:.0%} of the time went by waiting for images: more --workers, or smaller files."
+        )
+    anchors = run.series("anchors")[1]
+    recent = np.asarray(anchors[-max(1, len(anchors) // 4) :])
+    if anchors and not recent.sum():
+        found.append("No class has an anchor: the contrastive loss does nothing.")
+    elif anchors:
+        without = [name for name, count in zip(_names(run, recent.shape[1]), recent.sum(0), strict=True) if not count]
+        if without:
+            found.append(f"No anchor in the last quarter of the log: {_listed(without)}.")
+    sure, unsure = (run.series(f"pseudo_accuracy_{kind}")[1] for kind in ("reliable", "unreliable"))
+    if sure and unsure and sure[-1] <= unsure[-1]:
+        found.append("Pseudo-labels that count as reliable are not better than the others.")
+    turnover = run.series("bank_turnover")[1]
+    if len(turnover) > 4 and min(turnover[-1]) > 0.9:
+        found.append(
+            "The bank holds little more than one step's keys: a smaller --max-keys-per-step, or a larger ring."
+        )
+    return "".join(["<ul>", *(f"<li>{html.escape(text)}</li>" for text in found), "</ul>"]) if found else ""
 
 
 def losses(run: Run) -> str:
-    names = ("supervised", "unsupervised", "contrastive")
+    names = {"supervised": "L_s, supervised", "unsupervised": "L_u, unsupervised", "contrastive": "L_c, contrastive"}
+    shown = [name for name in names if any(run.series(name)[1])]
 
     def draw(axes: Sequence[Any]) -> None:
-        for axis, name in zip(axes, names, strict=True):
+        for axis, name in zip(axes, shown, strict=True):
             steps, values = run.series(name)
-            began = next((i for i, value in enumerate(values) if value), 0)  # after the phase on labels alone
-            steps, values = steps[began:], values[began:]
-            axis.plot(steps, values, color="#b8c9dd", linewidth=0.8)
-            axis.plot(steps, _smooth(values), color="#4c78a8")
-            axis.set_title(name)
-            axis.set_ylim(bottom=0)
+            began = next(i for i, value in enumerate(values) if value)  # after the phase on labels alone
+            charts.noisy(axis, steps[began:], values[began:])
+            axis.set_title(names[name])
+            axis.set_xlim(0, max(run.series("loss")[0]))
+            if name == "contrastive" and run.config.get("negatives") != "full":
+                chance = math.log(1 + run.config["num_negatives"])
+                axis.axhline(chance, color=charts.RED, linewidth=0.8, linestyle="--")
+                axis.set_ylim(top=1.05 * max(chance, *values))
+                axis.set_title("L_c, contrastive; dashed: chance")
 
-    return _figure(draw, 3)
+    return charts.figure(draw, len(shown)) if shown else ""
 
 
 def validation(run: Run) -> str:
+    if not run.series("miou_student")[0]:
+        return ""
+    by_class = run.series("iou_per_class")
+
     def draw(axes: Sequence[Any]) -> None:
-        for name, colour in (("student", "#f58518"), ("teacher", "#4c78a8")):
-            steps, values = run.series(f"miou_{name}")
-            if steps:
-                axes[0].plot(steps, values, "o-", markersize=3, color=colour, label=name)
+        for name, colour in (("student", charts.ORANGE), ("teacher", charts.BLUE)):
+            if run.series(f"miou_{name}")[0]:
+                charts.curve(axes[0], run.series(f"miou_{name}"), colour, name)
         axes[0].set_title("mIoU")
         axes[0].legend()
-        axes[1].plot(*run.series("lr"), color="#4c78a8")
-        axes[1].set_title("learning rate")
+        rows = [[math.nan if value is None else value for value in row] for row in by_class[1]]
+        charts.per_class(axes[1], (by_class[0], rows), palette(len(rows[0])))
+        axes[1].set_title("IoU of each class; colours below")
+        axes[1].set_ylim(0, 1)
+        charts.curve(axes[2], run.series("lr"), charts.BLUE)
+        axes[2].set_title("learning rate")
+        for axis in axes:
+            axis.set_ylim(bottom=0)
 
-    return _figure(draw, 2) if run.series("miou_student")[0] else ""
+    return charts.figure(draw, 3)
 
 
 def classes(run: Run) -> str:
+    """A row a class: IoU, share of the pixels, what it is taken for, anchors of a step, keys held."""
     ious = run.metrics.get("iou_per_class") or (run.series("iou_per_class")[1] or [None])[-1]
     if not ious:
         return ""
-    names = run.class_names or [f"class {i}" for i in range(len(ious))]
+    names = _names(run, len(ious))
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(ious)).tolist()]
+    counts = np.asarray(run.metrics.get("confusion") or np.zeros((0, 0)), dtype=float)
+    anchors, fill = (run.series(name)[1] for name in ("anchors", "bank_fill"))
+    heads = ["class", "IoU", "", *["share of pixels", "mostly taken for"] * bool(len(counts))]
+    heads += ["anchors a step", "keys held"] * bool(anchors)
     rows = []
-    for name, iou in zip(names, ious, strict=False):
-        width = 0 if iou is None else 24 * iou
+    for c, (name, iou) in enumerate(zip(names, ious, strict=True)):
         score = "not in the data" if iou is None else f"{iou:.3f}"
-        rows.append(f"<tr><td>{html.escape(name)}</td><td>{score}</td>")
-        rows.append(f'<td><div class="bar" style="width:{width:.2f}rem"></div></td></tr>')
-    return f"<table>{''.join(rows)}</table>"
+        bar = f'<div class="bar"><i style="width:{100 * (iou or 0):.1f}%"></i></div>'
+        cells = [f'<td><i class="dot" style="background:{colours[c]}"></i>{html.escape(name)}</td>']
+        cells += [f'<td class="n">{score}</td>', f"<td>{bar}</td>"]
+        if len(counts):
+            cells += [
+                f'<td class="n">{counts[c].sum() / counts.sum():.2%}</td>',
+                f"<td>{_taken_for(counts[c], c, names)}</td>",
+            ]
+        if anchors:
+            cells += [f'<td class="n">{np.mean([row[c] for row in anchors]):,.0f}</td>']
+            cells += [f'<td class="n">{fill[-1][c]:,}</td>']
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    numeric = {"IoU", "share of pixels", "anchors a step", "keys held"}
+    head = "".join(f'<th class="n">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in heads)
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _taken_for(row: np.ndarray, c: int, names: Sequence[str]) -> str:
+    """The other class that most of a class's pixels are called, with their share."""
+    wrong = row.copy()
+    wrong[c] = 0
+    if not wrong.any():
+        return ""
+    other = int(wrong.argmax())
+    return f"{html.escape(names[other])}, {wrong[other] / row.sum():.0%}"
 
 
 def pseudo_labels(run: Run) -> str:
-    kinds = {"": "all pixels", "_reliable": "reliable", "_unreliable": "unreliable"}
-
-    def draw(axes: Sequence[Any]) -> None:
-        for (kind, label), colour in zip(kinds.items(), ("#4c78a8", "#54a24b", "#e45756"), strict=True):
-            steps, values = run.series(f"pseudo_accuracy{kind}")
-            axes[0].plot(steps, values, "o-", markersize=3, color=colour, label=label)
-        axes[0].set_title("accuracy against hidden masks")
-        axes[0].legend()
-        axes[1].plot(*run.series("reliable_share"), color="#54a24b")
-        axes[1].set_title("share of pixels that count as reliable")
-        for axis in axes[:2]:
-            axis.set_ylim(0, 1)
-        axes[2].plot(*run.series("gamma"), color="#4c78a8")
-        axes[2].set_title("entropy threshold γ, nats")
-
     if not run.series("gamma")[0]:
         return ""
-    note = "" if run.series("pseudo_accuracy")[0] else "<p>No unlabelled image has a mask to compare with.</p>"
-    return note + _figure(draw, 3)
+    kinds = {
+        "_reliable": ("reliable", charts.GREEN),
+        "": ("all", charts.BLUE),
+        "_unreliable": ("unreliable", charts.RED),
+    }
+    measured = bool(run.series("pseudo_accuracy")[0])
+
+    def draw(axes: Sequence[Any]) -> None:
+        *quality, share, gamma = axes
+        for axis in quality:
+            for kind, (label, colour) in kinds.items():
+                charts.curve(axis, run.series(f"pseudo_accuracy{kind}"), colour, label)
+            charts.curve(axis, run.series("pseudo_miou"), charts.ORANGE, "mIoU of all")
+            axis.set_title("right, against hidden masks")
+            axis.set_ylim(0, 1)
+            axis.legend(loc="lower right")
+        charts.curve(share, run.series("reliable_share"), charts.GREEN)
+        share.set_title("share of pixels that count as reliable")
+        share.set_ylim(0, 1.02)
+        charts.noisy(gamma, *run.series("gamma"))
+        gamma.set_title("entropy threshold γ, nats")
+
+    note = "" if measured else '<p class="note">No unlabelled image has a mask to compare with.</p>'
+    return note + charts.figure(draw, 2 + measured)
 
 
 def bank(run: Run) -> str:
     if not run.series("bank_fill")[0]:
         return ""
+    colours = palette(len(run.series("bank_fill")[1][0]))
 
     def draw(axes: Sequence[Any]) -> None:
-        for axis, name, title in zip(
-            axes,
-            ("bank_fill", "bank_turnover", "anchors"),
-            ("keys held, each class", "share new in a step, mean", "anchor pixels of a step, least and mean"),
-            strict=True,
-        ):
-            steps, rows = run.series(name)
-            values = np.asarray(rows, dtype=float)
-            if name == "bank_fill":
-                axis.plot(steps, values, linewidth=0.8)
-            else:
-                axis.plot(steps, values.mean(1), color="#4c78a8")
-            if name == "anchors":
-                axis.plot(steps, values.min(1), color="#e45756")
-            axis.set_title(title)
+        charts.per_class(axes[0], run.series("bank_fill"), colours)
+        axes[0].set_title("keys held, each class")
+        charts.per_class(axes[1], run.series("bank_turnover"), colours)
+        axes[1].set_title("share of them new in a step")
+        charts.per_class(axes[2], run.series("anchors"), colours)
+        axes[2].set_title("anchor pixels of a step, each class")
+        axes[2].set_yscale("symlog", linthresh=1)
+        for axis in axes:
             axis.set_ylim(bottom=0)
 
-    return _figure(draw, 3)
+    return charts.figure(draw, 3)
 
 
 def confusion(run: Run) -> str:
     counts = run.metrics.get("confusion")
     if not counts:
         return ""
-    matrix = np.asarray(counts, dtype=float)
-    share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    names = run.class_names or [str(i) for i in range(len(matrix))]
-
-    def draw(axes: Sequence[Any]) -> None:
-        axis = axes[0]
-        picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        if len(names) <= 30:
-            axis.set_xticks(range(len(names)), names, rotation=90)
-            axis.set_yticks(range(len(names)), names)
-        axis.set_xlabel("predicted")
-        axis.set_ylabel("truth")
-        axis.grid(visible=False)
-        axis.figure.colorbar(picture, label="share of the class's pixels")
-
-    return _figure(draw, 1, size=(7.5, 6.5))
+    share = np.asarray(counts, dtype=float)
+    share /= share.sum(1, keepdims=True).clip(min=1)
+    side = 3.2 + 0.27 * min(len(share), charts.MOST_NAMED)
+    drawing = charts.figure(lambda axes: charts.matrix(axes[0], share, _names(run, len(share))), 1, (side + 1, side))
+    return (
+        f'<p class="note">Of each class\'s pixels, how many % are called what.</p><div class="square">{drawing}</div>'
+    )
 
 
 def pictures(run: Run) -> str:
-    found = sorted((run.folder / "pictures").glob("*.png"))
-    captions = (path.stem.replace("-", ": ").replace("_", " ") for path in found)
-    return "".join(
-        html_page.figure(path.read_bytes(), "png", caption) for path, caption in zip(found, captions, strict=True)
-    )
+    found = sorted((run.folder / "pictures").glob("*.png"), key=lambda path: _place(path.stem))
+    figures, before = [], ""
+    for path in found:
+        kind = path.stem.partition("-")[0]  # labelled ones in a row, then unlabelled ones
+        figures += ["<br>"] * bool(before and kind != before)
+        before = kind
+        figures.append(html_page.figure(path.read_bytes(), "png", PICTURES.get(path.stem, path.stem)))
+    return "".join(figures)
+
+
+def _place(stem: str) -> tuple[int, str]:
+    known = list(PICTURES)
+    return (known.index(stem) if stem in known else len(known), stem)
 
 
 def settings(run: Run) -> str:
@@ -240,29 +345,12 @@ def settings(run: Run) -> str:
     return f"<details><summary>config.yaml</summary><pre>{text}</pre></details>"
 
 
-def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    out: list[float] = []
-    for value in values:
-        out.append(value if not out else weight * out[-1] + (1 - weight) * value)
-    return out
+def _names(run: Run, count: int) -> list[str]:
+    return run.class_names if len(run.class_names) == count else [f"class {i}" for i in range(count)]
 
 
-def _figure(draw: Callable[[Sequence[Any]], None], panels: int, size: tuple[float, float] | None = None) -> str:
-    """What ``draw`` makes of some axes, as inline SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size or (4 * panels, 2.8), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    if size is None:
-        for axis in axes:
-            axis.set_xlabel("step")
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return text.getvalue()[text.getvalue().index("<svg") :]
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def main(arguments: list[str] | None = None) -> None:

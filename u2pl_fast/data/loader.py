@@ -195,7 +195,8 @@ def train_loader(
 def _default_workers() -> int:
     """One process a core but one, shared by the ranks of this machine."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(_MAX_WORKERS, max(0, len(os.sched_getaffinity(0)) // ranks - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux alone
+    return min(_MAX_WORKERS, max(0, cores // ranks - 1))
 
 
 def evaluation_samples(

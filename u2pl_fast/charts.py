@@ -1,0 +1,97 @@
+"""Curves and matrices of a run as inline SVG: small, legible at any size, without anything loaded from elsewhere."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+BLUE, ORANGE, GREEN, RED, PALE = "#4c78a8", "#f58518", "#54a24b", "#e45756", "#b8c9dd"
+PANEL = (4.0, 2.7)  # inches
+MOST_POINTS = 240  # of a curve: more cannot be seen, and would fill the file
+MOST_NAMED = 40  # classes whose names fit beside a matrix
+
+
+def thinned(steps: Sequence[int], values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``MOST_POINTS`` means of neighbours; ``values`` are numbers, or a row of numbers a step."""
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    if len(x) <= MOST_POINTS:
+        return x, y
+    edges = np.linspace(0, len(x), MOST_POINTS + 1).astype(int)
+    starts, counts = edges[:-1], np.diff(edges)
+    means = np.add.reduceat(y, starts, axis=0) / counts.reshape(-1, *[1] * (y.ndim - 1))
+    return np.add.reduceat(x, starts) / counts, means
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Exponential mean over about a fifteenth of the curve, free of the weight of its first value."""
+    values = np.asarray(values, dtype=float)
+    weight = 1 - 1 / max(1.0, len(values) / 15)
+    out, total, mass = np.empty_like(values), 0.0, 0.0
+    for i, value in enumerate(values):
+        total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)
+        out[i] = total / mass
+    return out
+
+
+def noisy(axis: Any, steps: Sequence[int], values: Sequence[float]) -> None:
+    """A curve behind its smoothed self, from 0 up."""
+    x, y = thinned(steps, values)
+    axis.plot(x, y, color=PALE, linewidth=0.8)
+    axis.plot(x, smooth(y), color=BLUE)
+    axis.set_ylim(bottom=0)
+
+
+def curve(axis: Any, series: tuple[Sequence[int], Sequence[float]], colour: str, label: str | None = None) -> None:
+    """A curve; its points too where they are few."""
+    x, y = thinned(*series)
+    axis.plot(x, y, color=colour, label=label, **_marked(x))
+
+
+def per_class(axis: Any, series: tuple[Sequence[int], Sequence[Sequence[float]]], colours: np.ndarray) -> None:
+    """A curve a class, in the colours of the table of classes."""
+    x, y = thinned(*series)
+    for column, colour in zip(y.T, colours, strict=True):
+        axis.plot(x, column, color=colour / 255, linewidth=1, **_marked(x))
+
+
+def _marked(x: np.ndarray) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 3} if len(x) <= 12 else {}
+
+
+def matrix(axis: Any, share: np.ndarray, names: Sequence[str]) -> None:
+    """A confusion matrix of shares; numbers where there is room for them."""
+    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.grid(visible=False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("truth")
+    if len(names) <= MOST_NAMED:
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
+    if len(names) <= 21:
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.005:
+                colour = "white" if value > 0.5 else "#333333"
+                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
+    axis.figure.colorbar(picture, label="share of the class's pixels", shrink=0.7)
+
+
+def figure(draw: Callable[[Sequence[Any]], None], panels: int, size: tuple[float, float] | None = None) -> str:
+    """What ``draw`` makes of some axes side by side; without a ``size`` their x axes are steps."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Text stays text: the browser's letters are sharper and smaller than outlines of them.
+    with rc_context({"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "svg.hashsalt": "u2pl_fast"}):
+        drawing = Figure(figsize=size or (PANEL[0] * panels, PANEL[1]), layout="constrained")
+        axes = drawing.subplots(1, panels, squeeze=False)[0]
+        for axis in axes:
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        if size is None:
+            for axis in axes:
+                axis.set_xlabel("step")
+        text = io.StringIO()
+        drawing.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
