@@ -359,6 +359,20 @@ def test_many_masks_without_names_are_not_counted(tmp_path, monkeypatch):
     assert build_dataset("folder", root, "train").num_classes == 3
 
 
+@pytest.mark.parametrize(("name", "limit"), [("MAX_SCANNED_MASKS", 3), ("MAX_SCANNED_PIXELS", 3 * 24 * 32)])
+def test_only_so_many_masks_are_decoded_before_training(tmp_path, monkeypatch, name, limit):
+    """Those after them are refused when they are read."""
+    root = folder(tmp_path)
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    save(root / "labels/train/train3.png", mask(3, (0, 9)))
+    with pytest.raises(DataError, match="train3.png: class id 9"):
+        split_dataset(build_dataset("folder", root, "train"), seed=0)
+    monkeypatch.setattr(f"u2pl_fast.data.pairs.{name}", limit)
+    dataset = split_dataset(build_dataset("folder", root, "train"), seed=0).dataset
+    with pytest.raises(DataError, match="train3.png: class id 9"):
+        dataset.label(3)
+
+
 # --- Training on them -------------------------------------------------------------------------------------------------
 
 
