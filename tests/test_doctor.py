@@ -106,10 +106,10 @@ def test_all_broken_files_are_told_at_once(tmp_path, diagnose):
     (root / "labels/val/val0.png").write_bytes(b"")
     diagnosis = diagnose("folder", root)
     assert diagnosis.code == 1
-    assert len(diagnosis.found("error", "2 images: cannot be read", "download")["where"]) == 2
-    assert diagnosis.found("error", "1 mask: cannot be read")["where"] == [str(root / "labels/val/val0.png")]
-    diagnosis.found("error", "1 mask: hold colours instead of class ids", "class id")
-    diagnosis.found("error", "1 mask: were compressed as JPEG", "PNG")
+    assert len(diagnosis.found("error", "2 images unreadable", "download")["where"]) == 2
+    assert diagnosis.found("error", "1 mask unreadable")["where"] == [str(root / "labels/val/val0.png")]
+    diagnosis.found("error", "1 mask with colours instead of class ids", "class id")
+    diagnosis.found("error", "1 mask compressed as JPEG", "PNG")
     (where,) = diagnosis.found("error", "1 mask of another size", "nearest")["where"]
     assert "train5.png: 32x20, its image 32x24" in where
 
@@ -119,7 +119,7 @@ def test_long_lists_are_cut_on_the_screen_alone(tmp_path, diagnose):
     for i in range(9):
         (root / f"images/train/train{i}.png").write_bytes(b"")
     diagnosis = diagnose("folder", root)
-    assert len(diagnosis.found("error", "9 images: cannot")["where"]) == 9
+    assert len(diagnosis.found("error", "9 images unreadable")["where"]) == 9
     assert "and 4 more (all of them with --json)" in diagnosis.text and "train8.png" not in diagnosis.text
 
 
@@ -129,7 +129,7 @@ def test_masks_of_unlabelled_images_weigh_less(tmp_path, diagnose, monkeypatch):
     save(root / "SegmentationClassAug/2007_000009.png", picture(9))
     flags = ("--labeled-list", str(tmp_path / "list.txt"))
     diagnosis = diagnose("voc", root, *flags)
-    diagnosis.found("error", "1 mask: hold colours")  # a training compares pseudo-labels with it
+    diagnosis.found("error", "1 mask with colours")  # a training compares pseudo-labels with it
     monkeypatch.setattr("u2pl_fast.doctor.evidence.QUALITY_IMAGES", 4)
     diagnosis = diagnose("voc", root, *flags)
     assert diagnosis.code == 0
