@@ -422,6 +422,15 @@ def test_two_steps_on_cityscapes(tmp_path):
     assert set(np.flatnonzero(confusion.sum(1))) == {0, 2, 6, 13, 18}  # rows are the truth
 
 
+def test_the_classes_of_a_known_data_set_are_its_own(tmp_path):
+    """Those of a training on something else would give its masks another meaning; evaluate compares the numbers."""
+    for dataset, root, number in (("cityscapes", cityscapes(tmp_path / "c"), 19), ("voc", voc(tmp_path / "v"), 21)):
+        val = build_dataset(dataset, root, "val", classes_from=["a", "b"])
+        assert val.num_classes == number
+    mapped = build_dataset("voc", root, "val", classes_from=["road", "car"], label_map=("0:0", "*:1"))
+    assert mapped.class_names == ["road", "car"]
+
+
 def test_a_label_map_is_kept_by_evaluate_and_resume(tmp_path):
     root, file = folder(tmp_path / "data", values=(0, 255)), tmp_path / "map.txt"
     file.write_text("0:0\n255:1\n")

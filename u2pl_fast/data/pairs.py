@@ -228,13 +228,16 @@ def chosen_classes(
 ) -> list[str] | None:
     """The class names of a data set, None where only its masks can tell.
 
-    `fixed`, the training's, comes first. A label map decides how many there are: their names are those of classes.txt,
-    else the data set's `own` if it has as many, else numbers. Without one, `own`, then classes.txt.
+    Without a label map they are the data set's `own`. Where it has none, or with a map, the training's `fixed` ones
+    come first. A map alone decides how many there are: the names are `own` if those are as many, else those of
+    classes.txt, else numbers.
     """
+    if own is not None and label_map is None:
+        return list(own)
     if fixed is not None:
         return list(fixed)
     if label_map is None:
-        return list(own) if own is not None else read_classes_file(root)
+        return read_classes_file(root)
     if own is not None and len(own) == label_map.num_classes:
         return list(own)
     return read_classes_file(root) or numbered_classes(label_map.num_classes)
