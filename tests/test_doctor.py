@@ -173,6 +173,19 @@ def test_black_and_white_masks(tmp_path, diagnose):
     diagnosis.found("ok", "2 classes: low_rank is 1")
 
 
+def test_black_and_white_masks_of_one_part_alone(tmp_path, diagnose):
+    root = folder(tmp_path / "data")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    for path in (root / "labels/val").iterdir():
+        save(path, mask(0, (0, 255)))
+    diagnose("folder", root).found("error", "masks hold 0 and 255 alone")
+    root = folder(tmp_path / "other")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    save(root / "labels/train/train4.png", mask(0, (0, 255)))
+    (tmp_path / "l.txt").write_text("train4\n")
+    diagnose("folder", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "masks hold 0 and 255 alone")
+
+
 def test_values_without_a_class(tmp_path, diagnose):
     root = folder(tmp_path / "data", values=(0, 1, 2, 7, 9))
     (root / "classes.txt").write_text("a\nb\nc\n")
