@@ -10,12 +10,13 @@ import yaml
 from dataset_trees import ade20k, cityscapes, folder, mask, picture, save, voc
 from PIL import Image
 
-from u2pl_fast import checkpoint, evaluate, train
+from u2pl_fast import checkpoint, data, evaluate, train
 from u2pl_fast.config import TrainConfig, resolve
-from u2pl_fast.data import DataError, build_dataset, split_dataset, training_data
+from u2pl_fast.data import DataError, build_dataset, files, pairs, split_dataset, training_data
 from u2pl_fast.data.ade20k import ADE20K_CLASSES
 from u2pl_fast.data.cityscapes import CITYSCAPES_LABEL_IDS
 from u2pl_fast.data.values import LabelMap, label_map_entries
+from u2pl_fast.doctor.__main__ import main as doctor
 
 
 def raw(path: Path) -> np.ndarray:
@@ -59,11 +60,11 @@ def test_voc_without_sbd_says_that_it_is_small(tmp_path):
 def test_voc_lists_by_their_other_names(tmp_path):
     root = voc(tmp_path)
     lists = root / "ImageSets/Segmentation"
-    pairs = [f"/JPEGImages/2007_{i:06d}.jpg /SegmentationClassAug/2007_{i:06d}.png" for i in range(8)]
+    lines = [f"/JPEGImages/2007_{i:06d}.jpg /SegmentationClassAug/2007_{i:06d}.png" for i in range(8)]
     (lists / "train_aug.txt").unlink()
     (note,) = build_dataset("voc", root, "train").notes
     assert "there is no train_aug.txt" in note
-    (lists / "trainaug.txt").write_text("\n".join(pairs))
+    (lists / "trainaug.txt").write_text("\n".join(lines))
     dataset = build_dataset("voc", root, "train")
     assert dataset.names == [f"2007_{i:06d}" for i in range(8)] and dataset.has_label(7)
 
@@ -263,6 +264,25 @@ def test_ade20k_lists(tmp_path, line):
         assert listed(root, "ade20k", [text], tmp_path).labeled == (2,)
 
 
+# --- One more ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_data_set_that_the_docs_add(tmp_path, monkeypatch, capsys):
+    """As printed there: it trains with lists and label maps, and the doctor knows it."""
+    page = (Path(__file__).parents[1] / "docs/datasets.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    names = vars(pairs) | vars(files)
+    exec(code, names)
+    monkeypatch.setitem(data.DATASETS, "mine", data._on_disk(names["MyDataset"]))
+    root = folder(tmp_path / "data", values=(0, 1))
+    (root / "images").rename(root / "pictures")
+    (root / "labels").rename(root / "masks")
+    split = listed(root, "mine", ["pictures/train/train2.png masks/train/train2.png", "train4"], tmp_path)
+    assert split.labeled == (2, 4) and split.dataset.class_names == ["sky", "land"]
+    doctor(["--dataset", "mine", "--data-root", str(root), "--label-map", "0:1", "1:0"])
+    assert "trainable: 0 errors, 0 warnings" in capsys.readouterr().out
+
+
 # --- Label maps -------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +379,20 @@ def test_many_masks_without_names_are_not_counted(tmp_path, monkeypatch):
     assert build_dataset("folder", root, "train").num_classes == 3
 
 
+@pytest.mark.parametrize(("name", "limit"), [("MAX_SCANNED_MASKS", 3), ("MAX_SCANNED_PIXELS", 3 * 24 * 32)])
+def test_only_so_many_masks_are_decoded_before_training(tmp_path, monkeypatch, name, limit):
+    """Those after them are refused when they are read."""
+    root = folder(tmp_path)
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    save(root / "labels/train/train3.png", mask(3, (0, 9)))
+    with pytest.raises(DataError, match="train3.png: class id 9"):
+        split_dataset(build_dataset("folder", root, "train"), seed=0)
+    monkeypatch.setattr(f"u2pl_fast.data.pairs.{name}", limit)
+    dataset = split_dataset(build_dataset("folder", root, "train"), seed=0).dataset
+    with pytest.raises(DataError, match="train3.png: class id 9"):
+        dataset.label(3)
+
+
 # --- Training on them -------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +420,15 @@ def test_two_steps_on_cityscapes(tmp_path):
     assert {0, 2, 6, 13, 18} <= set(scored)
     confusion = np.array(metrics["confusion"])
     assert set(np.flatnonzero(confusion.sum(1))) == {0, 2, 6, 13, 18}  # rows are the truth
+
+
+def test_the_classes_of_a_known_data_set_are_its_own(tmp_path):
+    """Those of a training on something else would give its masks another meaning; evaluate compares the numbers."""
+    for dataset, root, number in (("cityscapes", cityscapes(tmp_path / "c"), 19), ("voc", voc(tmp_path / "v"), 21)):
+        val = build_dataset(dataset, root, "val", classes_from=["a", "b"])
+        assert val.num_classes == number
+    mapped = build_dataset("voc", root, "val", classes_from=["road", "car"], label_map=("0:0", "*:1"))
+    assert mapped.class_names == ["road", "car"]
 
 
 def test_a_label_map_is_kept_by_evaluate_and_resume(tmp_path):

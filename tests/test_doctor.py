@@ -106,10 +106,10 @@ def test_all_broken_files_are_told_at_once(tmp_path, diagnose):
     (root / "labels/val/val0.png").write_bytes(b"")
     diagnosis = diagnose("folder", root)
     assert diagnosis.code == 1
-    assert len(diagnosis.found("error", "2 images: cannot be read", "download")["where"]) == 2
-    assert diagnosis.found("error", "1 mask: cannot be read")["where"] == [str(root / "labels/val/val0.png")]
-    diagnosis.found("error", "1 mask: hold colours instead of class ids", "class id")
-    diagnosis.found("error", "1 mask: were compressed as JPEG", "PNG")
+    assert len(diagnosis.found("error", "2 images unreadable", "download")["where"]) == 2
+    assert diagnosis.found("error", "1 mask unreadable")["where"] == [str(root / "labels/val/val0.png")]
+    diagnosis.found("error", "1 mask with colours instead of class ids", "class id")
+    diagnosis.found("error", "1 mask compressed as JPEG", "PNG")
     (where,) = diagnosis.found("error", "1 mask of another size", "nearest")["where"]
     assert "train5.png: 32x20, its image 32x24" in where
 
@@ -119,7 +119,7 @@ def test_long_lists_are_cut_on_the_screen_alone(tmp_path, diagnose):
     for i in range(9):
         (root / f"images/train/train{i}.png").write_bytes(b"")
     diagnosis = diagnose("folder", root)
-    assert len(diagnosis.found("error", "9 images: cannot")["where"]) == 9
+    assert len(diagnosis.found("error", "9 images unreadable")["where"]) == 9
     assert "and 4 more (all of them with --json)" in diagnosis.text and "train8.png" not in diagnosis.text
 
 
@@ -129,7 +129,7 @@ def test_masks_of_unlabelled_images_weigh_less(tmp_path, diagnose, monkeypatch):
     save(root / "SegmentationClassAug/2007_000009.png", picture(9))
     flags = ("--labeled-list", str(tmp_path / "list.txt"))
     diagnosis = diagnose("voc", root, *flags)
-    diagnosis.found("error", "1 mask: hold colours")  # a training compares pseudo-labels with it
+    diagnosis.found("error", "1 mask with colours")  # a training compares pseudo-labels with it
     monkeypatch.setattr("u2pl_fast.doctor.evidence.QUALITY_IMAGES", 4)
     diagnosis = diagnose("voc", root, *flags)
     assert diagnosis.code == 0
@@ -171,6 +171,19 @@ def test_black_and_white_masks(tmp_path, diagnose):
     diagnosis = diagnose("folder", root, "--label-map", "0:0", "255:1")
     assert diagnosis.code == 0 and not diagnosis.of("warning")
     diagnosis.found("ok", "2 classes: low_rank is 1")
+
+
+def test_black_and_white_masks_of_one_part_alone(tmp_path, diagnose):
+    root = folder(tmp_path / "data")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    for path in (root / "labels/val").iterdir():
+        save(path, mask(0, (0, 255)))
+    diagnose("folder", root).found("error", "masks hold 0 and 255 alone")
+    root = folder(tmp_path / "other")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    save(root / "labels/train/train4.png", mask(0, (0, 255)))
+    (tmp_path / "l.txt").write_text("train4\n")
+    diagnose("folder", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "masks hold 0 and 255 alone")
 
 
 def test_values_without_a_class(tmp_path, diagnose):

@@ -139,7 +139,7 @@ def test_evaluate_refuses_bad_input_in_one_line(trained, root, tmp_path):
         (["--checkpoint", folder / "none.pt"], "no checkpoint at"),
         (["--checkpoint", folder / "text.pt"], "text.pt is truncated, damaged"),
         (["--checkpoint", trained, "--split", "test"], "test: no such folder"),
-        (["--checkpoint", trained, "--dataset", "voc"], "--dataset must be one of"),
+        (["--checkpoint", trained, "--dataset", "coco"], "--dataset must be one of"),
         (["--checkpoint", trained, "--dataset", "shapes"], "shapes has 6 classes"),
         (["--checkpoint", trained, "--data-root", folder / "x"], "no such folder"),
         (["--checkpoint", trained, "--resize", "-1", "5"], "resize: expected"),

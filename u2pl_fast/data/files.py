@@ -89,8 +89,8 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 def check_sizes(image_path: Path, mask_path: Path | None) -> None:
     """Refuse an unreadable image or mask, or a pair of different sizes. Reads headers only, unless they disagree."""
-    image_size = _header_size(image_path)
-    if mask_path is None or image_size == _header_size(mask_path):
+    image_size = header_size(image_path)
+    if mask_path is None or image_size == header_size(mask_path):
         return
     # A PNG may carry its orientation after the pixels, where the header doesn't show it: let the decoder decide.
     height, width = read_image(image_path).shape[:2]
@@ -103,7 +103,7 @@ def check_sizes(image_path: Path, mask_path: Path | None) -> None:
         )
 
 
-def _header_size(path: Path) -> tuple[int, int]:
+def header_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF orientation, without decoding the pixels."""
     with _opened(path) as image:
         # Asked for its EXIF block, PIL decodes a whole PNG in search of one.

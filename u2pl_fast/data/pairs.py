@@ -7,10 +7,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from .base import Entry, default_ignore_index
-from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, check_sizes, read_image, read_mask, thread_count
+from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, check_sizes, header_size, read_image, read_mask, thread_count
 from .values import LabelMap, MaskValues, looks_binary, present_values
 
-MAX_SCANNED_MASKS = 4096  # decoding more than this before training takes minutes; every read is checked anyway
+# Decoding more than this before training takes minutes; every read is checked anyway.
+MAX_SCANNED_MASKS = 4096
+MAX_SCANNED_PIXELS = 2**31
 CLASSES_FILE = "classes.txt"
 
 
@@ -106,8 +108,9 @@ class PairDataset:
             index = self._listed_image(entry.image, source)
             if entry.mask is not None:
                 mask = self._listed_mask(entry.mask, source)
-                if named.setdefault(index, mask).resolve() != mask.resolve():
-                    raise DataError(f"{source}: {entry.image!r} has two masks, {named[index]} and {mask}; keep one")
+                first = named.setdefault(index, mask)
+                if first != mask and first.resolve() != mask.resolve():
+                    raise DataError(f"{source}: {entry.image!r} has two masks, {first} and {mask}; keep one")
                 self._masks[index] = mask
             indices.append(index)
         return indices
@@ -181,27 +184,36 @@ class PairDataset:
 
     def check(self, labeled: Sequence[int], unlabeled: Sequence[int] = ()) -> None:
         """Headers of every file, and the values of every labelled mask where those are not too many."""
-        decoded = set(labeled[:MAX_SCANNED_MASKS])
+        for index in labeled:
+            if not self.has_label(index):
+                self._raw_mask(index)  # raises, naming the missing file
+        decoded = set(labeled[: self._scanned(labeled)])
 
         def check_sample(index: int) -> list[int]:
             check_sizes(self._images[index], self._masks[index])
             if index not in decoded:
                 return []
             ids = self._raw_mask(index)
-            self._label(index, ids)
-            return present_values(ids)[0].tolist()
+            present = present_values(ids)[0]
+            if not self.values_of(self._masks[index]).known(present).all():
+                self._label(index, ids)  # raises, naming the pixel
+            return present.tolist()
 
         def check_image(index: int) -> None:
             check_sizes(self._images[index], None)
 
-        for index in labeled:
-            if not self.has_label(index):
-                self._raw_mask(index)  # raises, naming the missing file
         with ThreadPoolExecutor(thread_count()) as pool:
             present = set().union(*pool.map(check_sample, labeled))
             list(pool.map(check_image, unlabeled))
         if self.label_map is None and looks_binary(present):
             raise binary_masks(self._masks[labeled[0]].parent)
+
+    def _scanned(self, labeled: Sequence[int]) -> int:
+        """How many masks to decode before training, as if all were of the first one's size."""
+        if not labeled:
+            return 0
+        width, height = header_size(self._masks[labeled[0]])
+        return min(MAX_SCANNED_MASKS, max(1, MAX_SCANNED_PIXELS // (width * height)))
 
 
 def binary_masks(folder: Path) -> DataError:
@@ -216,13 +228,16 @@ def chosen_classes(
 ) -> list[str] | None:
     """The class names of a data set, None where only its masks can tell.
 
-    `fixed`, the training's, comes first. A label map decides how many there are: their names are those of classes.txt,
-    else the data set's `own` if it has as many, else numbers. Without one, `own`, then classes.txt.
+    Without a label map they are the data set's `own`. Where it has none, or with a map, the training's `fixed` ones
+    come first. A map alone decides how many there are: the names are `own` if those are as many, else those of
+    classes.txt, else numbers.
     """
+    if own is not None and label_map is None:
+        return list(own)
     if fixed is not None:
         return list(fixed)
     if label_map is None:
-        return list(own) if own is not None else read_classes_file(root)
+        return read_classes_file(root)
     if own is not None and len(own) == label_map.num_classes:
         return list(own)
     return read_classes_file(root) or numbered_classes(label_map.num_classes)

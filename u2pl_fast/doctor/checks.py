@@ -18,14 +18,14 @@ LABEL_IDS_FIX = (
     "take the *_labelTrainIds.png files for masks, or --dataset cityscapes, which turns labelIds into the 19 classes"
 )
 PROBLEMS = {
-    "missing": ("not there", "put them back, or take them out of the list"),
-    "unreadable": ("cannot be read: truncated, damaged or no image", "copy or download them again"),
+    "missing": ("that are not there", "put them back, or take them out of the list"),
+    "unreadable": ("unreadable: truncated, damaged, or no image at all", "copy or download them again"),
     "colour": (
-        "hold colours instead of class ids",
+        "with colours instead of class ids",
         "replace each colour by its class id and save 8-bit grey or palette PNG files",
     ),
-    "lossy": ("were compressed as JPEG, which changes class ids", "save the original masks as PNG"),
-    "bits": ("are grey with 2 or 4 bits a pixel", "save them as 8-bit grey or palette PNG"),
+    "lossy": ("compressed as JPEG, which changes class ids", "save the original masks as PNG"),
+    "bits": ("in grey of 2 or 4 bits a pixel", "save them as 8-bit grey or palette PNG"),
 }
 
 
@@ -101,7 +101,7 @@ def files(evidence: Evidence) -> Iterator[Finding]:
             broken["mask", sample.mask_error.kind, evidence.mask_is_needed(sample)].append(str(sample.mask))
     for (noun, kind, needed), paths in broken.items():
         what, fix = PROBLEMS.get(kind, PROBLEMS["unreadable"])
-        title = f"{counted(len(paths), noun)}: {what}"
+        title = f"{counted(len(paths), noun)} {what}"
         if needed:
             yield error(title, fix, paths)
         else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,19 +58,20 @@ class Evidence:
     def datasets(self) -> list[PairDataset]:
         return [dataset for dataset in (self.train, self.val) if dataset is not None]
 
-    @property
+    @cached_property
     def labeled(self) -> set[int]:
         return set() if self.split is None else set(self.split.labeled)
 
     @property
     def values_present(self) -> set[int]:
         """In any mask, as they are in the files."""
-        return set().union(*(sample.values.tolist() for sample in self.samples))
+        return _values_in(self.samples)
 
-    @property
+    @cached_property
     def black_and_white(self) -> bool:
-        """Whether masks are pictures of two classes that no label map explains."""
-        return self.settings.label_map is None and looks_binary(self.values_present)
+        """Whether the masks of one part, labelled or to score, are pictures that no label map explains."""
+        groups = [self.labeled_samples(), *map(self.samples_of, self.datasets)]
+        return self.settings.label_map is None and any(looks_binary(_values_in(group)) for group in groups)
 
     def samples_of(self, dataset: PairDataset | None) -> list[Sample]:
         return [] if dataset is None else [sample for sample in self.samples if sample.split == dataset.split]
@@ -109,6 +111,10 @@ class Evidence:
         return pixels, images
 
 
+def _values_in(samples: Sequence[Sample]) -> set[int]:
+    return set().union(*(sample.values.tolist() for sample in samples))
+
+
 def gather(settings: TrainConfig, max_files: int | None, progress: Progress) -> Evidence:
     """Open the splits, divide the training split, and read the files, at most `max_files` images."""
     evidence = Evidence(settings)
@@ -123,7 +129,7 @@ def gather(settings: TrainConfig, max_files: int | None, progress: Progress) -> 
     jobs = [(dataset, evenly(indices, number)) for (dataset, indices), number in zip(groups, numbers, strict=True)]
     evidence.samples = scan(jobs, progress)
     if evidence.classes_counted:
-        values: set[int] = set().union(*(sample.values.tolist() for sample in evidence.samples_of(evidence.train)))
+        values = _values_in(evidence.samples_of(evidence.train))
         evidence.class_names = numbered_classes(1 + highest_class(values))
         evidence.counted_values = MaskValues.class_ids(max(1, evidence.num_classes))
     return evidence
