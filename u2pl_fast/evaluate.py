@@ -75,7 +75,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         root = config.data_root
         if root is None and name == trained.dataset:
             root = trained.data_root
-        dataset = build_dataset(name, root, config.split, classes_from=state["class_names"] or None)
+        dataset = build_dataset(
+            name,
+            root,
+            config.split,
+            classes_from=state["class_names"] or None,
+            image_format=trained.image_format,
+        )
         if dataset.num_classes != state["num_classes"]:
             raise ValueError(
                 f"dataset: {name} has {dataset.num_classes} classes, {config.checkpoint} was trained with "

@@ -27,6 +27,7 @@ from .data.files import IMAGE_SUFFIXES
 from .data.loader import to_tensor
 from .data.views import resize_image
 from .distributed import session
+from .images import viewable
 from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
 from .palette import colorize, heat, palette
 from .reference import PixelStats
@@ -98,7 +99,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
         done = 0
         for path, name in track(jobs, "predicting", disable=not sys.stdout.isatty()):
             try:
-                pixels = read_image(path)
+                pixels = read_image(path, trained.image_format)
                 image = to_tensor(pixels)
                 image = (image if resize is None else resize_image(image, resize))[None].to(device)
                 stats = predict_labels(
@@ -180,7 +181,7 @@ def _write(
 ) -> None:
     label = stats.label[0].cpu().numpy()
     uncertainty = stats.entropy[0].cpu().numpy() / math.log(max(num_classes, 2))
-    blend = (1 - opacity) * pixels + opacity * colorize(label, num_classes)
+    blend = (1 - opacity) * viewable(pixels) + opacity * colorize(label, num_classes)
     overlay = Image.fromarray(blend.round().astype(np.uint8))
     pictures = {
         "mask": Image.fromarray(label.astype(np.uint8 if num_classes <= 255 else np.uint16)),

@@ -25,6 +25,7 @@ from .config import TrainConfig, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .inference import evaluate_model, pseudo_label_quality
 from .learner import Learner, Step
+from .models import pretrained_normalisation
 from .readback import Readback
 from .reference import partition, unreliable_share
 from .runlog import RunLog
@@ -51,7 +52,9 @@ class Trainer:
         self.semi = config.method != "supervised"
 
         self.split = data.training_data(config)
-        self.val = data.build_dataset(config.dataset, config.data_root, "val", classes_from=self.split.dataset)
+        self.val = data.build_dataset(
+            config.dataset, config.data_root, "val", classes_from=self.split.dataset, image_format=config.image_format
+        )
         dataset = self.split.dataset
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
         self.steps_per_epoch = self.split.steps_per_epoch(config.batch_size * self.world)
@@ -355,15 +358,16 @@ def _check_batch(config: TrainConfig) -> None:
 # Settings that may differ between a run and its continuation without changing what is computed.
 FREE_ON_RESUME = {
     "out", "resume", "stop_after", "workers", "threads", "cache", "save_every", "log_every", "eval_every",
-    "data_root", "device", "encoder_weights", "init_from", "max_skipped",
+    "data_root", "device", "encoder_weights", "init_from", "max_skipped", "checkpoint_encoder",
 }  # fmt: skip
 
 
 def _check_same_run(state: dict, config: TrainConfig, world: int, path: Path) -> None:
-    saved, now = state["config"], config.to_dict()
-    changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved.get(name) != now[name])
+    # A setting that the run did not know yet had its default's effect.
+    saved, now = TrainConfig().to_dict() | state["config"], config.to_dict()
+    changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved[name] != now[name])
     if changed:
-        listed = ", ".join(f"{name} was {saved.get(name)}, now {now[name]}" for name in changed)
+        listed = ", ".join(f"{name} was {saved[name]}, now {now[name]}" for name in changed)
         raise ValueError(f"resume: {path} belongs to a run with other settings ({listed}); use them, or another --out")
     if state["world_size"] != world:
         raise ValueError(
@@ -462,6 +466,14 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
     network += [str(trainer.device)] + [config.amp_dtype] * config.amp + ["channels_last"] * config.channels_last
     say(", ".join(network))
+
+    own = pretrained_normalisation(config.encoder) if config.encoder_weights != "none" else None
+    if config.in_channels == 3 and config.image_mean is None and own not in (None, config.normalisation):
+        mean, std = (" ".join(map(str, values)) for values in own)
+        say(
+            f"images are normalised by ImageNet's mean; the weights of {config.encoder} were trained with "
+            f"--image-mean {mean} --image-std {std}"
+        )
 
     batch = config.batch_size * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..images import RGB, ImageFormat
 from .base import SegmentationDataset
 from .files import DataError, read_image
 from .folder import CAMVID_CLASSES, FolderDataset
@@ -59,10 +60,12 @@ def build_dataset(
     split: str,
     *,
     classes_from: SegmentationDataset | Sequence[str] | None = None,
+    image_format: ImageFormat = RGB,
 ) -> SegmentationDataset:
     """One split ("train", "val", ...) of a registered data set. `root` is not read by `shapes`.
 
     `classes_from` is the training split whose classes this one shares, or their names, as a checkpoint has them.
+    `image_format` is what its images are read as.
     Every split but "train" is for scoring: each of its images must have a mask, and all files are checked here.
 
     Raises ValueError for an unknown name, `DataError` for files and folders, naming what was looked for.
@@ -70,6 +73,7 @@ def build_dataset(
     if name not in DATASETS:
         raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}, got {name!r}")
     dataset = DATASETS[name](root, split, getattr(classes_from, "class_names", classes_from))
+    dataset.image_format = image_format
     if split != TRAIN_SPLIT:
         dataset.check(range(len(dataset)))
     return dataset
@@ -78,7 +82,7 @@ def build_dataset(
 def training_data(config: "TrainConfig") -> Split:
     """The training split of the config's data set, divided and checked as the config says."""
     return split_dataset(
-        build_dataset(config.dataset, config.data_root, TRAIN_SPLIT),
+        build_dataset(config.dataset, config.data_root, TRAIN_SPLIT, image_format=config.image_format),
         seed=config.seed,
         labeled_fraction=config.labeled_fraction,
         num_labeled=config.num_labeled,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..images import RGB, ImageFormat
 from .base import Entry, default_ignore_index, label_dtype
 from .files import (
     IMAGE_SUFFIXES,
@@ -40,7 +41,7 @@ _IGNORE_16_BIT = 65535
 class FolderDataset:
     """One split of a folder of images and masks.
 
-    Layout: `root/images/<split>/<id>.<jpg|png|...>`, `root/labels/<split>/<id>.png`, optionally `root/classes.txt`
+    Layout: `root/images/<split>/<id>.<jpg|png|npy|...>`, `root/labels/<split>/<id>.png`, optionally `root/classes.txt`
     with a class name a line. Subfolders belong to the id. An image without a mask is an unlabelled sample.
 
     Mask values are class ids 0 .. C-1. Ignored pixels are 255 (where C <= 255) or 65535 (in 16-bit files); in
@@ -49,6 +50,8 @@ class FolderDataset:
     The number of classes is that of `class_names`, else of classes.txt, else it is read off all training masks.
     Raises `DataError`, which names the file or the folder.
     """
+
+    image_format: ImageFormat = RGB
 
     def __init__(self, root: Path | str, split: str, *, class_names: Sequence[str] | None = None) -> None:
         self.root, self.split = Path(root), split
@@ -70,7 +73,7 @@ class FolderDataset:
         return len(self.names)
 
     def image(self, index: int) -> np.ndarray:
-        return read_image(self._images[index])
+        return read_image(self._images[index], self.image_format)
 
     def has_label(self, index: int) -> bool:
         return self._masks[index] is not None
@@ -129,12 +132,12 @@ class FolderDataset:
         decoded = set(labeled[:MAX_SCANNED_MASKS])
 
         def check_sample(index: int) -> None:
-            check_sizes(self._images[index], self._masks[index])
+            check_sizes(self._images[index], self._masks[index], self.image_format)
             if index in decoded:
                 self.label(index)
 
         def check_image(index: int) -> None:
-            check_sizes(self._images[index], None)
+            check_sizes(self._images[index], None, self.image_format)
 
         for index in labeled:
             if not self.has_label(index):
