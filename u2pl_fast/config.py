@@ -10,6 +10,7 @@ import yaml
 
 from .images import ImageFormat, normalisation
 
+RECIPE_FILES = Path(__file__).parent / "recipes"  # whole configurations by name, for --config
 RECIPES = {
     "lean": {"projection": "pointwise", "key_encoder": "student", "labeled_probs": "student"},
     "paper": {"projection": "conv", "key_encoder": "teacher", "labeled_probs": "teacher"},
@@ -262,6 +263,17 @@ class TrainConfig:
         if not isinstance(values, dict):
             raise ValueError(f"config: {path} must hold 'name: value' lines")
         return cls.from_dict(values, str(path))
+
+
+def find_config(name: str) -> Path:
+    """The file of ``--config``: a path, or the name of one of the configurations in :data:`RECIPE_FILES`."""
+    path = Path(name)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path
+    names = sorted(file.stem for file in RECIPE_FILES.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"config: no file {name}, and no configuration of that name; there are {', '.join(names)}")
+    return RECIPE_FILES / f"{name}.yaml"
 
 
 def _typed(hint: Any, value: Any) -> Any:

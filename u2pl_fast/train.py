@@ -21,7 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from . import checkpoint, data, ops
-from .config import TrainConfig, resolve
+from .config import TrainConfig, find_config, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .inference import evaluate_model, pseudo_label_quality
 from .learner import Learner, Step
@@ -512,17 +512,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """``--config FILE.yaml`` gives the defaults, the other flags override them."""
+    """``--config``, a YAML file or the name of one in u2pl_fast/recipes, gives the defaults; flags override them."""
     arguments = list(arguments)
     default = TrainConfig()
     for position, argument in enumerate(arguments):
         if argument == "--config" or argument.startswith("--config="):
             inline = "=" in argument
             if not inline and position + 1 == len(arguments):
-                raise ValueError("config: --config needs a file")
+                raise ValueError("config: --config needs a file or a name")
             path = argument.split("=", 1)[1] if inline else arguments[position + 1]
             del arguments[position : position + (1 if inline else 2)]
-            default = TrainConfig.from_yaml(Path(path))
+            default = TrainConfig.from_yaml(find_config(path))
             break
     return tyro.cli(TrainConfig, args=arguments, default=default, prog="python -m u2pl_fast.train", description=__doc__)
 
