@@ -17,6 +17,7 @@ from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
 
 WIDTH = 256  # channels of the decoder's features
+REASSEMBLED = (256, 512, 1024, 1024)  # of the four maps before they are fused
 POSSIBLE = "vit_*, deit_*, deit3_*, vit_*_dinov2, vit_*_dinov3, eva02_*, vit_*_siglip_*"
 
 Stages = tuple[list[Tensor], list[Tensor | None]]
@@ -54,7 +55,12 @@ class Decoder(DPTDecoder):
         strides = [2 ** round(math.log2(patch))] * len(encoder.output_strides)
         readout = "cat" if encoder.has_prefix_tokens else "ignore"
         super().__init__(
-            encoder.out_channels, strides, encoder.has_prefix_tokens, readout=readout, fusion_channels=WIDTH
+            encoder.out_channels,
+            strides,
+            encoder.has_prefix_tokens,
+            readout=readout,
+            intermediate_channels=REASSEMBLED,
+            fusion_channels=WIDTH,
         )
         initialization.initialize_decoder(self)
 
