@@ -116,6 +116,7 @@ setup(
     # kernels/ lies at the top of the repository; in a checkout u2pl_fast/kernels is a link to it.
     packages=[*packages, "u2pl_fast.kernels"],
     package_dir={"u2pl_fast.kernels": "kernels"},
+    package_data={"u2pl_fast": ["recipes/*.yaml"]},
     ext_modules=ext_modules,
     cmdclass=cmdclass,
 )

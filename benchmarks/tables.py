@@ -26,7 +26,7 @@ from .registry import load
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "accuracy.md")
+PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md")
 DOCUMENTS = (*(ROOT / "docs" / page for page in PAGES), ROOT / "README.md")
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SETTING = tuple(name for name in results.KEY if name != "impl")
@@ -361,6 +361,24 @@ def predictions(_: Path) -> str:
     return markdown(["op", "workload", *(f"{machine}, *predicted*" for machine in roofline.PUBLISHED)], rows)
 
 
+def networks(folder: Path) -> str:
+    """Architectures by encoders: what each pair's logits and features are, or that it can't be built."""
+    rows = json.loads((folder / "networks.json").read_text())
+    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    table = []
+    for arch in dict.fromkeys(row["arch"] for row in rows):
+        own = {row["encoder"]: row for row in rows if row["arch"] == arch}
+        built = [row for row in own.values() if "error" not in row]
+        cells = [f"`{arch}`", *("—" if "error" in own[encoder] else "✓" for encoder in encoders)]
+        for name in ("logits_stride", "features_stride", "multiple"):
+            cells.append(" / ".join(dict.fromkeys(f"{row[name]:g}" for row in built)))
+        millions = [row["decoder_parameters"] / 1e6 for row in built]
+        cells.append(f"{number(min(millions))} – {number(max(millions))}")
+        table.append(cells)
+    header = ["`--arch`", *(f"`{encoder}`" for encoder in encoders)]
+    return markdown([*header, "stride of logits", "of features", "sizes: multiples of", "decoder, M parameters"], table)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     f.__name__: f
     for f in (
@@ -378,7 +396,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
         resources,
         workloads,
     )
-    + (predictions, traffic)
+    + (predictions, traffic, networks)
     + accuracy.TABLES
 }
 

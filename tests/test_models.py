@@ -1,12 +1,18 @@
 """Networks: grids, heads, encoder weights, and messages for what cannot work."""
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from u2pl_fast import checkpoint, dpt
+from u2pl_fast.config import TrainConfig
 from u2pl_fast.models import SegmentationNetwork
-from u2pl_fast.outputs import represent
+from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.reference import gather_pixels
+from u2pl_fast.train import run
 
 SMALL = "mobilenetv3_small_050"
 
@@ -126,3 +132,188 @@ def test_unknown_names_are_refused(options, message):
 def test_images_of_the_wrong_size_are_refused_with_the_right_one():
     with pytest.raises(ValueError, match="pad to 64×112"):
         network()(images(width=100))
+
+
+# --- Channels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize(
+    ("arch", "encoder", "stem"),
+    [("fpn", SMALL, "conv_stem.weight"), ("fpn", "convnext_atto", "stem.0.weight")],
+    ids=["as named", "renamed for its features"],
+)
+def test_a_file_of_rgb_weights_fits_any_number_of_channels_as_timm_adapts_it(tmp_path, channels, arch, encoder, stem):
+    torch.manual_seed(3)
+    file = tmp_path / "weights.safetensors"
+    whole = timm.create_model(encoder)
+    save_file(whole.state_dict(), file)
+    # timm's own way: it loads the file into a model of so many channels.
+    theirs = timm.create_model(encoder, in_chans=channels, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    expected = theirs.state_dict()[stem]
+    net = network(arch, encoder, encoder_weights=file, in_channels=channels)
+    loaded = net.encoder.model.state_dict()
+    assert torch.equal(loaded.get(stem, loaded.get(stem.replace("stem.0", "stem_0"))), expected)
+
+
+def test_other_shapes_are_still_refused(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    donor = network(in_channels=5).encoder.model.state_dict()
+    save_file(donor, file)
+    with pytest.raises(ValueError, match="0 tensors missing, 1 of another shape, first conv_stem.weight"):
+        network(in_channels=4, encoder_weights=file)
+
+
+# --- Architectures and encoders ---------------------------------------------------------------------------------------
+
+
+def one_step(net: SegmentationNetwork, height: int = 64, width: int = 96) -> SegmentationOutput:
+    """A forward and backward pass that reads everything; each parameter that wants a gradient must get one."""
+    output = net(images(height=height, width=width), representations=True)
+    total = output.logits.square().mean() + represented(output).square().mean()
+    total.backward()
+    missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing, missing
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    return output
+
+
+def represented(output: SegmentationOutput) -> torch.Tensor:
+    if output.project is None:
+        return output.features
+    return output.project(output.features.permute(0, 2, 3, 1).flatten(0, 2))
+
+
+@pytest.mark.parametrize("projection", ["pointwise", "conv"])
+@pytest.mark.parametrize(
+    ("arch", "stride", "feature_stride"),
+    [
+        ("unet", 1, 4), ("unetplusplus", 1, 4), ("manet", 1, 4), ("linknet", 1, 4), ("fpn", 4, 4), ("pspnet", 8, 8),
+        ("deeplabv3", 8, 8), ("deeplabv3plus", 4, 4), ("pan", 4, 4), ("upernet", 4, 4), ("segformer", 4, 4),
+    ],
+)  # fmt: skip
+def test_every_architecture_trains_a_step_with_both_heads(arch, stride, feature_stride, projection):
+    output = one_step(network(arch, projection=projection, representation_dim=6, projection_width=8), 128, 160)
+    assert output.logits.shape[-2:] == (128 // stride, 160 // stride)
+    assert output.features.shape[-2:] == (128 // feature_stride, 160 // feature_stride)
+
+
+@pytest.mark.parametrize(("arch", "encoder"), [("segformer", "mit_b0"), ("upernet", "convnext_atto")])
+def test_encoders_of_both_libraries(arch, encoder):
+    one_step(network(arch, encoder, projection="pointwise"))
+    assert network(arch, encoder, in_channels=5, encoder_weights=None).encoder.out_channels[0] == 5
+
+
+@pytest.fixture
+def narrow_dpt(monkeypatch):
+    """The same decoder with a few per cent of its weights."""
+    monkeypatch.setattr(dpt, "WIDTH", 16)
+    monkeypatch.setattr(dpt, "REASSEMBLED", (16, 24, 32, 32))
+
+
+@pytest.mark.parametrize("projection", ["pointwise", "conv"])
+@pytest.mark.parametrize(
+    ("encoder", "patch", "grid"),
+    [
+        ("vit_tiny_patch16_224", 16, (5, 7)),
+        ("vit_tiny_patch16_224", 16, (4, 6)),
+        ("eva02_tiny_patch14_224", 14, (5, 4)),
+    ],
+)
+def test_dpt_on_vision_transformers_of_any_patch_and_odd_grids(encoder, patch, grid, projection, narrow_dpt):
+    net = network("dpt", encoder, projection=projection, representation_dim=6, projection_width=8)
+    height, width = grid[0] * patch, grid[1] * patch
+    output = one_step(net, height, width)
+    assert net.pad_multiple == patch
+    assert output.logits.shape[-2:] == (8 * grid[0], 8 * grid[1])
+    assert output.features.shape[-2:] == (-(-height // 4), -(-width // 4))
+    assert net(images(height=2 * patch, width=3 * patch)).logits.shape[-2:] == (16, 24)  # another size at any time
+    with pytest.raises(ValueError, match=f"multiples of {patch}"):
+        net(images(height=height + 1, width=width))
+
+
+@pytest.mark.parametrize("recipe", ["lean", "paper"])
+def test_dpt_trains_and_goes_on_where_it_was(tmp_path, narrow_dpt, recipe):
+    """Crops of a size that 14 does not divide are filled up, teacher and bank included."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 1)):
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for index in range(count):
+            pixels, label = rng.integers(0, 256, (40, 56, 3)), rng.integers(0, 3, (40, 56))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data/images" / split / f"{index}.png")
+            Image.fromarray(label.astype(np.uint8)).save(tmp_path / "data/labels" / split / f"{index}.png")
+
+    def train(name: str, **options) -> dict:
+        config = TrainConfig(
+            out=tmp_path / name, dataset="folder", data_root=tmp_path / "data", encoder_weights="none",
+            bank_capacity=64, background_capacity=64, arch="dpt", encoder="eva02_tiny_patch14_224", recipe=recipe,
+            crop_size=(40, 56),
+            batch_size=2, num_labeled=2, steps=2, sup_only_epochs=0, representation_dim=6, projection_width=8,
+            eval_every=2, save_every=1, log_every=1, workers=0, threads=1, device="cpu", **options,
+        )  # fmt: skip
+        run(config)
+        return checkpoint.load(config.out / "last.pt")
+
+    whole = train("whole")
+    train("parts", stop_after=1)
+    parts = train("parts", resume=True)
+    assert whole["step"] == parts["step"] == 2 and int(whole["skipped"]) == 0
+    for network_name in ("student", "teacher"):
+        assert all(torch.equal(whole[network_name][key], value) for key, value in parts[network_name].items())
+    assert (tmp_path / "whole" / "best.pt").exists()
+
+
+def test_dpt_keeps_left_and_right_where_they_are(narrow_dpt):
+    """With weights that treat both sides alike, the mirrored grid gives the mirrored map."""
+    net = network("dpt", "vit_tiny_patch16_224").eval()
+    stages = net.encoder(torch.rand(1, 3, 80, 112))
+    for stage in stages[0]:
+        stage.copy_((stage + stage.flip(-1)) / 2)
+    for module in net.decoder.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.weight.data = (module.weight.data + module.weight.data.flip(-1)) / 2
+    decoded = net.decoder(stages)
+    torch.testing.assert_close(decoded, decoded.flip(-1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "message"),
+    [
+        ("dpt", "resnet10t", "dpt can't be built on resnet10t.*vit_"),
+        ("dpt", "mit_b0", "dpt can't be built on mit_b0.*none of timm's"),
+        ("dpt", "swin_tiny_patch4_window7_224", r"features have strides \[4, 8, 16, 32\].*upernet"),
+        ("fpn", "vit_tiny_patch16_224", "plain vision transformers are for --arch dpt"),
+        ("linknet", "mit_b0", "arch: linknet can't be built on mit_b0"),
+        ("deeplabv3plus", "pvt_v2_b0", "can't be dilated.*segformer"),
+    ],
+)
+def test_what_does_not_fit_together_names_what_does(arch, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        network(arch, encoder)
+
+
+def test_dpt_has_no_output_stride():
+    with pytest.raises(ValueError, match="output_stride: a vision transformer has one grid"):
+        network("dpt", "vit_tiny_patch16_224", output_stride=8)
+
+
+def test_swin_takes_any_size():
+    net = network("upernet", "swin_tiny_patch4_window7_224").eval()
+    assert net(images(height=32, width=96)).logits.shape[-2:] == (8, 24)
+
+
+def test_checkpointing_the_encoder_changes_no_gradient(narrow_dpt):
+    def gradients(**options):
+        net = network("dpt", "vit_tiny_patch16_224", projection="pointwise", **options)
+        torch.manual_seed(7)
+        one_step(net, 64, 64)
+        return [p.grad for p in net.parameters()], net
+
+    (plain, _), (again, net) = gradients(), gradients(checkpoint_encoder=True)
+    assert net.encoder.model.grad_checkpointing
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    with pytest.raises(ValueError, match="checkpoint_encoder: mobilenetv3_small_050 has batch norm"):
+        network(checkpoint_encoder=True)
+    with pytest.raises(ValueError, match="checkpoint_encoder: mit_b0 can't"):
+        network("segformer", "mit_b0", checkpoint_encoder=True)

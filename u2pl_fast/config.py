@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from .data.values import label_map_entries
+from .images import ImageFormat, normalisation
 
+RECIPE_FILES = Path(__file__).parent / "recipes"  # whole configurations by name, for --config
 RECIPES = {
     "lean": {"projection": "pointwise", "key_encoder": "student", "labeled_probs": "student"},
     "paper": {"projection": "conv", "key_encoder": "teacher", "labeled_probs": "teacher"},
@@ -47,7 +49,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 # Settings that decide which images and masks are read, and as what: those of the doctor, too.
 DATA_SETTINGS = (
     "dataset", "data_root", "labeled_fraction", "num_labeled", "labeled_list", "unlabeled_list", "label_map",
-    "low_rank", "seed",
+    "low_rank", "seed", "in_channels", "value_range",
 )  # fmt: skip
 FALLBACKS: dict[str, Any] = {
     "encoder": "tf_efficientnet_lite0",
@@ -96,18 +98,29 @@ class TrainConfig:
     blur_prob: float = 0.5
     cache: bool = True
     """Keep decoded images in memory where they fit."""
+    in_channels: int = 3
+    """Channels of an image: 1 = grey, 3 = RGB, 4 = RGBA or RGB + NIR, N = bands of a .npy or TIFF file."""
+    value_range: tuple[float, float] | None = None
+    """Stored values that become 0 and 255; unset: 16-bit values are divided by 256, float ones refused. 8-bit ones
+    stay as they are."""
 
     # Network
     arch: str = "deeplabv3plus"
     """segmentation-models-pytorch architecture with a decoder."""
     encoder: str | None = None
-    """timm model name."""
+    """timm model name, or one of segmentation-models-pytorch's own, such as mit_b0."""
     encoder_weights: str | None = None
     """imagenet, none, or a .safetensors file; unset: none for shapes, imagenet otherwise."""
     output_stride: int | None = None
     """Encoder stride 8, 16 or 32; unset: the architecture's own."""
     auxiliary: bool = False
     """Add an auxiliary classifier on the last but one encoder stage."""
+    image_mean: tuple[float, ...] | None = None
+    """Mean of each channel where white is 1, subtracted; unset: ImageNet's, averaged unless there are 3 channels."""
+    image_std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, divided by; unset: as for image_mean."""
+    checkpoint_encoder: bool = False
+    """Compute the encoder's activations a second time in the backward pass instead of keeping them."""
     align_corners: bool = False
     """How logits map to pixels."""
     sync_batchnorm: bool = True
@@ -222,6 +235,16 @@ class TrainConfig:
     max_skipped: int = 20
     """Steps in a row with a loss or gradient that is not finite, after which training stops."""
 
+    @property
+    def image_format(self) -> ImageFormat:
+        """How images are read from files."""
+        return ImageFormat(self.in_channels, self.value_range)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, where white is 1."""
+        return normalisation(self.in_channels, self.image_mean, self.image_std)
+
     def to_dict(self) -> dict[str, Any]:
         """Primitives only, as YAML and checkpoints hold them."""
         return {name: _primitive(value) for name, value in dataclasses.asdict(self).items()}
@@ -258,6 +281,17 @@ class TrainConfig:
         return cls.from_dict(values, str(path))
 
 
+def find_config(name: str) -> Path:
+    """The file of ``--config``: a path, or the name of one of the configurations in :data:`RECIPE_FILES`."""
+    path = Path(name)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path
+    names = sorted(file.stem for file in RECIPE_FILES.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"config: no file {name}, and no configuration of that name; there are {', '.join(names)}")
+    return RECIPE_FILES / f"{name}.yaml"
+
+
 def _typed(hint: Any, value: Any) -> Any:
     """``value``, as YAML gives it, in the type of its field; TypeError or ValueError where it can't be."""
     if type(None) in get_args(hint):
@@ -269,6 +303,10 @@ def _typed(hint: Any, value: Any) -> Any:
     if get_args(hint) == (str, ...):  # label_map: a list of words, one word, or a mapping
         words = [f"{key}:{item}" for key, item in value.items()] if isinstance(value, dict) else value
         return tuple(_typed(str, word) for word in ([words] if isinstance(words, str) else words))
+    if get_origin(hint) is tuple and get_args(hint)[1] is Ellipsis:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(_typed(get_args(hint)[0], item) for item in value)
     if get_origin(hint) is tuple:
         return tuple(_typed(kind, item) for kind, item in zip(get_args(hint), value, strict=True))
     if hint is float and type(value) in (int, float, str):
@@ -310,7 +348,16 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def _check(config: TrainConfig) -> None:
-    positive = ("batch_size", "accumulate", "num_anchors", "num_negatives", "bank_capacity", "log_every", "save_every")
+    positive = (
+        "in_channels",
+        "batch_size",
+        "accumulate",
+        "num_anchors",
+        "num_negatives",
+        "bank_capacity",
+        "log_every",
+        "save_every",
+    )
     for name in positive:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
@@ -321,6 +368,16 @@ def _check(config: TrainConfig) -> None:
     for name in ("temperature", "lr"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)}")
+    for name in ("image_mean", "image_std"):
+        values = getattr(config, name)
+        if values is not None and len(values) != config.in_channels:
+            raise ValueError(
+                f"{name}: expected a number for each of in_channels={config.in_channels} channels, got {len(values)}"
+            )
+    if config.image_std is not None and not min(config.image_std) > 0:
+        raise ValueError(f"image_std: expected positive numbers, got {config.image_std}")
+    if config.value_range is not None and not config.value_range[0] < config.value_range[1]:
+        raise ValueError(f"value_range: expected two numbers, the lower first, got {config.value_range}")
     if config.stop_after is not None and config.stop_after % config.accumulate:
         raise ValueError(
             f"stop_after: {config.stop_after} falls between two updates, each of accumulate={config.accumulate} steps; "

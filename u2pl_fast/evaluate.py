@@ -80,8 +80,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         if name == trained.dataset:
             root = trained.data_root if root is None else root
             label_map = trained.label_map if label_map is None else label_map
-        names = state["class_names"] or None
-        dataset = build_dataset(name, root, config.split, classes_from=names, label_map=label_map)
+        dataset = build_dataset(
+            name,
+            root,
+            config.split,
+            classes_from=state["class_names"] or None,
+            label_map=label_map,
+            image_format=trained.image_format,
+        )
         if dataset.num_classes != state["num_classes"]:
             raise ValueError(
                 f"dataset: {name} has {dataset.num_classes} classes, {config.checkpoint} was trained with "

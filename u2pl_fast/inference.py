@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from . import checkpoint, exported, ops
 from .averaging import SlidingView, View, WholeView, mean_stats
 from .config import TrainConfig
-from .data import MEAN_COLOR
 from .data.views import resize_image
 from .distributed import Group, all_sum
+from .images import mean_color, normalisation
 from .metrics import ConfusionMatrix
 from .models import build_model
 from .reference import PixelStats, upsample
@@ -61,7 +61,7 @@ def predict_labels(
     Args:
         model: returns an object with ``logits`` ``(B, C, h', w')``, and says ``pad_multiple`` and ``align_corners``.
             It runs in the mode it is in: put it into evaluation mode first.
-        image: uint8 ``(B, 3, h, w)`` on the model's device.
+        image: uint8 ``(B, N, h, w)`` on the model's device, N = the model's ``in_channels``, 3 where it names none.
         size: ``(H, W)`` of the result; None = that of the image.
         protocol: ``"whole"`` or ``"slide"``.
         window: height and width of the windows of ``slide``, in pixels of each scale; a smaller image is one window.
@@ -76,7 +76,7 @@ def predict_labels(
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    _check_image(image)
+    _check_image(image, getattr(model, "in_channels", 3))
     size = tuple(image.shape[-2:]) if size is None else tuple(size)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales: expected positive factors such as 0.75 1 1.25, got {tuple(scales)}")
@@ -94,7 +94,7 @@ def predict_labels(
             windows = partial(_window_probabilities, model, flip=flip, amp_dtype=amp_dtype)
             views.append(SlidingView(windows, scaled, fitting, stride, size))
             continue
-        padded = _pad(scaled, model.pad_multiple)
+        padded = _pad(scaled, model)
         logits = _network_logits(model, padded, flip, amp_dtype)
         # The padded image covers this many pixels of the result's scale; what lies beyond the image is cut off.
         full = [
@@ -120,9 +120,9 @@ def _check_windows(
 
 
 def _window_probabilities(model: nn.Module, window: Tensor, flip: bool, amp_dtype: torch.dtype | None) -> Tensor:
-    """Probabilities (B, C, h, w) of a window (B, 3, h, w), at its own size."""
+    """Probabilities (B, C, h, w) of a window (B, N, h, w), at its own size."""
     height, width = window.shape[-2:]
-    padded = _pad(window, model.pad_multiple)
+    padded = _pad(window, model)
     logits = upsample(_network_logits(model, padded, flip, amp_dtype), padded.shape[-2:], model.align_corners)
     return logits[..., :height, :width].softmax(1)
 
@@ -138,24 +138,25 @@ def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torc
     return torch.logaddexp(logits.float().log_softmax(1), mirrored.float().log_softmax(1))
 
 
-def _pad(image: Tensor, multiple: int) -> Tensor:
-    """Fill up with the mean colour, below and to the right, until both sides are multiples of ``multiple``."""
+def _pad(image: Tensor, model: nn.Module) -> Tensor:
+    """Fill up with the mean colour, below and to the right, until the model takes the size."""
     height, width = image.shape[-2:]
-    padded_height, padded_width = (-(-side // multiple) * multiple for side in (height, width))
+    padded_height, padded_width = (-(-side // model.pad_multiple) * model.pad_multiple for side in (height, width))
     if (padded_height, padded_width) == (height, width):
         return image
     padded = image.new_empty(*image.shape[:2], padded_height, padded_width)
-    for channel, value in enumerate(MEAN_COLOR):
+    color = getattr(model, "mean_color", None) or mean_color(normalisation(image.shape[1])[0])
+    for channel, value in enumerate(color):
         padded[:, channel].fill_(value)
     padded[..., :height, :width] = image
     return padded
 
 
-def _check_image(image: Tensor) -> None:
+def _check_image(image: Tensor, channels: int) -> None:
     if image.dtype != torch.uint8:
         raise TypeError(f"image: expected uint8 in 0..255, got {image.dtype}")
-    if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape:
-        raise ValueError(f"image: expected (B, 3, h, w), got {tuple(image.shape)}")
+    if image.dim() != 4 or image.shape[1] != channels or 0 in image.shape:
+        raise ValueError(f"image: expected (B, {channels}, h, w), got {tuple(image.shape)}")
 
 
 @contextmanager
@@ -194,7 +195,7 @@ def evaluate_model(
 
     Args:
         model: see :func:`predict_labels`; the bare network, not its DDP wrapper.
-        samples: ``(image uint8 (3, h, w), label (H, W), name)``, CPU tensors; with ``group``, this process's share
+        samples: ``(image uint8 (N, h, w), label (H, W), name)``, CPU tensors; with ``group``, this process's share
             (no image in two shares).
         num_classes: C.
         ignore_index: label of pixels without truth.

@@ -1,9 +1,11 @@
 """A segmentation-models-pytorch network with a representation head; logits stay on the decoder's grid."""
 
+import copy
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
@@ -11,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from . import dpt
 from .config import TrainConfig
+from .images import mean_color, normalisation
 from .outputs import SegmentationOutput
 from .reference import pool_to_stride4
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 PROJECTIONS = ("pointwise", "conv")
 COMPILER = "inductor"
 
@@ -24,12 +26,15 @@ COMPILER = "inductor"
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder, classifier at the decoder's resolution, and optionally a representation head.
 
-    Takes images as uint8, or floats in 0..255, (B, 3, H, W) in RGB order, and normalises them itself.
+    Takes images as uint8, or floats in 0..255, (B, N, H, W), N = 3 in RGB order, and normalises them itself.
 
     Args:
-        arch: a segmentation-models-pytorch architecture with a ``decoder``, by its short name.
-        encoder: a timm model name.
+        arch: a segmentation-models-pytorch architecture with a ``decoder``, by its short name. ``"dpt"`` takes plain
+            vision transformers, the others take encoders with a pyramid of features.
+        encoder: a timm model name, or one of segmentation-models-pytorch's own encoders.
         num_classes: C.
+        in_channels: N. Pretrained weights of the first convolution are adapted to it as timm does: summed for one
+            channel, else repeated and scaled by 3 ÷ N.
         encoder_weights: ``None``, ``"imagenet"`` (downloaded by timm) or a ``.safetensors`` file of timm's names.
         projection: ``None``, ``"pointwise"`` (linear, LayerNorm, ReLU, linear on decoder features, so that it can be
             evaluated at chosen pixels) or ``"conv"`` (two 3×3 conv-BN-ReLU-dropout and a 1×1, dense, as published).
@@ -38,6 +43,8 @@ class SegmentationNetwork(nn.Module):
         output_stride: 8, 16 or 32 for the encoder; None keeps the architecture's own.
         auxiliary: adds a classifier on the last but one encoder stage, returned as ``aux_logits``.
         align_corners: how the logits are meant to be upsampled; read by those who do.
+        image_mean, image_std: N numbers each, where white is 1; None: see :func:`u2pl_fast.images.normalisation`.
+        checkpoint_encoder: keep no activations of the encoder, compute them again in the backward pass.
     """
 
     def __init__(
@@ -54,24 +61,26 @@ class SegmentationNetwork(nn.Module):
         output_stride: int | None = None,
         auxiliary: bool = False,
         align_corners: bool = False,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        checkpoint_encoder: bool = False,
     ) -> None:
         super().__init__()
-        network = _create(arch, encoder, num_classes, in_channels, encoder_weights == "imagenet", output_stride)
-        self.encoder, self.decoder, self.classifier = network.encoder, network.decoder, network.segmentation_head[0]
+        parts = _create(arch, encoder, num_classes, in_channels, encoder_weights == "imagenet", output_stride)
+        self.encoder, self.decoder, self.classifier = parts.encoder, parts.decoder, parts.classifier
         if encoder_weights not in (None, "imagenet"):
-            load_encoder_weights(self.encoder.model, Path(encoder_weights))
-        self.align_corners = align_corners
-        self.pad_multiple = self.encoder.output_stride if network.requires_divisible_input_shape else 1
-        width = self.classifier.in_channels
-        self.projection = _projection(projection, width, projection_width, representation_dim)
+            load_encoder_weights(getattr(self.encoder, "model", self.encoder), Path(encoder_weights))
+        if checkpoint_encoder:
+            _checkpoint(self.encoder, encoder)
+        self.in_channels, self.align_corners, self.pad_multiple = in_channels, align_corners, parts.pad_multiple
+        self.projection = _projection(projection, parts.width, projection_width, representation_dim)
         self.dense_projection = projection == "conv"
         self.representation_dim = representation_dim
         self.auxiliary = _auxiliary(self.encoder.out_channels[-2], num_classes) if auxiliary else None
-        mean, std = (255 * torch.tensor(x).view(1, -1, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
-        if in_channels != 3:
-            mean, std = (x.mean().expand(1, in_channels, 1, 1).clone() for x in (mean, std))
-        self.register_buffer("image_mean", mean, persistent=False)
-        self.register_buffer("image_std", std, persistent=False)
+        mean, std = normalisation(in_channels, image_mean, image_std)
+        self.mean_color = mean_color(mean)
+        self.register_buffer("image_mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("image_std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
@@ -82,6 +91,8 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor, *, representations: bool = False) -> SegmentationOutput:
         """Logits, and where asked for what the contrastive loss reads."""
         height, width = images.shape[-2:]
+        if images.shape[1] != self.in_channels:
+            raise ValueError(f"images: {images.shape[1]} channels, this network was built for {self.in_channels}")
         if height % self.pad_multiple or width % self.pad_multiple:
             padded = [-(-n // self.pad_multiple) * self.pad_multiple for n in (height, width)]
             raise ValueError(
@@ -91,7 +102,8 @@ class SegmentationNetwork(nn.Module):
         stages = self.encoder((images - self.image_mean) / self.image_std)
         decoded = self.decoder(stages)
         logits = self.classifier(decoded)
-        aux_logits = self.auxiliary(stages[-2]) if self.auxiliary is not None and self.training else None
+        maps = stages[0] if isinstance(stages, tuple) else stages  # dpt: beside them the class tokens
+        aux_logits = self.auxiliary(maps[-2]) if self.auxiliary is not None and self.training else None
         if not representations:
             return SegmentationOutput(logits, aux_logits=aux_logits)
         if self.projection is None:
@@ -102,37 +114,113 @@ class SegmentationNetwork(nn.Module):
         return SegmentationOutput(logits, features, self.projection, aux_logits)
 
 
-def _create(arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, output_stride: int | None):
+class _Parts(NamedTuple):
+    """``width``: channels of the decoder's features. ``pad_multiple``: of the image sizes that it takes."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    classifier: nn.Module
+    width: int
+    pad_multiple: int
+
+
+def _create(
+    arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, output_stride: int | None
+) -> _Parts:
     encoder = encoder.removeprefix("tu-")
-    if not timm.is_model(encoder):
+    if not timm.is_model(encoder) and encoder not in smp.encoders.get_encoder_names():
         close = ", ".join(timm.list_models(f"*{encoder}*")[:5]) or "see timm.list_models()"
-        raise ValueError(f"encoder: timm has no model {encoder!r}; close names: {close}")
-    options = {} if output_stride is None else {"encoder_output_stride": output_stride}
-    try:
-        network = smp.create_model(
-            arch,
-            f"tu-{encoder}",
-            encoder_weights=True if pretrained else None,
-            in_channels=in_channels,
-            classes=num_classes,
-            **options,
+        raise ValueError(
+            f"encoder: timm has no model {encoder!r}, and it is none of segmentation-models-pytorch's own, such as "
+            f"mit_b0; close names: {close}"
         )
+    try:
+        if arch == "dpt":
+            return _create_dpt(encoder, num_classes, in_channels, pretrained, output_stride)
+        return _create_smp(arch, encoder, num_classes, in_channels, pretrained, output_stride)
     except OSError as error:
         raise ValueError(
             f"encoder_weights: could not download the ImageNet weights of {encoder} ({type(error).__name__}); "
             "give a .safetensors file of timm's weights, or 'none' to start from scratch"
         ) from error
+    except RuntimeError as error:
+        if not pretrained:
+            raise
+        raise ValueError(f"encoder_weights: {error}") from error  # timm has no such weights
+
+
+def _create_dpt(
+    encoder: str, num_classes: int, in_channels: int, pretrained: bool, output_stride: int | None
+) -> _Parts:
+    if output_stride is not None:
+        raise ValueError("output_stride: a vision transformer has one grid, that of its patches; leave it out")
+    vit = dpt.ViTEncoder(encoder, in_channels, pretrained)
+    return _Parts(vit, dpt.Decoder(vit), dpt.classifier(num_classes), dpt.WIDTH, vit.output_stride)
+
+
+def _create_smp(
+    arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, output_stride: int | None
+) -> _Parts:
+    options: dict[str, Any] = {} if output_stride is None else {"encoder_output_stride": output_stride}
+    in_timm = timm.is_model(encoder)
+    if in_timm and "swin_transformer" in timm.models.model_entrypoint(encoder).__module__:
+        options["strict_img_size"] = False  # else it takes images of its pretraining's size alone
+    try:
+        network = smp.create_model(
+            arch,
+            f"tu-{encoder}" if in_timm else encoder,
+            encoder_weights="imagenet" if pretrained and not in_timm else pretrained or None,
+            in_channels=in_channels,
+            classes=num_classes,
+            **options,
+        )
     except KeyError as error:
-        raise ValueError(f"arch: {error.args[0]}") from error
-    except TypeError as error:
-        raise ValueError(f"arch: {arch} with encoder {encoder} does not take these options: {error}") from error
+        raise ValueError(f"{'encoder_weights' if 'weights' in str(error) else 'arch'}: {error.args[0]}") from error
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = str(error)
+        if "output_stride" in reason or isinstance(error, AssertionError):  # HRNet asserts a stride of 32
+            reason += "; the encoder can't be dilated as this architecture wants, use fpn, upernet, segformer or unet"
+        elif "downsampling pattern" in reason:
+            reason = "it has no features at strides 4, 8, 16 and 32; plain vision transformers are for --arch dpt"
+        raise ValueError(f"arch: {arch} can't be built on {encoder}: {reason.removeprefix('; ')}") from error
     if not hasattr(network, "decoder") or not isinstance(network.segmentation_head[0], nn.Conv2d):
         raise ValueError(f"arch: {arch} has no decoder followed by a convolution; choose another architecture")
-    return network
+    classifier = network.segmentation_head[0]
+    multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
+    if arch == "pspnet":
+        _freeze_unread(network.encoder, in_channels)
+    return _Parts(network.encoder, network.decoder, classifier, classifier.in_channels, multiple)
+
+
+def _freeze_unread(encoder: nn.Module, in_channels: int) -> None:
+    """Freeze what no feature depends on: PSPNet reads three stages, and some encoders keep the later ones.
+
+    Data-parallel training waits for the gradient of every parameter that wants one.
+    """
+    traced = copy.deepcopy(encoder).to("meta").train()
+    features = traced(torch.empty(2, in_channels, 64, 64, device="meta"))
+    sum(x.sum() for x in features if x.requires_grad).backward()
+    for parameter, trace in zip(encoder.parameters(), traced.parameters(), strict=True):
+        parameter.requires_grad_(trace.grad is not None)
+
+
+def _checkpoint(encoder: nn.Module, name: str) -> None:
+    network = getattr(encoder, "model", encoder)
+    if not hasattr(network, "set_grad_checkpointing"):
+        raise ValueError(f"checkpoint_encoder: {name} can't compute its activations again; leave it out")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        raise ValueError(
+            f"checkpoint_encoder: {name} has batch norm, which would count every batch twice; use it with encoders "
+            "that have none, such as vision transformers, ConvNeXt or Swin"
+        )
+    network.set_grad_checkpointing(True)
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
-    """Load a timm ``.safetensors`` file into a timm encoder; what the encoder lacks (its classifier) is left out."""
+    """Load a ``.safetensors`` file of the encoder's own library; what the encoder lacks (its classifier) is left out.
+
+    The weights of a first convolution for three channels are adapted to as many as the encoder has.
+    """
     if not path.is_file():
         raise ValueError(f"encoder_weights: no file {path}; give a .safetensors file, 'imagenet' or 'none'")
     try:
@@ -140,6 +228,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     except Exception as error:
         raise ValueError(f"encoder_weights: {path} is not a readable .safetensors file ({error})") from error
     wanted = encoder.state_dict()
+    weights = {name: _adapted(weights[key], wanted[name]) for name in wanted if (key := _stored(name, weights))}
     missing = [name for name in wanted if name not in weights]
     unequal = [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape]
     if missing or unequal:
@@ -147,7 +236,20 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
             f"encoder_weights: {path} does not fit this encoder: {len(missing)} tensors missing, {len(unequal)} of "
             f"another shape, first {(missing + unequal)[0]}; is it the file of this timm model?"
         )
-    encoder.load_state_dict({name: weights[name] for name in wanted})
+    encoder.load_state_dict(weights)
+
+
+def _stored(name: str, weights: Mapping[str, Tensor]) -> str | None:
+    """What the file calls a tensor of the encoder: timm renames ``stages.0`` to ``stages_0`` to read features there."""
+    unflattened = re.sub(r"^(\w+)_(\d+)\.", r"\1.\2.", name)
+    return next((key for key in (name, unflattened) if key in weights), None)
+
+
+def _adapted(weight: Tensor, wanted: Tensor) -> Tensor:
+    """A convolution for three channels as one for N; any other weight as it is."""
+    if wanted.dim() != 4 or weight.shape == wanted.shape or weight.shape != (len(wanted), 3, *wanted.shape[2:]):
+        return weight
+    return timm.models.adapt_input_conv(wanted.shape[1], weight)
 
 
 def _projection(kind: str | None, width: int, hidden: int, dim: int) -> nn.Module | None:
@@ -170,6 +272,13 @@ def _auxiliary(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(_conv_block(width, max(width // 4, 16)), nn.Conv2d(max(width // 4, 16), num_classes, 1))
 
 
+def pretrained_normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that timm's weights of an encoder were trained with; None where it has none."""
+    encoder = encoder.removeprefix("tu-")
+    known = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
+    return None if known is None else (tuple(known.mean), tuple(known.std))
+
+
 def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: bool = True) -> SegmentationNetwork:
     """The network of a resolved config; ``load_encoder_weights=False`` where a checkpoint will fill it anyway."""
     weights = None if config.encoder_weights == "none" or not load_encoder_weights else config.encoder_weights
@@ -177,6 +286,7 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
         config.arch,
         config.encoder,
         num_classes,
+        in_channels=config.in_channels,
         encoder_weights=weights,
         projection=config.projection if config.method == "u2pl" else None,
         representation_dim=config.representation_dim,
@@ -184,6 +294,9 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
         output_stride=config.output_stride,
         auxiliary=config.auxiliary,
         align_corners=config.align_corners,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        checkpoint_encoder=config.checkpoint_encoder,
     )
 
 

@@ -32,6 +32,7 @@ from .data.loader import to_tensor
 from .data.views import resize_image
 from .distributed import session
 from .gallery import Gallery
+from .images import viewable
 from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
 from .input_files import find_images, result_names
 
@@ -138,18 +139,19 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
             for index, (path, name) in enumerate(track(jobs, "predicting", disable=not sys.stdout.isatty())):
                 try:
                     with _memory_named(path, device):
-                        pixels = read_image(path)
+                        pixels = read_image(path, trained.image_format)
                         image = to_tensor(pixels)
                         image = (image if resize is None else resize_image(image, resize))[None].to(device)
                         stats = predict(image, pixels.shape[:2])
                         found = maps.maps_of(stats, num_classes, alpha=config.alpha, gamma=config.gamma)
-                        pictures = _pictures(found, pixels, config)
+                        photo = viewable(pixels)
+                        pictures = _pictures(found, photo, config)
                         _write(pictures, found, class_names, config, name)
                 except DataError as error:
                     failures.append(str(error))
                     print(failures[-1], file=sys.stderr)
                 else:
-                    gallery.add(index, str(path), pixels, found, pictures)
+                    gallery.add(index, str(path), photo, found, pictures)
         finally:  # a run that is stopped leaves the page of what it has done
             if gallery.done and "gallery" in config.only:
                 gallery.write(config.out / GALLERY)

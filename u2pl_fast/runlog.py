@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from .images import viewable
 from .palette import colorize, heat
 
 
@@ -93,7 +94,7 @@ class RunLog:
                 self._board.add_scalar(name + suffix, number, step)
 
     def pictures(self, step: int, maps: dict[str, Tensor], num_classes: int) -> None:
-        """First image of the batch in each view: images as they are, labels in colour, entropy as heat."""
+        """First image of the batch in each view: images as RGB, labels in colour, entropy as heat."""
         if not self.active:
             return
         self._pictures.mkdir(exist_ok=True)
@@ -106,6 +107,8 @@ class RunLog:
                 picture = torch.from_numpy(heat(scaled.numpy())).permute(2, 0, 1)
             elif picture.dtype == torch.bool:
                 picture = picture[None].byte() * 255
+            elif picture.dim() == 3:
+                picture = torch.from_numpy(viewable(picture.permute(1, 2, 0).numpy())).permute(2, 0, 1)
             self._board.add_image(name, picture, step)
             pixels = picture.permute(1, 2, 0).numpy()
             Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(

@@ -22,10 +22,11 @@ import yaml
 from torch import Tensor, nn
 
 from . import checkpoint, data, ops
-from .config import DATA_SETTINGS, TrainConfig, resolve
+from .config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .inference import evaluate_model, pseudo_label_quality
 from .learner import Learner, Step
+from .models import pretrained_normalisation
 from .readback import Readback
 from .reference import partition, unreliable_share
 from .runlog import RunLog
@@ -53,8 +54,14 @@ class Trainer:
 
         self.split = data.training_data(config)
         dataset = self.split.dataset
-        where = (config.dataset, config.data_root, "val")
-        self.val = data.build_dataset(*where, classes_from=dataset, label_map=config.label_map)
+        self.val = data.build_dataset(
+            config.dataset,
+            config.data_root,
+            "val",
+            classes_from=dataset,
+            label_map=config.label_map,
+            image_format=config.image_format,
+        )
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
         self.steps_per_epoch = self.split.steps_per_epoch(config.batch_size * self.world)
         self.steps = config.steps or max(1, round(config.epochs * self.steps_per_epoch))
@@ -357,15 +364,16 @@ def _check_batch(config: TrainConfig) -> None:
 # Settings that may differ between a run and its continuation without changing what is computed.
 FREE_ON_RESUME = {
     "out", "resume", "stop_after", "workers", "threads", "cache", "save_every", "log_every", "eval_every",
-    "data_root", "device", "encoder_weights", "init_from", "max_skipped",
+    "data_root", "device", "encoder_weights", "init_from", "max_skipped", "checkpoint_encoder",
 }  # fmt: skip
 
 
 def _check_same_run(state: dict, config: TrainConfig, world: int, path: Path) -> None:
-    saved, now = state["config"], config.to_dict()
-    changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved.get(name) != now[name])
+    # A setting that the run did not know yet had its default's effect.
+    saved, now = TrainConfig().to_dict() | state["config"], config.to_dict()
+    changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved[name] != now[name])
     if changed:
-        listed = ", ".join(f"{name} was {saved.get(name)}, now {now[name]}" for name in changed)
+        listed = ", ".join(f"{name} was {saved[name]}, now {now[name]}" for name in changed)
         raise ValueError(f"resume: {path} belongs to a run with other settings ({listed}); use them, or another --out")
     if state["world_size"] != world:
         raise ValueError(
@@ -467,6 +475,14 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     network += [str(trainer.device)] + [config.amp_dtype] * config.amp + ["channels_last"] * config.channels_last
     say(", ".join(network))
 
+    own = pretrained_normalisation(config.encoder) if config.encoder_weights != "none" else None
+    if config.in_channels == 3 and config.image_mean is None and own not in (None, config.normalisation):
+        mean, std = (" ".join(map(str, values)) for values in own)
+        say(
+            f"images are normalised by ImageNet's mean; the weights of {config.encoder} were trained with "
+            f"--image-mean {mean} --image-std {std}"
+        )
+
     batch = config.batch_size * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
     if trainer.semi:
@@ -518,17 +534,17 @@ def _doctor_hint(config: TrainConfig, error: data.DataError) -> str:
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """``--config FILE.yaml`` gives the defaults, the other flags override them."""
+    """``--config``, a YAML file or the name of one in u2pl_fast/recipes, gives the defaults; flags override them."""
     arguments = list(arguments)
     default = TrainConfig()
     for position, argument in enumerate(arguments):
         if argument == "--config" or argument.startswith("--config="):
             inline = "=" in argument
             if not inline and position + 1 == len(arguments):
-                raise ValueError("config: --config needs a file")
+                raise ValueError("config: --config needs a file or a name")
             path = argument.split("=", 1)[1] if inline else arguments[position + 1]
             del arguments[position : position + (1 if inline else 2)]
-            default = TrainConfig.from_yaml(Path(path))
+            default = TrainConfig.from_yaml(find_config(path))
             break
     return tyro.cli(TrainConfig, args=arguments, default=default, prog="python -m u2pl_fast.train", description=__doc__)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..images import RGB, ImageFormat
 from .ade20k import Ade20kDataset
 from .base import SegmentationDataset
 from .cityscapes import CityscapesDataset
@@ -85,11 +86,12 @@ def open_dataset(
     *,
     classes_from: SegmentationDataset | Sequence[str] | None = None,
     label_map: Sequence[str] | None = None,
+    image_format: ImageFormat = RGB,
 ) -> SegmentationDataset:
     """One split ("train", "val", ...) of a registered data set, its files not checked. `root` is not read by `shapes`.
 
     `classes_from` is the training split whose classes this one shares, or their names, as a checkpoint has them.
-    `label_map` is what --label-map takes.
+    `label_map` is what --label-map takes, `image_format` what the images are read as.
 
     Raises ValueError for an unknown name, `DataError` for files and folders, naming what was looked for.
     """
@@ -101,7 +103,9 @@ def open_dataset(
         if not Path(root).is_dir():
             raise DataError(f"--data-root {root}: no such folder")
     values = LabelMap.parse(label_map_entries(label_map)) if label_map else None
-    return DATASETS[name](root, split, getattr(classes_from, "class_names", classes_from), values)
+    dataset = DATASETS[name](root, split, getattr(classes_from, "class_names", classes_from), values)
+    dataset.image_format = image_format
+    return dataset
 
 
 def build_dataset(
@@ -111,12 +115,13 @@ def build_dataset(
     *,
     classes_from: SegmentationDataset | Sequence[str] | None = None,
     label_map: Sequence[str] | None = None,
+    image_format: ImageFormat = RGB,
 ) -> SegmentationDataset:
     """`open_dataset`, and the check of a split for scoring.
 
     That is every split but "train": each of its images must have a mask, and all files are checked here.
     """
-    dataset = open_dataset(name, root, split, classes_from=classes_from, label_map=label_map)
+    dataset = open_dataset(name, root, split, classes_from=classes_from, label_map=label_map, image_format=image_format)
     if split != TRAIN_SPLIT:
         dataset.check(range(len(dataset)))
     return dataset
@@ -125,7 +130,13 @@ def build_dataset(
 def training_data(config: "TrainConfig") -> Split:
     """The training split of the config's data set, divided and checked as the config says."""
     return split_dataset(
-        build_dataset(config.dataset, config.data_root, TRAIN_SPLIT, label_map=config.label_map),
+        build_dataset(
+            config.dataset,
+            config.data_root,
+            TRAIN_SPLIT,
+            label_map=config.label_map,
+            image_format=config.image_format,
+        ),
         seed=config.seed,
         labeled_fraction=config.labeled_fraction,
         num_labeled=config.num_labeled,

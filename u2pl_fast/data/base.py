@@ -5,6 +5,20 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..images import ImageFormat
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is. The message names the file or folder and what to do about it.
+
+    `kind` tells apart what befalls single files: missing, unreadable, colour, lossy, bits, size, values, unlabelled.
+    It is "process" where a loader process died, and "other" for everything else.
+    """
+
+    def __init__(self, message: str, kind: str = "other") -> None:
+        super().__init__(message)
+        self.kind = kind
+
 
 class Entry(NamedTuple):
     """One line of a list file: an image and, where the line names one, its mask (paths, or a bare id)."""
@@ -19,7 +33,8 @@ class SegmentationDataset(Protocol):
     `names[i]` identifies sample i in messages and output files. `notes` are lines for the log: what was found, where
     that is not what one might expect. `include` turns list entries into indices, adding samples that are not in the
     split yet; `check` raises `DataError` for what can be known before training, `labeled` and `unlabeled` being the
-    indices that will be read with and without their labels.
+    indices that will be read with and without their labels. `image_format` says what `image` is to return; it is set
+    after the data set is opened.
     """
 
     names: list[str]
@@ -27,11 +42,12 @@ class SegmentationDataset(Protocol):
     class_names: list[str]
     num_classes: int
     ignore_index: int
+    image_format: ImageFormat
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3) RGB."""
+        """uint8 (H, W, N), RGB where N is 3."""
         ...
 
     def label(self, index: int) -> np.ndarray:

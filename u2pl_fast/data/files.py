@@ -1,4 +1,4 @@
-"""Reading images and masks from disk: one error type that names the file, found by its header where that is enough."""
+"""Reading images and masks from disk: one error that names the file, found by its header where that is enough."""
 
 import os
 from collections.abc import Iterator
@@ -8,26 +8,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from ..images import RGB, ImageFormat
+from .bands import TIFF_SUFFIXES, array_size, is_array, read_array, scale
+from .base import DataError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".png", ".ppm", *TIFF_SUFFIXES, ".webp"})
 MASK_SUFFIX = ".png"
 
 _ORIENTATION_TAG = 0x0112
 _GREY_16_MODES = ("I;16", "I;16B", "I;16L", "I")
 _MASK_MODES = ("L", "P", "1", *_GREY_16_MODES)
+_CHANNEL_MODES = ("LA", "RGBA")  # kept as they are where neither grey nor RGB is asked for
 _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 _FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls grey samples that it scales up to 8 bits
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is. The message names the file or folder and what to do about it.
-
-    `kind` tells apart what befalls single files: missing, unreadable, colour, lossy, bits, size, values, unlabelled.
-    It is "process" where a loader process died, and "other" for everything else.
-    """
-
-    def __init__(self, message: str, kind: str = "other") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 @contextmanager
@@ -45,19 +38,68 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: not a readable image ({error})", "unreadable") from error
 
 
-def read_image(path: Path | str) -> np.ndarray:
-    """Any image file as uint8 (H, W, 3) RGB, turned upright as its EXIF orientation says; alpha is dropped."""
+def read_image(path: Path | str, image_format: ImageFormat = RGB) -> np.ndarray:
+    """Any image file as uint8 (H, W, N), turned upright as its EXIF orientation says.
+
+    N = 1: grey, colours become luma. N = 3: RGB, grey is repeated, alpha dropped. Any other N: the file must have
+    exactly N channels (RGBA files 4, grey ones with alpha 2, .npy and TIFF files any number).
+    """
     path = Path(path)
+    if is_array(path, image_format):
+        return read_array(path, image_format)
     with _opened(path) as image:
+        _check_pil(image, image_format, path)
+        deep = image.mode in (*_GREY_16_MODES, "F")
         image = ImageOps.exif_transpose(image)
-        if image.mode in _GREY_16_MODES:  # PIL's own conversion clips at 255 instead of scaling
-            grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        if image.mode == "F":
-            raise DataError(f"{path}: floating-point images are not supported; save it as 8-bit RGB", "unreadable")
-        if image.mode == "P":  # straight to RGB, PIL warns about transparent palette entries
-            image = image.convert("RGBA")
-        return np.asarray(image.convert("RGB"))
+        if deep:  # PIL's own conversion clips at 255 instead of scaling
+            values = np.asarray(image)
+            if image_format.value_range is None:
+                values = values.clip(0, 65535).astype(np.uint16)
+            pixels = scale(values[:, :, None], image_format, path)
+        else:
+            if image.mode == "P":  # not straight to RGB, PIL warns about transparent palette entries
+                image = image.convert("RGBA")
+            pixels = np.asarray(image.convert("RGB") if image_format.channels in (1, 3) else image)
+        return to_channels(pixels, image_format, path)
+
+
+def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str) -> np.ndarray:
+    """uint8 (H, W, k) as (H, W, N): RGB as luma, or grey three times; anything else must have N channels already."""
+    found, wanted = pixels.shape[2], image_format.channels
+    if found == wanted:
+        return pixels
+    if (found, wanted) == (3, 1):
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    if (found, wanted) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    raise DataError(
+        f"{name}: {found} channels found, in_channels asks for {wanted}; use --in-channels {found}", "unreadable"
+    )
+
+
+def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path) -> None:
+    """Refuse channels that aren't there, and values that PIL has rounded or that have no scale."""
+    has_range = image_format.value_range is not None
+    if image.mode == "F" and not has_range:
+        raise DataError(
+            f"{path}: holds floating-point values; say with --value-range LOW HIGH what becomes 0 and 255", "unreadable"
+        )
+    if has_range and image.mode not in _GREY_16_MODES and ";16" in str([tile.args for tile in image.tile]):
+        raise DataError(
+            f"{path}: 16-bit colours, of which only the upper 8 bits can be read from this format, so value_range "
+            "cannot apply; save it as .npy or TIFF",
+            "unreadable",
+        )
+    if image_format.channels in (1, 3):
+        return
+    mode = "RGBA" if image.mode == "P" and "transparency" in image.info else image.mode
+    found = len(mode) if mode in _CHANNEL_MODES else len(image.getbands())
+    if mode not in _CHANNEL_MODES or found != image_format.channels:
+        raise DataError(
+            f"{path}: {found} channel{'s' * (found > 1)} found (mode {mode}), in_channels asks for "
+            f"{image_format.channels}; RGBA files have 4, .npy and TIFF files any number",
+            "unreadable",
+        )
 
 
 def read_mask(path: Path | str) -> np.ndarray:
@@ -87,13 +129,16 @@ def read_mask(path: Path | str) -> np.ndarray:
     return ids.astype(np.uint8 if ids.dtype.itemsize == 1 else np.int32)
 
 
-def check_sizes(image_path: Path, mask_path: Path | None) -> None:
-    """Refuse an unreadable image or mask, or a pair of different sizes. Reads headers only, unless they disagree."""
-    image_size = header_size(image_path)
+def check_sizes(image_path: Path, mask_path: Path | None, image_format: ImageFormat = RGB) -> None:
+    """Refuse an unreadable image or mask, channels that aren't there, or a pair of different sizes.
+
+    Reads headers only, unless they disagree.
+    """
+    image_size = header_size(image_path, image_format)
     if mask_path is None or image_size == header_size(mask_path):
         return
     # A PNG may carry its orientation after the pixels, where the header doesn't show it: let the decoder decide.
-    height, width = read_image(image_path).shape[:2]
+    height, width = read_image(image_path, image_format).shape[:2]
     mask_height, mask_width = read_mask(mask_path).shape
     if (height, width) != (mask_height, mask_width):
         raise DataError(
@@ -103,9 +148,13 @@ def check_sizes(image_path: Path, mask_path: Path | None) -> None:
         )
 
 
-def header_size(path: Path) -> tuple[int, int]:
-    """(width, height) after EXIF orientation, without decoding the pixels."""
+def header_size(path: Path, image_format: ImageFormat | None = None) -> tuple[int, int]:
+    """(width, height) after EXIF orientation, without decoding the pixels; a mask has no `image_format`."""
+    if image_format is not None and is_array(path, image_format):
+        return array_size(path, image_format)
     with _opened(path) as image:
+        if image_format is not None:
+            _check_pil(image, image_format, path)
         # Asked for its EXIF block, PIL decodes a whole PNG in search of one.
         has_exif = image.format != "PNG" or "exif" in image.info
         turned = has_exif and image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)

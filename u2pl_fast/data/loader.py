@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..images import RGB, mean_color
 from ..randomness import generator
-from .base import SegmentationDataset
-from .files import DataError
+from .base import DataError, SegmentationDataset
 from .splits import Split
 from .views import ViewOptions, Views, resize_image, view_seed
 
@@ -34,8 +34,8 @@ class StepDataset(Dataset):
     Rank r takes the contiguous share that begins at step*G + r*batch_size, so the number of processes, the number
     of workers and a restart change nothing.
 
-    A batch is a dict: `images` uint8 (B, 3, H, W), `labels` (B, H, W), `labeled_index` int64 (B,), the global sample
-    indices on the CPU; and with `semi` also `weak` and `strong` uint8 (B, 3, H, W), `valid` bool (B, H, W) and
+    A batch is a dict: `images` uint8 (B, N, H, W), `labels` (B, H, W), `labeled_index` int64 (B,), the global sample
+    indices on the CPU; and with `semi` also `weak` and `strong` uint8 (B, N, H, W), `valid` bool (B, H, W) and
     `unlabeled_index`.
 
     `cache_bytes` bounds the decoded and resized images that this object keeps; 0 keeps none.
@@ -103,7 +103,7 @@ class _SampleCache:
     def image(self, index: int) -> Tensor:
         image = self._images.get(index)
         if image is None:
-            image = self._views.prepare(to_tensor(self._dataset.image(index)))
+            image = self._views.prepare(_read(self._dataset, index))
             self._keep(self._images, index, image)
         return image
 
@@ -121,8 +121,20 @@ class _SampleCache:
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (h, w, 3) to a contiguous (3, h, w) of its own."""
+    """uint8 (h, w, N) to a contiguous (N, h, w) of its own."""
     return torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous()
+
+
+def _read(dataset: SegmentationDataset, index: int) -> Tensor:
+    """An image with as many channels as were asked for, which not every data set can give."""
+    image = dataset.image(index)
+    wanted = getattr(dataset, "image_format", RGB).channels
+    if image.shape[2] != wanted:
+        raise DataError(
+            f"{dataset.names[index]}: this data set gives {image.shape[2]} channels, in_channels asks for {wanted}; "
+            f"use --in-channels {image.shape[2]}"
+        )
+    return to_tensor(image)
 
 
 class _Guarded(Dataset):
@@ -143,7 +155,8 @@ def train_loader(
 ) -> Iterator[dict[str, Tensor]]:
     """This rank's batches (see `StepDataset`) of steps `start` .. `stop - 1`, prepared ahead by worker processes.
 
-    H×W is the config's crop size, padded to multiples of `pad_multiple`. Pinned memory where there is a GPU to use.
+    H×W is the config's crop size, padded with the mean colour to multiples of `pad_multiple`. Pinned memory where there
+    is a GPU to use.
     Raises `DataError` for a file that cannot be read.
     """
     workers = _default_workers() if config.workers is None else config.workers
@@ -155,6 +168,7 @@ def train_loader(
         jitter_prob=config.jitter_prob,
         grayscale_prob=config.grayscale_prob,
         blur_prob=config.blur_prob,
+        color=mean_color(config.normalisation[0]),
     )
     steps = StepDataset(
         split,
@@ -208,12 +222,12 @@ def evaluation_samples(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Every `world`-th sample from `rank` on, so each image once: (image, label, name). `indices`: of these alone.
 
-    The image is uint8 (3, h, w), resized if asked for; the label (H, W) keeps its own size. Read ahead by threads.
+    The image is uint8 (N, h, w), resized if asked for; the label (H, W) keeps its own size. Read ahead by threads.
     Raises `DataError`.
     """
 
     def read(index: int) -> tuple[Tensor, Tensor, str]:
-        image = to_tensor(dataset.image(index))
+        image = _read(dataset, index)
         label = torch.from_numpy(dataset.label(index).copy())
         return image if resize is None else resize_image(image, resize), label, dataset.names[index]
 

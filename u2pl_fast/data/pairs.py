@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..images import RGB, ImageFormat
 from .base import Entry, default_ignore_index
 from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, check_sizes, header_size, read_image, read_mask, thread_count
 from .values import LabelMap, MaskValues, looks_binary, present_values
@@ -28,6 +29,7 @@ class PairDataset:
     """
 
     layout = ""  # what the data root holds, in words
+    image_format: ImageFormat = RGB
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class PairDataset:
     # --- Reading ------------------------------------------------------------------------------------------------------
 
     def image(self, index: int) -> np.ndarray:
-        return read_image(self._images[index])
+        return read_image(self._images[index], self.image_format)
 
     def has_label(self, index: int) -> bool:
         return self._masks[index] is not None
@@ -190,7 +192,7 @@ class PairDataset:
         decoded = set(labeled[: self._scanned(labeled)])
 
         def check_sample(index: int) -> list[int]:
-            check_sizes(self._images[index], self._masks[index])
+            check_sizes(self._images[index], self._masks[index], self.image_format)
             if index not in decoded:
                 return []
             ids = self._raw_mask(index)
@@ -200,7 +202,7 @@ class PairDataset:
             return present.tolist()
 
         def check_image(index: int) -> None:
-            check_sizes(self._images[index], None)
+            check_sizes(self._images[index], None, self.image_format)
 
         with ThreadPoolExecutor(thread_count()) as pool:
             present = set().union(*pool.map(check_sample, labeled))

@@ -5,9 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..images import RGB, ImageFormat
 from ..randomness import stream
 from .base import Entry, default_ignore_index
-from .files import DataError
+from .files import DataError, to_channels
 
 CLASS_NAMES = ["background", "striped disc", "striped box", "checked", "dotted", "ring"]
 SPLIT_SIZES = {"train": 400, "val": 100}
@@ -32,6 +33,8 @@ class Shapes:
     at best: texture and outline decide.
     """
 
+    image_format: ImageFormat = RGB
+
     def __init__(
         self, split: str, *, seed: int = 0, size: tuple[int, int] = (128, 160), length: int | None = None
     ) -> None:
@@ -51,7 +54,7 @@ class Shapes:
         return len(self.names)
 
     def image(self, index: int) -> np.ndarray:
-        return self._render(index)[0]
+        return to_channels(self._render(index)[0], self.image_format, self.names[index])
 
     def label(self, index: int) -> np.ndarray:
         return self._render(index)[1]

@@ -10,9 +10,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ..images import IMAGENET_MEAN, mean_color
 from ..randomness import stream
 
-MEAN_COLOR = (124, 116, 104)  # ImageNet's mean, RGB, rounded to uint8: what padding looks like
+MEAN_COLOR = mean_color(IMAGENET_MEAN)  # what padding looks like in RGB
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ViewOptions:
     """Sizes are (height, width) in pixels.
 
     `crop_size` is filled up to a multiple of `multiple`, which gives H×W. `scale_range` is relative to the image
-    as it is after `resize`.
+    as it is after `resize`. `color` is the uint8 pixel that padding is made of, and says how many channels there are.
     """
 
     crop_size: tuple[int, int]
@@ -33,6 +34,7 @@ class ViewOptions:
     grayscale_prob: float = 0.2
     blur_prob: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    color: tuple[int, ...] = MEAN_COLOR
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
@@ -55,19 +57,20 @@ class Views:
     def __init__(self, options: ViewOptions, ignore_index: int) -> None:
         self._resize = options.resize
         geometry = [RandomScaleCrop(options.crop_size, options.scale_range), v2.RandomHorizontalFlip(options.flip_prob)]
-        self._labeled = v2.Compose([*geometry, PadTo(options.size, ignore_index)])
-        self._unlabeled = v2.Compose([*geometry, PadTo(options.size, 0)])
-        self._color = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(*options.jitter)], options.jitter_prob),
-                v2.RandomGrayscale(options.grayscale_prob),
-                # 9 taps reach two standard deviations at the strongest blur; more cost more than they change.
-                v2.RandomApply([v2.GaussianBlur(9, options.blur_sigma)], options.blur_prob),
-            ]
-        )
+        self._labeled = v2.Compose([*geometry, PadTo(options.size, ignore_index, options.color)])
+        self._unlabeled = v2.Compose([*geometry, PadTo(options.size, 0, options.color)])
+        # 9 taps reach two standard deviations at the strongest blur; more cost more than they change.
+        blur = v2.RandomApply([v2.GaussianBlur(9, options.blur_sigma)], options.blur_prob)
+        self._is_rgb = len(options.color) == 3
+        if self._is_rgb:
+            jitter = v2.RandomApply([v2.ColorJitter(*options.jitter)], options.jitter_prob)
+            self._color = v2.Compose([jitter, v2.RandomGrayscale(options.grayscale_prob), blur])
+        else:  # saturation, hue and greyscale mean nothing outside RGB
+            jitter = v2.RandomApply([v2.ColorJitter(*options.jitter[:2])], options.jitter_prob)
+            self._color = v2.Compose([jitter, blur])
 
     def prepare(self, image: Tensor) -> Tensor:
-        """The part without randomness, worth caching: uint8 (3, h, w) resized as the options say."""
+        """The part without randomness, worth caching: uint8 (N, h, w) resized as the options say."""
         return image if self._resize is None else resize_image(image, self._resize)
 
     def prepare_label(self, label: Tensor) -> Tensor:
@@ -75,21 +78,25 @@ class Views:
         return label if self._resize is None else resize_label(label, self._resize)
 
     def labeled(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Weak view (3, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`."""
+        """Weak view (N, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`."""
         with _seeded(seed):
             image, label = self._labeled(tv_tensors.Image(image), tv_tensors.Mask(label))
         return _plain(image), _plain(label)
 
     def unlabeled(self, image: Tensor, weak_seed: int, strong_seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Weak view, strong view (3, H, W) uint8, and valid (H, W) bool, false on padding."""
+        """Weak view, strong view (N, H, W) uint8, and valid (H, W) bool, false on padding."""
         inside = torch.ones(image.shape[-2:], dtype=torch.uint8)
         with _seeded(weak_seed):
             weak, valid = self._unlabeled(tv_tensors.Image(image), tv_tensors.Mask(inside))
         with _seeded(strong_seed):
-            strong = self._color(weak)
+            strong = self._color(weak) if self._is_rgb else self._recolor_bands(weak)
         weak, strong, valid = _plain(weak), _plain(strong), _plain(valid).bool()
         # Padding is no part of the image: it looks the same in every view.
         return weak, torch.where(valid, strong, weak), valid
+
+    def _recolor_bands(self, image: Tensor) -> Tensor:
+        """One draw for all bands, each taken as a grey image: contrast changes round the band's own mean."""
+        return self._color(tv_tensors.Image(image[:, None]))[:, 0]
 
 
 class RandomScaleCrop(v2.Transform):
@@ -129,24 +136,24 @@ class RandomScaleCrop(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Fill up to `size` below and to the right: images with the mean colour, masks with `mask_fill`."""
+    """Fill up to `size` below and to the right: images with `color`, masks with `mask_fill`."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
 
-    def __init__(self, size: tuple[int, int], mask_fill: int) -> None:
+    def __init__(self, size: tuple[int, int], mask_fill: int, color: Sequence[int] = MEAN_COLOR) -> None:
         super().__init__()
-        self.size, self.mask_fill = size, mask_fill
+        self.size, self.mask_fill, self.color = size, mask_fill, list(color)
 
     def transform(self, inpt: Tensor, params: dict) -> Tensor:
         bottom, right = (full - length for full, length in zip(self.size, inpt.shape[-2:], strict=True))
         if bottom == right == 0:
             return inpt
-        fill = self.mask_fill if isinstance(inpt, tv_tensors.Mask) else list(MEAN_COLOR)
+        fill = self.mask_fill if isinstance(inpt, tv_tensors.Mask) else self.color
         return F.pad(inpt, [0, 0, right, bottom], fill=fill)
 
 
 def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """uint8 (…, 3, h, w) to (…, 3, *size), bilinear, antialiased."""
+    """uint8 (…, N, h, w) to (…, N, *size), bilinear, antialiased."""
     if tuple(size) == (1, 1):  # torch's antialiasing kernel fails on a single pixel
         return image.float().mean((-2, -1), keepdim=True).round().to(image.dtype)
     return F.resize(image, list(size), antialias=True)

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from ..config import DATA_SETTINGS, TrainConfig
+from ..config import DATA_SETTINGS, TrainConfig, find_config
 from . import checks, report
 from .evidence import Evidence, gather
 from .findings import Finding
@@ -39,10 +39,14 @@ class DoctorConfig:
     """As in the training: class of each mask value, such as 0:0 255:1."""
     low_rank: int | None = None
     """As in the training."""
+    in_channels: int | None = None
+    """As in the training: channels of an image."""
+    value_range: tuple[float, float] | None = None
+    """As in the training: stored values that become 0 and 255."""
     seed: int | None = None
     """As in the training: which images --num-labeled and --labeled-fraction draw."""
-    config: Path | None = None
-    """YAML file of a training, whose settings hold where no flag is given."""
+    config: str | None = None
+    """YAML file of a training, or the name of a recipe, whose settings hold where no flag is given."""
     max_files: int | None = None
     """Look at so many images at most, evenly spaced; unset: at all of them."""
     json: Path | None = None
@@ -51,7 +55,7 @@ class DoctorConfig:
 
 def settings_of(config: DoctorConfig) -> TrainConfig:
     """The training's settings for the data. Raises ValueError for what can't be used."""
-    settings = TrainConfig() if config.config is None else TrainConfig.from_yaml(config.config)
+    settings = TrainConfig() if config.config is None else TrainConfig.from_yaml(find_config(config.config))
     for name in DATA_SETTINGS:
         value = getattr(config, name)
         if value is not None:

@@ -149,7 +149,12 @@ def _open(evidence: Evidence) -> None:
     for split in ("train", "val"):
         try:
             dataset = open_dataset(
-                settings.dataset, settings.data_root, split, classes_from=names, label_map=settings.label_map
+                settings.dataset,
+                settings.data_root,
+                split,
+                classes_from=names,
+                label_map=settings.label_map,
+                image_format=settings.image_format,
             )
         except ValueError as error:
             problems[str(error)] = None
