@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from u2pl_fast.averaging import window_starts
-from u2pl_fast.inference import evaluate_model, evaluating, predict_labels, pseudo_label_quality
+from u2pl_fast.inference import evaluate_model, evaluating, predict_labels
 from u2pl_fast.metrics import ConfusionMatrix
-from u2pl_fast.outputs import SegmentationOutput
 from u2pl_fast.reference import pixel_stats, upsample
 
 MEAN = torch.tensor([124.0, 116.0, 104.0]).view(1, 3, 1, 1)
@@ -285,23 +284,3 @@ def test_processes_share_the_images(tmp_path):
     expected = evaluate_model(Pointwise(4), samples(SIZES), num_classes=5)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
-
-
-def test_pseudo_labels_are_scored_apart_by_entropy():
-    """A network that is right exactly where it is sure."""
-
-    class Half(torch.nn.Module):
-        pad_multiple, align_corners = 1, False
-
-        def forward(self, images):
-            logits = torch.zeros(len(images), 2, *images.shape[-2:])
-            logits[:, 0, :, :6], logits[:, 1, :, 6:] = 9.0, 0.5  # sure of 0 on the left, hardly of 1 on the right
-            return SegmentationOutput(logits)
-
-    image = torch.zeros(3, 4, 8, dtype=torch.uint8)
-    label = torch.zeros(4, 8, dtype=torch.uint8)
-    label[0] = 255
-    scores = pseudo_label_quality(Half(), [(image, label, "a")], alpha=0.25, num_classes=2)
-    assert scores["pseudo_accuracy"] == pytest.approx(0.75)
-    assert scores["pseudo_accuracy_reliable"] == 1 and scores["pseudo_accuracy_unreliable"] == 0
-    assert pseudo_label_quality(Half(), [], alpha=0.25, num_classes=2) == {}

@@ -96,15 +96,32 @@ def predict_labels(
             continue
         padded = _pad(scaled, model)
         logits = _network_logits(model, padded, flip, amp_dtype)
-        # The padded image covers this many pixels of the result's scale; what lies beyond the image is cut off.
-        full = [
-            max(out, round(pad * out / side)) for out, pad, side in zip(size, padded.shape[-2:], sides, strict=True)
-        ]
+        full = _padded_result(size, padded, sides)
         if len(scales) == 1:  # one pass over the low-resolution logits, without probabilities
             stats = ops.pixel_stats(logits, full, align_corners=model.align_corners)
             return PixelStats(*(x[:, : size[0], : size[1]] for x in stats))
         views.append(WholeView(logits, full, size[1], model.align_corners))
     return mean_stats(views, size)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, image: Tensor, size: Sequence[int], *, amp_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Logits fp32 ``(B, C, H, W)`` at ``size``, for those who need every class: ``predict_labels`` never stores them.
+
+    Arguments and errors are those of :func:`predict_labels`, in its ``whole`` protocol.
+    """
+    _check_image(image, getattr(model, "in_channels", 3))
+    padded = _pad(image, model)
+    logits = _network_logits(model, padded, False, amp_dtype)
+    full = upsample(logits, _padded_result(size, padded, image.shape[-2:]), model.align_corners)
+    return full[..., : size[0], : size[1]]
+
+
+def _padded_result(size: Sequence[int], padded: Tensor, sides: Sequence[int]) -> list[int]:
+    """Pixels of the result's scale that the padded image covers; what lies beyond the image is cut off later."""
+    return [max(out, round(pad * out / side)) for out, pad, side in zip(size, padded.shape[-2:], sides, strict=True)]
 
 
 def _check_windows(
@@ -244,42 +261,6 @@ def evaluate_model(
         "images": images,
         "pixel_accuracy": confusion.pixel_accuracy(),
     }
-
-
-def pseudo_label_quality(
-    teacher: nn.Module,
-    samples: Iterable[Sample],
-    *,
-    alpha: float,
-    num_classes: int,
-    ignore_index: int = 255,
-    device: torch.device | str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    group: Group = None,
-) -> dict[str, float]:
-    """How right a teacher's labels are, against masks that training does not see; {} without a sample.
-
-    Returns:
-        ``pseudo_miou`` and ``pseudo_accuracy`` over all labelled pixels; ``pseudo_accuracy_reliable`` over those whose
-        entropy lies below the (1 − alpha) quantile of their image, ``pseudo_accuracy_unreliable`` over the others.
-    """
-    matrices = {name: ConfusionMatrix(num_classes, ignore_index, device) for name in ("reliable", "unreliable")}
-    with evaluating(teacher):
-        for image, label, _ in samples:
-            image, label = image[None].to(device), label[None].to(device)
-            stats = predict_labels(teacher, image, label.shape[-2:], amp_dtype=amp_dtype)
-            gamma = ops.masked_quantile(stats.entropy, torch.ones_like(stats.entropy, dtype=torch.bool), 1 - alpha)
-            reliable = stats.entropy < gamma
-            matrices["reliable"].update(stats.label, label.masked_fill(~reliable, ignore_index))
-            matrices["unreliable"].update(stats.label, label.masked_fill(reliable, ignore_index))
-    for matrix in matrices.values():
-        matrix.all_reduce(group)
-    both = ConfusionMatrix(num_classes, ignore_index, device)
-    for matrix in matrices.values():
-        both.merge(matrix)
-    scores = {"pseudo_miou": both.miou(), "pseudo_accuracy": both.pixel_accuracy()}
-    scores |= {f"pseudo_accuracy_{name}": matrix.pixel_accuracy() for name, matrix in matrices.items()}
-    return {name: score for name, score in scores.items() if score == score}
 
 
 def _batches(samples: Iterable[Sample], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

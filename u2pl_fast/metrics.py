@@ -63,10 +63,6 @@ class ConfusionMatrix:
         index.masked_fill_(label == self.ignore_index, ignored)
         self._counts += _histogram(index, ignored + 3)
 
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of another matrix of the same classes."""
-        self._counts += other._counts
-
     def all_reduce(self, group: Group) -> None:
         """Add up the counts of all processes of ``group``; call it once, after the last update. None: one process."""
         self._counts = all_sum(self._counts, group)

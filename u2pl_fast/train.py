@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from . import checkpoint, data, ops
 from .config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
-from .inference import evaluate_model, pseudo_label_quality
+from .inference import evaluate_model
 from .learner import Learner, Step
 from .models import pretrained_normalisation
+from .pseudo_quality import pseudo_label_quality
 from .readback import Readback
 from .reference import partition, unreliable_share
 from .runlog import RunLog
@@ -211,6 +212,8 @@ class Trainer:
             self.learner.teacher.module,
             data.evaluation_samples(dataset, self.config.resize, self.rank, self.world, hidden),
             alpha=unreliable_share(self.config.alpha_0, self.step // self.steps_per_epoch, self.epochs),
+            low_rank=self.learner.criterion.ranks["low_rank"],
+            high_rank=self.learner.criterion.ranks["high_rank"],
             num_classes=self.num_classes,
             ignore_index=self.ignore_index,
             device=self.device,
