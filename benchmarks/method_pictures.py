@@ -103,7 +103,9 @@ class Scene:
         order = reference.class_rank(view.logits)[0, :, y, x].argsort()
         ordered = torch.arange(self.num_classes)
         negative = (ordered >= low) & (ordered < high)
-        axes[1].bar(ordered, probability[order], color=[UNRELIABLE if part else RELIABLE for part in negative])
+        axes[1].bar(
+            ordered.tolist(), probability[order].tolist(), color=[UNRELIABLE if part else RELIABLE for part in negative]
+        )
         axes[1].set_yscale("log")
         axes[1].set_xticks(range(self.num_classes), [self.names[i] for i in order], rotation=40, ha="right", fontsize=8)
         axes[1].axvline(low - 0.5, color="black", linestyle="--")

@@ -37,7 +37,7 @@ def test_a_picture_is_drawn_from_the_op(name: str, tmp_path: Path, monkeypatch: 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    train(tiny(out, steps=8))
+    train(tiny(out, steps=8, positive_threshold=0.0))  # every labelled pixel is an anchor, however little was learnt
     return out / "last.pt"
 
 
