@@ -117,6 +117,7 @@ setup(
     packages=[*packages, "u2pl_fast.kernels"],
     package_dir={"u2pl_fast.kernels": "kernels"},
     package_data={"u2pl_fast": ["recipes/*.yaml"]},
+    include_package_data=False,  # else setuptools takes recipes/ for a package that was forgotten
     ext_modules=ext_modules,
     cmdclass=cmdclass,
 )

@@ -16,7 +16,7 @@ from u2pl_fast.data.views import ViewOptions, Views
 from u2pl_fast.images import ImageFormat, mean_color, normalisation, viewable
 from u2pl_fast.inference import predict_labels
 from u2pl_fast.models import SegmentationNetwork
-from u2pl_fast.train import main, parse, run
+from u2pl_fast.train import _check_same_run, main, parse, run
 
 SIZE = (6, 9)  # height, width
 
@@ -294,3 +294,14 @@ def test_a_wrong_count_ends_in_one_line_before_training(tmp_path):
     with pytest.raises(SystemExit) as caught:
         main(["--dataset", "folder", "--data-root", str(root), "--in-channels", "5", "--out", str(tmp_path / "run")])
     assert str(caught.value.code).startswith("error: ") and "in_channels asks for 5" in caught.value.code
+
+
+def test_a_run_from_before_these_settings_goes_on_and_another_count_is_refused(tmp_path):
+    config = resolve(TrainConfig())
+    saved = config.to_dict()
+    for name in ("in_channels", "value_range", "image_mean", "image_std", "checkpoint_encoder"):
+        del saved[name]
+    state = {"config": saved, "world_size": 1}
+    _check_same_run(state, config, 1, tmp_path)
+    with pytest.raises(ValueError, match="in_channels was 3, now 1"):
+        _check_same_run(state, resolve(TrainConfig(in_channels=1)), 1, tmp_path)

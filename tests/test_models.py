@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from u2pl_fast import checkpoint, dpt
 from u2pl_fast.config import TrainConfig
-from u2pl_fast.models import SegmentationNetwork
+from u2pl_fast.images import normalisation
+from u2pl_fast.models import SegmentationNetwork, pretrained_normalisation
 from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.reference import gather_pixels
 from u2pl_fast.train import run
@@ -154,6 +155,13 @@ def test_a_file_of_rgb_weights_fits_any_number_of_channels_as_timm_adapts_it(tmp
     net = network(arch, encoder, encoder_weights=file, in_channels=channels)
     loaded = net.encoder.model.state_dict()
     assert torch.equal(loaded.get(stem, loaded.get(stem.replace("stem.0", "stem_0"))), expected)
+
+
+def test_the_normalisation_of_pretrained_weights_is_known():
+    half = (0.5, 0.5, 0.5)
+    assert pretrained_normalisation("tu-vit_tiny_patch16_224") == (half, half)
+    assert pretrained_normalisation("resnet101.tv_in1k") == normalisation(3)
+    assert pretrained_normalisation("mit_b0") is None
 
 
 def test_other_shapes_are_still_refused(tmp_path):
