@@ -46,10 +46,8 @@ def make_checkpoint(path, root, *, num_classes=4, class_names=NAMES, teacher=Tru
     return path
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def make_data(root):
     """Four validation images of two sizes, one ignored column each."""
-    root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     (root / "classes.txt").write_text("\n".join(NAMES))
     for kind in ("images", "labels"):
@@ -62,6 +60,11 @@ def root(tmp_path_factory):
         Image.fromarray(image).save(root / "images" / "val" / f"{index}.png")
         Image.fromarray(label).save(root / "labels" / "val" / f"{index}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

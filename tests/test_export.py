@@ -32,7 +32,7 @@ def test_predicts_as_before(trained, tmp_path, network):
 
 
 def test_refusals_name_the_file(trained, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="out: expected a name that ends in .safetensors"):
+    with pytest.raises(SystemExit, match="out: expected a name that ends in .safetensors, .onnx, .pt2"):
         main(["--checkpoint", str(trained), "--out", str(tmp_path / "model.pt")])
     with pytest.raises(ValueError, match="cannot write .*nowhere"):
         run(ExportConfig(trained, tmp_path / "nowhere" / "m.safetensors"))

@@ -26,7 +26,7 @@ _SHARES_NAMED = 6
 _STYLE = """
 body { max-width: none; margin: 1rem auto; padding: 0 1.5rem }
 .legend { position: sticky; top: 0; background: #fffe; padding: .4rem 0; border-bottom: 1px solid #ddd;
-          font-size: .85rem }
+          font-size: .85rem; max-height: 30vh; overflow: auto }
 .legend div { margin: .2rem 0 } .chip { display: inline-block; margin-right: .9rem; white-space: nowrap }
 .chip i, .scale { display: inline-block; height: .8rem; border: 1px solid #0004; vertical-align: -.1rem }
 .chip i { width: .8rem; margin-right: .3rem } .scale { width: 10rem; margin: 0 .4rem }

@@ -292,6 +292,8 @@ def load_model(
     Raises:
         CheckpointError: unreadable file, weights that don't fit, or no such network in it.
     """
+    if Path(path).suffix in (".onnx", ".pt2"):
+        raise checkpoint.CheckpointError(f"{path} runs by itself; give the checkpoint, or an exported .safetensors")
     is_export = Path(path).suffix == exported.SUFFIX
     state = exported.load_network(Path(path)) if is_export else checkpoint.load(path)
     checkpoint.check_layout(state, path)

@@ -135,6 +135,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
             amp_dtype=torch.bfloat16 if config.amp else None,
         )
         jobs = list(zip(paths, result_names(paths), strict=True))
+        done = 0
         try:
             for index, (path, name) in enumerate(track(jobs, "predicting", disable=not sys.stdout.isatty())):
                 try:
@@ -151,11 +152,13 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
                     failures.append(str(error))
                     print(failures[-1], file=sys.stderr)
                 else:
-                    gallery.add(index, str(path), photo, found, pictures)
+                    done += 1
+                    if "gallery" in config.only:
+                        gallery.add(index, str(path), photo, found, pictures)
         finally:  # a run that is stopped leaves the page of what it has done
-            if gallery.done and "gallery" in config.only:
+            if gallery.done:
                 gallery.write(config.out / GALLERY)
-    return gallery.done, failures
+    return done, failures
 
 
 def _check(config: PredictConfig) -> None:
