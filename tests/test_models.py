@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from u2pl_fast import checkpoint, dpt
-from u2pl_fast.config import TrainConfig
-from u2pl_fast.images import normalisation
-from u2pl_fast.models import SegmentationNetwork, pretrained_normalisation
+from u2pl_fast.config import TrainConfig, resolve
+from u2pl_fast.images import normalisation, pretrained_normalisation
+from u2pl_fast.models import SegmentationNetwork
 from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.reference import gather_pixels
 from u2pl_fast.train import run
@@ -162,6 +162,19 @@ def test_the_normalisation_of_pretrained_weights_is_known():
     assert pretrained_normalisation("tu-vit_tiny_patch16_224") == (half, half)
     assert pretrained_normalisation("resnet101.tv_in1k") == normalisation(3)
     assert pretrained_normalisation("mit_b0") is None
+
+
+def test_images_are_normalised_as_the_encoder_s_weights_expect():
+    def chosen(**options):
+        return resolve(TrainConfig(dataset="folder", **options)).normalisation
+
+    half = (0.5, 0.5, 0.5)
+    assert chosen() == chosen(encoder_weights="file.safetensors") == (half, half)  # tf_efficientnet_lite0
+    assert chosen(in_channels=2) == (half[:2], half[:2])
+    given = {"image_mean": (0.1, 0.2, 0.3)}
+    assert chosen(**given)[0] == given["image_mean"]
+    for options in ({"encoder_weights": "none"}, {"encoder": "resnet18"}, {"encoder": "mit_b0"}):
+        assert chosen(**options) == normalisation(3)
 
 
 def test_other_shapes_are_still_refused(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from .data.values import label_map_entries
-from .images import ImageFormat, normalisation
+from .images import ImageFormat, normalisation, pretrained_normalisation
 
 RECIPE_FILES = Path(__file__).parent / "recipes"  # whole configurations by name, for --config
 RECIPES = {
@@ -116,7 +116,8 @@ class TrainConfig:
     auxiliary: bool = False
     """Add an auxiliary classifier on the last but one encoder stage."""
     image_mean: tuple[float, ...] | None = None
-    """Mean of each channel where white is 1, subtracted; unset: ImageNet's, averaged unless there are 3 channels."""
+    """Mean of each channel where white is 1, subtracted; unset: what the encoder's weights were trained with, or
+    ImageNet's; averaged unless there are 3 channels."""
     image_std: tuple[float, ...] | None = None
     """Standard deviation of each channel, divided by; unset: as for image_mean."""
     checkpoint_encoder: bool = False
@@ -343,6 +344,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
         config.label_map = label_map_entries(config.label_map)  # a checkpoint knows them without the file
     if config.encoder_lr is None:
         config.encoder_lr = config.lr if config.encoder_weights == "none" else 0.3 * config.lr
+    if config.encoder_weights != "none" and config.image_mean is None and config.image_std is None:
+        own = pretrained_normalisation(config.encoder)
+        if own not in (None, normalisation(3)):
+            n = config.in_channels
+            config.image_mean, config.image_std = (x if n == 3 else (sum(x) / 3,) * n for x in own)
     _check(config)
     return config
 

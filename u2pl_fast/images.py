@@ -39,6 +39,15 @@ def normalisation(
     return chosen(mean, IMAGENET_MEAN), chosen(std, IMAGENET_STD)
 
 
+def pretrained_normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that timm's weights of an encoder were trained with; None where it has none."""
+    import timm  # seconds, for those who ask
+
+    encoder = encoder.removeprefix("tu-")
+    known = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
+    return None if known is None else (tuple(known.mean), tuple(known.std))
+
+
 def mean_color(mean: Sequence[float]) -> tuple[int, ...]:
     """The mean as a uint8 pixel, which padding is made of: the network sees nearly zero there."""
     return tuple(round(255 * min(1.0, max(0.0, value))) for value in mean)

@@ -272,13 +272,6 @@ def _auxiliary(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(_conv_block(width, max(width // 4, 16)), nn.Conv2d(max(width // 4, 16), num_classes, 1))
 
 
-def pretrained_normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation that timm's weights of an encoder were trained with; None where it has none."""
-    encoder = encoder.removeprefix("tu-")
-    known = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
-    return None if known is None else (tuple(known.mean), tuple(known.std))
-
-
 def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: bool = True) -> SegmentationNetwork:
     """The network of a resolved config; ``load_encoder_weights=False`` where a checkpoint will fill it anyway."""
     weights = None if config.encoder_weights == "none" or not load_encoder_weights else config.encoder_weights

@@ -26,7 +26,6 @@ from .config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .inference import evaluate_model
 from .learner import Learner, Step
-from .models import pretrained_normalisation
 from .pseudo_quality import pseudo_label_quality
 from .readback import Readback
 from .reference import partition, unreliable_share
@@ -477,14 +476,6 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
     network += [str(trainer.device)] + [config.amp_dtype] * config.amp + ["channels_last"] * config.channels_last
     say(", ".join(network))
-
-    own = pretrained_normalisation(config.encoder) if config.encoder_weights != "none" else None
-    if config.in_channels == 3 and config.image_mean is None and own not in (None, config.normalisation):
-        mean, std = (" ".join(map(str, values)) for values in own)
-        say(
-            f"images are normalised by ImageNet's mean; the weights of {config.encoder} were trained with "
-            f"--image-mean {mean} --image-std {std}"
-        )
 
     batch = config.batch_size * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
