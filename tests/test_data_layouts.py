@@ -125,6 +125,13 @@ def test_a_listed_mask_is_found_in_the_other_folder(tmp_path):
         listed(root, "voc", ["2007_999999"], tmp_path)
 
 
+def test_of_two_masks_voc_s_own_counts(tmp_path):
+    root = voc(tmp_path / "voc")
+    save(root / "SegmentationClassAug/2008_000001.png", mask(99, (0, 7)))
+    val = build_dataset("voc", root, "val")
+    np.testing.assert_array_equal(val.label(1), raw(root / "SegmentationClass/2008_000001.png"))
+
+
 def test_listed_images_outside_the_split_are_added(tmp_path):
     root = voc(tmp_path / "voc")
     (root / "ImageSets/Segmentation/train_aug.txt").unlink()
@@ -429,6 +436,26 @@ def test_the_classes_of_a_known_data_set_are_its_own(tmp_path):
         assert val.num_classes == number
     mapped = build_dataset("voc", root, "val", classes_from=["road", "car"], label_map=("0:0", "*:1"))
     assert mapped.class_names == ["road", "car"]
+
+
+def test_a_label_map_decides_how_many_classes_there_are(tmp_path):
+    root = folder(tmp_path)
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    assert build_dataset("folder", root, "train").class_names == ["a", "b", "c"]
+    mapped = build_dataset("folder", root, "train", label_map=("2:1", "*:0"))
+    assert mapped.class_names == ["class 0", "class 1"]
+    (root / "classes.txt").write_text("rest\nthing\n")
+    assert build_dataset("folder", root, "train", label_map=("2:1", "*:0")).class_names == ["rest", "thing"]
+
+
+def test_label_map_entries_that_yaml_takes_for_numbers(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("label_map: [0:0, 255:1]\n")
+    with pytest.raises(ValueError, match="label_map: expected a mapping such as .* quoted"):
+        TrainConfig.from_yaml(file)
+    for text in ("label_map: ['0:0', '255:1']", "label_map: {0: 0, 255: 1}"):
+        file.write_text(text)
+        assert TrainConfig.from_yaml(file).label_map == ("0:0", "255:1")
 
 
 def test_a_label_map_is_kept_by_evaluate_and_resume(tmp_path):

@@ -336,8 +336,19 @@ def test_another_layout_is_recognised(tmp_path, diagnose, make, hint):
 def test_arguments_that_a_training_would_refuse(tmp_path, diagnose):
     root = folder(tmp_path / "data")
     diagnose("folder", root, "--num-labeled", "99").found("error", "--num-labeled must be 1 .. 6")
-    diagnose("folder", root, "--label-map", "a:b").found("error", "'a:b' is no VALUE:CLASS")
+    for flags, message in (
+        (["--value-range", "5", "5"], "value_range: expected two numbers"),
+        (["--num-labeled", "2", "--labeled-fraction", "1/2"], "give one of labeled_fraction, num_labeled"),
+        (["--label-map", "a:b"], "'a:b' is no VALUE:CLASS"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["--dataset", "folder", "--data-root", str(root), *flags])
     diagnose("folder", tmp_path / "gone").found("error", "gone: no such folder")
+
+
+def test_images_with_other_channels_than_the_training_reads(tmp_path, diagnose):
+    diagnosis = diagnose("folder", folder(tmp_path / "data"), "--in-channels", "4")
+    diagnosis.found("error", "8 images that cannot be used as they are", "3 channels found")
 
 
 def test_too_many_masks_to_count_classes_from(tmp_path, diagnose, monkeypatch):

@@ -286,11 +286,12 @@ def test_masks_of_many_classes_have_16_bits(root, tmp_path):
         (["/a/x.png", "/b/x.png", "/c/a_x.png"], None),
         (["/a/b_x.png", "/a_b/x.png", "/q/x.png", "/q/b_x.png"], None),
         (["/x.png", "/x.jpg", "/x_2.png"], None),
+        (["/p/x.jpg", "/p/x.png", "/q/r/s/y.jpg"], ["p_x", "p_x_2", "y"]),
     ],
 )
 def test_no_result_overwrites_another(paths, names):
     got = result_names([Path(path) for path in paths])
-    assert len(set(got)) == len(paths)
+    assert len(set(got)) == len(paths) and not any("/" in name for name in got)
     if names is not None:
         assert got == names
 

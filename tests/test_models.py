@@ -171,8 +171,7 @@ def test_images_are_normalised_as_the_encoder_s_weights_expect():
     half = (0.5, 0.5, 0.5)
     assert chosen() == chosen(encoder_weights="file.safetensors") == (half, half)  # tf_efficientnet_lite0
     assert chosen(in_channels=2) == (half[:2], half[:2])
-    given = {"image_mean": (0.1, 0.2, 0.3)}
-    assert chosen(**given)[0] == given["image_mean"]
+    assert chosen(image_mean=(0.1, 0.2, 0.3)) == ((0.1, 0.2, 0.3), half)
     for options in ({"encoder_weights": "none"}, {"encoder": "resnet18"}, {"encoder": "mit_b0"}):
         assert chosen(**options) == normalisation(3)
 

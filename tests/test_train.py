@@ -282,6 +282,19 @@ def test_init_from_takes_the_weights_of_another_run(tmp_path):
             torch.testing.assert_close(second[name], value, atol=1e-8, rtol=1e-5, msg=name)
 
 
+def test_other_normalisation_than_the_weights_have_is_refused(tmp_path):
+    first = tmp_path / "first"
+    run(tiny(first, method="supervised", stop_after=2))
+    given = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    with pytest.raises(ValueError, match="init_from: .* --image-mean 0.485 0.456 0.406 --image-std 0.229"):
+        run(tiny(tmp_path / "second", init_from=first / "last.pt", **given))
+    with pytest.raises(ValueError, match="image_mean was .*0.485.*, now .0.5"):
+        run(tiny(first, method="supervised", resume=True, **given))
+    # What None stands for may be written out.
+    own = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+    assert run(tiny(first, method="supervised", resume=True, stop_after=3, **own))["steps"] == 3
+
+
 @pytest.mark.parametrize("options", [{}, {"recipe": "paper"}, {"method": "mean-teacher"}, {"mix": "none"}])
 def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
     """The published order: labels from the weak views, all else from the images that the student sees."""

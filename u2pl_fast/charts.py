@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-BLUE, ORANGE, GREEN, RED, PALE = "#4c78a8", "#f58518", "#54a24b", "#e45756", "#b8c9dd"
+BLUE, ORANGE, GREEN, RED, PURPLE, PALE = "#4c78a8", "#f58518", "#54a24b", "#e45756", "#9467bd", "#b8c9dd"
 PANEL = (4.0, 2.7)  # inches
 MOST_POINTS = 240  # of a curve: more cannot be seen, and would fill the file
 MOST_NAMED = 40  # classes whose names fit beside a matrix

@@ -264,6 +264,8 @@ class TrainConfig:
             except (TypeError, ValueError):
                 hint = hints[name]
                 expected = hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.", "", str(hint))
+                if name == "label_map":
+                    expected = "a mapping such as {0: 0, 255: 1}, or quoted entries such as '255:1'"
                 raise ValueError(f"{source}: {name}: expected {expected}, got {value!r}") from None
         return cls(**typed)
 
@@ -303,7 +305,10 @@ def _typed(hint: Any, value: Any) -> Any:
         return value
     if get_args(hint) == (str, ...):  # label_map: a list of words, one word, or a mapping
         words = [f"{key}:{item}" for key, item in value.items()] if isinstance(value, dict) else value
-        return tuple(_typed(str, word) for word in ([words] if isinstance(words, str) else words))
+        words = [words] if isinstance(words, str) else words
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError  # 255:1 without quotes is a number to YAML, in base 60
+        return tuple(words)
     if get_origin(hint) is tuple and get_args(hint)[1] is Ellipsis:
         if not isinstance(value, list | tuple):
             raise TypeError
@@ -344,11 +349,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
         config.label_map = label_map_entries(config.label_map)  # a checkpoint knows them without the file
     if config.encoder_lr is None:
         config.encoder_lr = config.lr if config.encoder_weights == "none" else 0.3 * config.lr
-    if config.encoder_weights != "none" and config.image_mean is None and config.image_std is None:
-        own = pretrained_normalisation(config.encoder)
-        if own not in (None, normalisation(3)):
-            n = config.in_channels
-            config.image_mean, config.image_std = (x if n == 3 else (sum(x) / 3,) * n for x in own)
+    own = None if config.encoder_weights == "none" else pretrained_normalisation(config.encoder)
+    if own not in (None, normalisation(3)):
+        n = config.in_channels
+        mean, std = (x if n == 3 else (sum(x) / 3,) * n for x in own)
+        config.image_mean = mean if config.image_mean is None else config.image_mean
+        config.image_std = std if config.image_std is None else config.image_std
     _check(config)
     return config
 

@@ -44,7 +44,10 @@ def pretrained_normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[flo
     import timm  # seconds, for those who ask
 
     encoder = encoder.removeprefix("tu-")
-    known = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
+    try:
+        known = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder) else None
+    except RuntimeError:  # no such weights, which building the network tells
+        return None
     return None if known is None else (tuple(known.mean), tuple(known.std))
 
 

@@ -51,9 +51,9 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 def result_names(paths: Sequence[Path]) -> list[str]:
     """A name for each image's results: its stem, preceded by parent folders, then numbered, where stems are equal."""
-    parts = [path.resolve().with_suffix("").parts for path in paths]
+    parts = [path.resolve().with_suffix("").parts[1:] for path in paths]  # without the root
     names = [own[-1] for own in parts]
-    for depth in range(2, max((len(own) for own in parts), default=0)):
+    for depth in range(2, max((len(own) for own in parts), default=0) + 1):
         count = Counter(names)
         if len(count) == len(names):
             return names

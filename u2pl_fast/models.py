@@ -144,9 +144,7 @@ def _create(
             "give a .safetensors file of timm's weights, or 'none' to start from scratch"
         ) from error
     except RuntimeError as error:
-        if not pretrained:
-            raise
-        raise ValueError(f"encoder_weights: {error}") from error  # timm has no such weights
+        raise ValueError(f"encoder: {error}") from error  # timm has no such weights
 
 
 def _create_dpt(

@@ -279,6 +279,7 @@ def pseudo_labels(run: Run) -> str:
             for kind, (label, colour) in kinds.items():
                 charts.curve(axis, run.series(f"pseudo_accuracy{kind}"), colour, label)
             charts.curve(axis, run.series("pseudo_miou"), charts.ORANGE, "mIoU of all")
+            charts.curve(axis, run.series("pseudo_negatives_right"), charts.PURPLE, "negatives")
             axis.set_title("right, against hidden masks")
             axis.set_ylim(0, 1)
             axis.legend(loc="lower right")

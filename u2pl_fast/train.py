@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from . import checkpoint, data, ops
 from .config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
+from .images import normalisation
 from .inference import evaluate_model
 from .learner import Learner, Step
-from .pseudo_quality import pseudo_label_quality
+from .pseudo_quality import QUALITY_IMAGES, pseudo_label_quality
 from .readback import Readback
 from .reference import partition, unreliable_share
 from .runlog import RunLog
 from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-QUALITY_IMAGES = 32  # whose pseudo-labels are compared with hidden masks at each evaluation
 
 
 class Noted(NamedTuple):
@@ -345,6 +345,13 @@ def _init_from(student: nn.Module, config: TrainConfig) -> None:
     path = config.init_from
     state = checkpoint.load(path)
     checkpoint.check_layout(state, path)
+    theirs = TrainConfig.from_dict(state["config"])
+    if theirs.in_channels == config.in_channels and theirs.normalisation != config.normalisation:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in theirs.normalisation)
+        raise ValueError(
+            f"init_from: {path} was trained on images normalised otherwise; give its --image-mean {mean} "
+            f"--image-std {std}"
+        )
     weights = state[state["network"]] or state["student"]
     own = student.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
@@ -373,6 +380,9 @@ FREE_ON_RESUME = {
 def _check_same_run(state: dict, config: TrainConfig, world: int, path: Path) -> None:
     # A setting that the run did not know yet had its default's effect.
     saved, now = TrainConfig().to_dict() | state["config"], config.to_dict()
+    for values in (saved, now):  # None and the numbers it stood for are the same
+        mean_and_std = normalisation(values["in_channels"], values["image_mean"], values["image_std"])
+        values["image_mean"], values["image_std"] = map(list, mean_and_std)
     changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved[name] != now[name])
     if changed:
         listed = ", ".join(f"{name} was {saved[name]}, now {now[name]}" for name in changed)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from ..images import RGB, ImageFormat
 from .ade20k import Ade20kDataset
-from .base import SegmentationDataset
+from .base import DataError, SegmentationDataset
 from .cityscapes import CityscapesDataset
-from .files import DataError, read_image
+from .files import read_image
 from .folder import CAMVID_CLASSES, FolderDataset
 from .loader import StepDataset, evaluation_samples, train_loader
 from .pairs import PairDataset

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import DataError
+from .base import DataError
 from .folder import FolderDataset
 from .pairs import find_root
 from .values import LabelMap, MaskValues

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..images import ImageFormat
 from .base import DataError
@@ -26,7 +27,7 @@ def read_array(path: Path, image_format: ImageFormat) -> np.ndarray:
         axis = _band_axis(array.shape, image_format.channels, path)
         values = np.asarray(array if isinstance(array, np.ndarray) else array.asarray())
         bands = values[:, :, None] if axis is None else np.moveaxis(values, axis, -1)
-        return scale(bands, image_format, path)
+        return to_channels(scale(bands, image_format, path), image_format, path)
 
 
 def array_size(path: Path, image_format: ImageFormat) -> tuple[int, int]:
@@ -36,6 +37,20 @@ def array_size(path: Path, image_format: ImageFormat) -> tuple[int, int]:
         _check_type(array.dtype, image_format, path)
         sides = [side for index, side in enumerate(array.shape) if index != axis]
     return sides[1], sides[0]
+
+
+def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str) -> np.ndarray:
+    """uint8 (H, W, k) as (H, W, N): RGB as luma, or grey three times; anything else must have N channels already."""
+    found, wanted = pixels.shape[2], image_format.channels
+    if found == wanted:
+        return pixels
+    if (found, wanted) == (3, 1):
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    if (found, wanted) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    raise DataError(
+        f"{name}: {found} channels found, in_channels asks for {wanted}; use --in-channels {found}", "channels"
+    )
 
 
 def scale(values: np.ndarray, image_format: ImageFormat, path: Path) -> np.ndarray:
@@ -52,29 +67,35 @@ def scale(values: np.ndarray, image_format: ImageFormat, path: Path) -> np.ndarr
 
 def _check_type(dtype: np.dtype, image_format: ImageFormat, path: Path) -> None:
     if dtype.kind not in "iuf":
-        raise DataError(f"{path}: holds {dtype} values; images are integers or floats")
+        raise DataError(f"{path}: holds {dtype} values; images are integers or floats", "range")
     if image_format.value_range is None and dtype.kind + str(dtype.itemsize) not in ("u1", "u2"):
         raise DataError(
             f"{path}: holds {dtype} values, which have no natural black and white; say with --value-range LOW HIGH "
-            "what becomes 0 and 255"
+            "what becomes 0 and 255",
+            "range",
         )
 
 
 def _band_axis(shape: tuple[int, ...], channels: int, path: Path) -> int | None:
-    """The axis of the bands: the last where it is N long, else the first; None for (H, W), which is one band."""
+    """The axis of the bands: the last where it is N long, else the first; None for (H, W), which is one band.
+
+    Grey serves where RGB is asked for, and RGB where grey is.
+    """
     if 0 in shape:
         raise DataError(f"{path}: an empty image, its shape is {shape}")
-    if len(shape) == 2 and channels == 1:
+    if len(shape) == 2 and channels in (1, 3):
         return None
-    if len(shape) == 3 and channels in (shape[2], shape[0]):
-        return 2 if shape[2] == channels else 0
+    for count in (channels, *((3,) if channels == 1 else (1,) if channels == 3 else ())):
+        if len(shape) == 3 and count in (shape[2], shape[0]):
+            return 2 if shape[2] == count else 0
     if len(shape) == 2:
         found = "1 channel"
     else:
         found = f"{min(shape[0], shape[2])} channels" if len(shape) == 3 else "no image's shape"
     raise DataError(
         f"{path}: {found} found, in_channels asks for {channels}; its shape is {shape}, expected (H, W, {channels}) "
-        f"or ({channels}, H, W){' or (H, W)' if channels == 1 else ''}"
+        f"or ({channels}, H, W){' or (H, W)' if channels == 1 else ''}",
+        "channels",
     )
 
 
@@ -99,5 +120,7 @@ def _tifffile(path: Path):
     try:
         import tifffile
     except ImportError:
-        raise DataError(f"{path}: a TIFF with these channels or values needs tifffile: pip install tifffile") from None
+        raise DataError(
+            f"{path}: a TIFF with these channels or values needs tifffile: pip install tifffile imagecodecs", "tifffile"
+        ) from None
     return tifffile

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, list_files
+from .base import DataError
+from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files
 from .pairs import PairDataset, chosen_classes, find_root
 from .values import IGNORE_8_BIT, LabelMap, MaskValues
 

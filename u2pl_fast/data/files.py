@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..images import RGB, ImageFormat
-from .bands import TIFF_SUFFIXES, array_size, is_array, read_array, scale
+from .bands import TIFF_SUFFIXES, array_size, is_array, read_array, scale, to_channels
 from .base import DataError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".png", ".ppm", *TIFF_SUFFIXES, ".webp"})
@@ -63,32 +63,18 @@ def read_image(path: Path | str, image_format: ImageFormat = RGB) -> np.ndarray:
         return to_channels(pixels, image_format, path)
 
 
-def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str) -> np.ndarray:
-    """uint8 (H, W, k) as (H, W, N): RGB as luma, or grey three times; anything else must have N channels already."""
-    found, wanted = pixels.shape[2], image_format.channels
-    if found == wanted:
-        return pixels
-    if (found, wanted) == (3, 1):
-        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
-    if (found, wanted) == (1, 3):
-        return np.repeat(pixels, 3, axis=2)
-    raise DataError(
-        f"{name}: {found} channels found, in_channels asks for {wanted}; use --in-channels {found}", "unreadable"
-    )
-
-
 def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path) -> None:
     """Refuse channels that aren't there, and values that PIL has rounded or that have no scale."""
     has_range = image_format.value_range is not None
     if image.mode == "F" and not has_range:
         raise DataError(
-            f"{path}: holds floating-point values; say with --value-range LOW HIGH what becomes 0 and 255", "unreadable"
+            f"{path}: holds floating-point values; say with --value-range LOW HIGH what becomes 0 and 255", "range"
         )
     if has_range and image.mode not in _GREY_16_MODES and ";16" in str([tile.args for tile in image.tile]):
         raise DataError(
             f"{path}: 16-bit colours, of which only the upper 8 bits can be read from this format, so value_range "
             "cannot apply; save it as .npy or TIFF",
-            "unreadable",
+            "range",
         )
     if image_format.channels in (1, 3):
         return
@@ -98,7 +84,7 @@ def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path) -> Non
         raise DataError(
             f"{path}: {found} channel{'s' * (found > 1)} found (mode {mode}), in_channels asks for "
             f"{image_format.channels}; RGBA files have 4, .npy and TIFF files any number",
-            "unreadable",
+            "channels",
         )
 
 

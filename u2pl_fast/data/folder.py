@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, list_files, read_mask, thread_count
+from .base import DataError
+from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files, read_mask, thread_count
 from .pairs import (
     CLASSES_FILE,
     MAX_SCANNED_MASKS,

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..images import RGB, ImageFormat
-from .base import Entry, default_ignore_index
-from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, check_sizes, header_size, read_image, read_mask, thread_count
+from .base import DataError, Entry, default_ignore_index
+from .files import IMAGE_SUFFIXES, MASK_SUFFIX, check_sizes, header_size, read_image, read_mask, thread_count
 from .values import LabelMap, MaskValues, looks_binary, present_values
 
 # Decoding more than this before training takes minutes; every read is checked anyway.
@@ -232,7 +232,7 @@ def chosen_classes(
 
     Without a label map they are the data set's `own`. Where it has none, or with a map, the training's `fixed` ones
     come first. A map alone decides how many there are: the names are `own` if those are as many, else those of
-    classes.txt, else numbers.
+    classes.txt unless those are more, else numbers.
     """
     if own is not None and label_map is None:
         return list(own)
@@ -242,7 +242,10 @@ def chosen_classes(
         return read_classes_file(root)
     if own is not None and len(own) == label_map.num_classes:
         return list(own)
-    return read_classes_file(root) or numbered_classes(label_map.num_classes)
+    names = read_classes_file(root)
+    if names is None or len(names) > label_map.num_classes:  # those of fewer classes are refused later
+        return numbered_classes(label_map.num_classes)
+    return names
 
 
 def numbered_classes(number: int) -> list[str]:

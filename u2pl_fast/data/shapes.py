@@ -7,8 +7,8 @@ import numpy as np
 
 from ..images import RGB, ImageFormat
 from ..randomness import stream
-from .base import Entry, default_ignore_index
-from .files import DataError, to_channels
+from .bands import to_channels
+from .base import DataError, Entry, default_ignore_index
 
 CLASS_NAMES = ["background", "striped disc", "striped box", "checked", "dotted", "ring"]
 SPLIT_SIZES = {"train": 400, "val": 100}

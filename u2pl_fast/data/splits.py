@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from ..randomness import generator
-from .base import Entry, SegmentationDataset
-from .files import DataError
+from .base import DataError, Entry, SegmentationDataset
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from .files import IMAGE_SUFFIXES, MASK_SUFFIX, DataError, list_files
+from .base import DataError
+from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files
 from .pairs import PairDataset, chosen_classes, find_root, without_suffix
 from .splits import read_list
 from .values import LabelMap
@@ -61,7 +62,7 @@ class VocDataset(PairDataset):
         self._files = list_files(folder / "JPEGImages", IMAGE_SUFFIXES)
         self._all_masks = {
             name: path
-            for masks in (PLAIN_MASKS, AUGMENTED_MASKS)
+            for masks in (AUGMENTED_MASKS, PLAIN_MASKS)  # of two masks of an image, VOC's own
             for name, path in list_files(folder / masks, frozenset({MASK_SUFFIX})).items()
         }
         if not self._all_masks:

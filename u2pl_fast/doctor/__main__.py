@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from ..config import DATA_SETTINGS, TrainConfig, find_config
+from ..config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from . import checks, report
 from .evidence import Evidence, gather
 from .findings import Finding
@@ -46,7 +46,7 @@ class DoctorConfig:
     seed: int | None = None
     """As in the training: which images --num-labeled and --labeled-fraction draw."""
     config: str | None = None
-    """YAML file of a training, or the name of a recipe, whose settings hold where no flag is given."""
+    """YAML file of a training, or the name of a configuration, whose settings hold where no flag is given."""
     max_files: int | None = None
     """Look at so many images at most, evenly spaced; unset: at all of them."""
     json: Path | None = None
@@ -62,7 +62,7 @@ def settings_of(config: DoctorConfig) -> TrainConfig:
             setattr(settings, name, value)
     if config.dataset is None and config.config is None:
         raise ValueError("dataset: name it with --dataset, or give the training's --config")
-    return settings
+    return resolve(settings)
 
 
 def run(config: DoctorConfig) -> tuple[Evidence, list[Finding]]:

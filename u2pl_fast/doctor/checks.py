@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..data.cityscapes import CITYSCAPES_LABEL_IDS
 from ..data.files import MASK_SUFFIX
 from ..data.pairs import CLASSES_FILE, MAX_SCANNED_MASKS, PairDataset
 from ..data.values import IGNORE_8_BIT
@@ -13,7 +14,7 @@ from .findings import Finding, counted, error, ok, warning
 from .scan import Sample
 
 IGNORED_SHARE = 0.3  # of the pixels; more of them than this makes one ask whether 255 is a class
-CITYSCAPES_CLASSES, CITYSCAPES_LABEL_IDS = 19, 34
+CITYSCAPES_CLASSES, MOST_LABEL_ID = len(CITYSCAPES_LABEL_IDS), 33
 LABEL_IDS_FIX = (
     "take the *_labelTrainIds.png files for masks, or --dataset cityscapes, which turns labelIds into the 19 classes"
 )
@@ -96,11 +97,13 @@ def files(evidence: Evidence) -> Iterator[Finding]:
     broken = defaultdict(list)
     for sample in evidence.samples:
         if sample.image_error is not None:
-            broken["image", sample.image_error.kind, True].append(str(sample.image))
+            broken["image", sample.image_error.kind, True].append((str(sample.image), str(sample.image_error)))
         if sample.mask_error is not None:
-            broken["mask", sample.mask_error.kind, evidence.mask_is_needed(sample)].append(str(sample.mask))
-    for (noun, kind, needed), paths in broken.items():
-        what, fix = PROBLEMS.get(kind, PROBLEMS["unreadable"])
+            key = "mask", sample.mask_error.kind, evidence.mask_is_needed(sample)
+            broken[key].append((str(sample.mask), str(sample.mask_error)))
+    for (noun, kind, needed), problems in broken.items():
+        paths = [path for path, _ in problems]
+        what, fix = PROBLEMS.get(kind, ("that cannot be used as they are", problems[0][1]))
         title = f"{counted(len(paths), noun)} {what}"
         if needed:
             yield error(title, fix, paths)
@@ -161,7 +164,7 @@ def _unknown_values(evidence: Evidence, unknown: dict[int, list[Sample]], presen
         fix = "give each value a class in --label-map, or *:ignore for all that it does not name"
     elif settings.dataset == "ade20k" and outside == {IGNORE_8_BIT}:
         fix = "the masks were shifted to 0 .. 149 already: take the originals, or --label-map 0-149:0-149 255:ignore"
-    elif classes == CITYSCAPES_CLASSES and max(outside) < CITYSCAPES_LABEL_IDS:
+    elif classes == CITYSCAPES_CLASSES and max(outside) <= MOST_LABEL_ID:
         fix = f"these are Cityscapes' labelIds: {LABEL_IDS_FIX}"
     elif outside == {classes}:
         fix = f"ids seem to count from 1: --label-map 0:ignore 1-{classes}:0-{classes - 1}"

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from ..config import DATASET_DEFAULTS, TrainConfig
+from ..config import TrainConfig
 from ..data import DataError, PairDataset, open_dataset
 from ..data.base import Entry
 from ..data.folder import highest_class
 from ..data.pairs import chosen_classes, numbered_classes
 from ..data.splits import Split, divide, draw_labeled, read_list, read_unlabeled_list
 from ..data.values import LabelMap, MaskValues, label_map_entries, looks_binary
-from ..train import QUALITY_IMAGES
+from ..pseudo_quality import QUALITY_IMAGES
 from . import findings
 from .findings import Finding
 from .scan import Sample, evenly, scan, shares
@@ -197,7 +197,7 @@ def _divided(evidence: Evidence) -> Split:
                 dataset,
                 seed=settings.seed,
                 labeled_fraction=settings.labeled_fraction,
-                num_labeled=_number(settings),
+                num_labeled=settings.num_labeled,
             )
     except ValueError as error:
         evidence.findings.append(findings.error(str(error)))
@@ -210,12 +210,6 @@ def _divided(evidence: Evidence) -> Split:
         except DataError as error:
             evidence.findings.append(findings.error(str(error)))
     return divide(dataset, split_size, labeled, listed)
-
-
-def _number(settings: TrainConfig) -> int | None:
-    if settings.num_labeled is None and settings.labeled_fraction is None:
-        return DATASET_DEFAULTS.get(settings.dataset, {}).get("num_labeled")
-    return settings.num_labeled
 
 
 def _included(evidence: Evidence, file: Path, entries: Sequence[Entry]) -> list[int]:

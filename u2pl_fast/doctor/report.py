@@ -13,7 +13,7 @@ from .evidence import Evidence
 from .findings import SEVERITIES, Finding, counted
 
 MOST_EXAMPLES = 5
-MOST_CLASSES = 40  # rows of the table, the rarest among the labelled ones, where there are more
+MOST_ROWS = 40  # rows of the table, the rarest among the labelled ones, where there are more
 COLOURS = {"error": "bold red", "warning": "yellow", "ok": "green"}
 
 
@@ -110,9 +110,9 @@ def _classes_table(evidence: Evidence) -> Table:
     counts = _class_counts(evidence)
     shown = np.arange(evidence.num_classes)
     title = None
-    if len(shown) > MOST_CLASSES:
-        shown = np.sort(np.argsort(counts["labelled_images"], kind="stable")[:MOST_CLASSES])
-        title = f"the {MOST_CLASSES} rarest of {evidence.num_classes} classes (all of them with --json)"
+    if len(shown) > MOST_ROWS:
+        shown = np.sort(np.argsort(counts["labelled_images"], kind="stable")[:MOST_ROWS])
+        title = f"the {MOST_ROWS} rarest of {evidence.num_classes} classes (all of them with --json)"
     table = Table(title=title)
     table.add_column("id", justify="right")
     table.add_column("class")
