@@ -139,9 +139,7 @@ def test_other_weights_are_found_out_and_nothing_is_written(kind, outputs, tmp_p
     monkeypatch.setattr(portable, "_save", tampered)
     path = path_of(tmp_path, kind)
     path.write_text("an earlier export")
-    with pytest.raises(
-        portable.Mismatch, match=f"{path.name} was not written: its .* more than the tolerance 0.001"
-    ):
+    with pytest.raises(portable.Mismatch, match=f"{path.name} was not written: its .* more than the tolerance 0.001"):
         write(path, Small(), kind, outputs=outputs, fixed=True)
     assert os.listdir(tmp_path) == [path.name] and path.read_text() == "an earlier export"
 
