@@ -66,6 +66,7 @@ def run(config: ExportConfig) -> portable.Written | None:
     if kind == "safetensors":
         exported.save_network(config.out, state)
         return None
+    print("tracing the network, which takes a minute or more", flush=True)
     return portable.write(
         config.out,
         model,

@@ -54,7 +54,7 @@ def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: f
     return Maps(
         stats.label[0].cpu().numpy(),
         (entropy / math.log(max(num_classes, 2))).cpu().numpy(),
-        (reliable * RELIABLE + unreliable * UNRELIABLE).to(torch.uint8).cpu().numpy(),
+        (RELIABLE * reliable.byte() + UNRELIABLE * unreliable.byte()).cpu().numpy(),
         float(threshold),
         torch.bincount(stats.label.flatten(), minlength=num_classes).cpu().numpy(),
     )
