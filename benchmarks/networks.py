@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from u2pl_fast.config import RECIPES, TrainConfig, resolve
+from u2pl_fast.data.views import padded_size
 from u2pl_fast.learner import Learner
 
 from .results import RESULTS
@@ -55,7 +56,7 @@ def attempt(arch: str, encoder: str) -> dict:
         except ValueError as error:
             return found | {"error": str(error)}
         multiple = learner.student.pad_multiple
-        side = -(-SIDE // multiple) * multiple
+        side = padded_size((SIDE, SIDE), multiple)[0]
         losses = learner.train_step(batch(side, side)).losses
         if int(learner.skipped) or not losses.total.isfinite():
             return found | {"error": f"{recipe}: a step was not finite"}

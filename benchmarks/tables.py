@@ -22,6 +22,7 @@ from u2pl_fast.traffic import step_traffic
 
 from . import results, roofline, step_memory
 from .accuracy import tables as accuracy
+from .markdown import markdown
 from .registry import load
 from .workloads import NAMED, REPORTED
 
@@ -41,17 +42,6 @@ PAPER_PARTS = {
 MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
 
 Rows = list[list[str]]
-
-
-def markdown(header: Sequence[str], rows: Rows) -> str:
-    """A table; columns that are empty throughout are left out."""
-    used = [i for i in range(len(header)) if any(row[i] not in ("", "—") for row in rows)]
-    lines = [
-        [header[i] for i in used],
-        ["---" if i == 0 else "--:" for i in used],
-        *([r[i] for i in used] for r in rows),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def number(value: float | None) -> str:

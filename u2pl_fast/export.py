@@ -1,8 +1,8 @@
 """``python -m u2pl_fast.export --checkpoint F --out model.onnx``: the evaluated network without its training.
 
 ``.safetensors`` holds the weights, for evaluate, predict and other tools. ``.onnx`` and ``.pt2`` (torch.export) hold
-the computation too, and need nothing of this package to run: they take uint8 RGB (B, 3, H, W) and normalise it
-themselves.
+the computation too, and need nothing of this package to run: they take uint8 (B, N, H, W), RGB where N = 3, and
+normalise it themselves.
 """
 
 import json
@@ -81,20 +81,20 @@ def run(config: ExportConfig) -> portable.Written | None:
 
 def about(model: nn.Module, state: Mapping[str, Any], outputs: portable.Outputs) -> dict[str, str]:
     """What an exported file says of itself; lists and numbers as JSON."""
-    pad = [round(value) for value in model.image_mean.flatten().tolist()]
+    order = ", RGB" if model.in_channels == 3 else ""
     given = {
         "logits": "logits: float32 (batch, classes, height', width'); upsample them bilinearly to height x width, with "
         "this align_corners",
         "labels": "labels: integer class ids (batch, height, width); confidence: float32, the label's probability",
     }
     return {
-        "input": f"images: uint8 (batch, {len(pad)}, height, width), RGB, not normalised; pad below and to the right "
-        "with pad_color to multiples of pad_multiple",
+        "input": f"images: uint8 (batch, {model.in_channels}, height, width){order}, not normalised; pad below and to "
+        "the right with pad_color to multiples of pad_multiple",
         "outputs": given[outputs],
         "class_names": json.dumps(state["class_names"]),
         "num_classes": json.dumps(state["num_classes"]),
         "pad_multiple": json.dumps(model.pad_multiple),
-        "pad_color": json.dumps(pad),
+        "pad_color": json.dumps(list(model.mean_color)),
         "align_corners": json.dumps(model.align_corners),
         "resize": json.dumps(state["config"]["resize"]),
         "network": state["network"],

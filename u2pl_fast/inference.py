@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import checkpoint, exported, ops
 from .averaging import SlidingView, View, WholeView, mean_stats
 from .config import TrainConfig
-from .data.views import resize_image
+from .data.views import padded_size, resize_image
 from .distributed import Group, all_sum
 from .images import mean_color, normalisation
 from .metrics import ConfusionMatrix
@@ -158,7 +158,7 @@ def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torc
 def _pad(image: Tensor, model: nn.Module) -> Tensor:
     """Fill up with the mean colour, below and to the right, until the model takes the size."""
     height, width = image.shape[-2:]
-    padded_height, padded_width = (-(-side // model.pad_multiple) * model.pad_multiple for side in (height, width))
+    padded_height, padded_width = padded_size((height, width), model.pad_multiple)
     if (padded_height, padded_width) == (height, width):
         return image
     padded = image.new_empty(*image.shape[:2], padded_height, padded_width)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import dpt
 from .config import TrainConfig
+from .data.views import padded_size
 from .images import mean_color, normalisation
 from .outputs import SegmentationOutput
 from .reference import pool_to_stride4
@@ -94,7 +95,7 @@ class SegmentationNetwork(nn.Module):
         if images.shape[1] != self.in_channels:
             raise ValueError(f"images: {images.shape[1]} channels, this network was built for {self.in_channels}")
         if height % self.pad_multiple or width % self.pad_multiple:
-            padded = [-(-n // self.pad_multiple) * self.pad_multiple for n in (height, width)]
+            padded = padded_size((height, width), self.pad_multiple)
             raise ValueError(
                 f"images: {height}×{width} must be multiples of {self.pad_multiple} for this network; "
                 f"pad to {padded[0]}×{padded[1]}"

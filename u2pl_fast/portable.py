@@ -34,7 +34,7 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 
 
 class PortableNetwork(nn.Module):
-    """A network as it is exported: uint8 RGB (B, 3, H, W) → logits (B, C, h, w), or labels and confidence (B, H, W).
+    """A network as it is exported: uint8 (B, N, H, W) → logits (B, C, h, w), or labels and confidence (B, H, W).
 
     ``labels`` are argmax of the logits upsampled to H×W (uint8, int16 when C > 255), confidence is their softmax's
     greatest value.

@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from ..markdown import markdown
 from .cells import ABLATIONS, ALL, ROWS, SHAPES_LABELS
 from .runs import load
 
@@ -40,11 +41,6 @@ def _mean(values: list[float | None], form: str) -> str:
     return f"{text} ± {format((max(known) - min(known)) / 2, form.lstrip('+'))}" if len(known) > 1 else text
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _methods(runs: Runs, bed: str, labels: int) -> str:
     table = []
     for row, count in (*((row, labels) for row in ROWS), ("supervised", ALL)):
@@ -69,7 +65,7 @@ def _methods(runs: Runs, bed: str, labels: int) -> str:
             ]
         )
     header = ["", *(f"seed {seed}" for seed in SEEDS), "mean", "gain", "of the headroom", "s a step"]
-    return _markdown(header, table)
+    return markdown(header, table, keep_empty=True)
 
 
 def accuracy(folder: Path) -> str:
@@ -85,7 +81,7 @@ def accuracy_labels(folder: Path) -> str:
     """mIoU by number of labels, seed 0."""
     runs, counts = _runs(folder), (11, 23, 46, ALL)
     rows = [[row, *(_number(score(runs, "camvid", row, count, 0)) for count in counts)] for row in ROWS]
-    return _markdown(["seed 0", *(f"{count} labels" for count in counts)], rows)
+    return markdown(["seed 0", *(f"{count} labels" for count in counts)], rows, keep_empty=True)
 
 
 def accuracy_ablations(folder: Path) -> str:
@@ -100,7 +96,7 @@ def accuracy_ablations(folder: Path) -> str:
             cells += [_number(own), "—" if None in (own, reference) else f"{own - reference:+.1f}"]
         rows.append([name, f"`{' '.join(flags)}`", *cells])
     header = ["change", "flags", "CamVid, 23", "±", "shapes", "±"]
-    return _markdown(header, rows)
+    return markdown(header, rows, keep_empty=True)
 
 
 def accuracy_quality(folder: Path) -> str:
@@ -119,7 +115,7 @@ def accuracy_quality(folder: Path) -> str:
         rows.append(
             [row, *(_mean([None if f is None else 100 * f[key] for f in found], ".1f") for key in columns.values())]
         )
-    return _markdown(["% of pixels, or of (pixel, class) pairs", *columns], rows)
+    return markdown(["% of pixels, or of (pixel, class) pairs", *columns], rows, keep_empty=True)
 
 
 def _middle(run: dict[str, Any] | None, names: list[str]) -> dict[str, float] | None:
