@@ -62,6 +62,8 @@ def ablations(runs: Runs, axis: Axes) -> None:
     base = score(runs, "camvid", BASE, 23, 0)
     found = {name: score(runs, "camvid", name, 23, 0) for name in ABLATIONS}
     gains = {name: value - base for name, value in found.items() if None not in (value, base)}
+    if not gains:
+        return
     order = sorted(gains, key=gains.__getitem__)
     axis.barh(order, [gains[name] for name in order], color="#1f77b4")
     axis.axvline(0, color="black", linewidth=0.8)
