@@ -144,7 +144,7 @@ def require_onnx() -> None:
     if missing:
         raise ValueError(
             f"format: .onnx files need the packages {', '.join(ONNX_PACKAGES)}; not found: {', '.join(missing)}. "
-            "pip install 'u2pl-fast[export]'"
+            "pip install onnx onnxruntime onnxscript"
         )
 
 
