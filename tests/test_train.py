@@ -87,6 +87,8 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert metrics["miou"] == metrics["last_miou"] <= metrics["best_miou"]
     assert metrics["network"] == "teacher" and metrics["steps"] == 4 and metrics["world_size"] == 1
     assert len(metrics["iou_per_class"]) == 6
+    best = checkpoint.load(tmp_path / "best.pt")
+    assert best["student"] and best["teacher"] and "bank" not in best and "optimizer" not in best
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
     assert [line["step"] for line in losses] == [2, 4]
@@ -94,6 +96,9 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     saved = TrainConfig.from_yaml(tmp_path / "config.yaml")
     assert saved.to_dict() == checkpoint.load(tmp_path / "last.pt")["config"]
     assert "global batch 2 labelled + 2 unlabelled" in capsys.readouterr().out
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(ValueError, match="resume: .*last.pt holds networks alone"):
+        run(tiny(tmp_path, steps=4, eval_every=2, resume=True))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from .runlog import RunLog
 from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+RESUME_ONLY = ("bank", "optimizer")  # the largest part of a checkpoint, which nobody reads in best.pt
 
 
 class Noted(NamedTuple):
@@ -201,7 +202,8 @@ class Trainer:
         if self.scores["miou"] > self.best_miou:
             self.best_miou = self.scores["miou"]
             if self.rank == 0:
-                checkpoint.save(self.config.out / BEST, self.state_dict())
+                networks = {k: v for k, v in self.state_dict().items() if k not in RESUME_ONLY}
+                checkpoint.save(self.config.out / BEST, networks)
 
     def _pseudo_label_quality(self) -> dict[str, float]:
         """The teacher against the masks of unlabelled images that have one; training never reads them."""
@@ -296,6 +298,8 @@ class Trainer:
         last = self.config.out / LAST
         state, path, complaint = checkpoint.load_first(last, last.with_name(PREVIOUS))
         checkpoint.check_layout(state, path)
+        if not set(RESUME_ONLY) <= state.keys():
+            raise ValueError(f"resume: {path} holds networks alone, as best.pt does; start a new run with --init-from")
         checkpoint.check_match(state, self.learner.student, num_classes=self.num_classes, source=path)
         _check_same_run(state, self.config, self.world, path)
         bank = self.learner.criterion.bank
