@@ -176,6 +176,16 @@ def test_nan_and_other_shapes_differ_without_bound(change):
     assert portable.compare(lambda x: change([y.float() for y in network(x)]), network, images).relative == math.inf
 
 
+@pytest.mark.parametrize(("multiple", "sizes"), [(1, range(1, 70)), (16, range(16, 200, 16))])
+def test_plain_same_padding_is_timms(multiple, sizes):
+    timms = portable.timm_padding.get_same_padding
+    cases = [(x, k, s, d) for x in sizes for k in (1, 2, 3, 5, 7) for s in (1, 2, 4) for d in (1, 2)]
+    expected = [timms(*case) for case in cases]
+    with portable._plain_same_padding(multiple):
+        assert [portable.timm_padding.get_same_padding(*case) for case in cases] == expected
+    assert portable.timm_padding.get_same_padding is timms
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -248,8 +258,9 @@ def test_a_pt2_file_of_another_architecture_and_head_by_way_of_its_weights(root,
 
 def test_supervised_networks_without_a_teacher(root, tmp_path):
     path = make_checkpoint(tmp_path / "a.pt", root, method="supervised", teacher=False)
-    written = run(ExportConfig(path, tmp_path / "a.pt2"))  # its strided "same" padding takes a ceil
-    assert written.axes == (0, 2, 3) and written.difference.relative < 1e-5
+    written = run(ExportConfig(path, tmp_path / "a.pt2"))
+    assert written.axes == (0, 2, 3) and written.multiple == 16 and written.difference.relative < 1e-5
+    assert export._takes(written) == "any batch, any height and width, multiples of 16"
 
 
 def test_refusals_name_the_flag(trained, tmp_path, monkeypatch):

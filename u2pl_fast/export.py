@@ -129,7 +129,7 @@ def _takes(written: portable.Written) -> str:
     height, width = written.size
     batch = "any batch" if 0 in written.axes else "one image"
     if 2 in written.axes:
-        return f"{batch}, any height and width that the network takes"
+        return f"{batch}, any height and width" + (f", multiples of {written.multiple}" if written.multiple > 1 else "")
     text = f"{batch}, {height}×{width} only"
     return f"{text}; not any size, since {written.reason}" if written.reason else text
 

@@ -7,15 +7,16 @@ at and, where it takes any size, at another one.
 import importlib.util
 import json
 import math
-import operator
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import timm.layers.padding as timm_padding
 import torch
 from torch import Tensor, nn
 
@@ -71,6 +72,8 @@ class Written:
     """Axes of the images whose length is free: 0 batch, 2 height, 3 width."""
     size: tuple[int, int]
     """Height and width traced at: the only ones that fit where the axes are not free."""
+    multiple: int
+    """What height and width are multiples of."""
     difference: Difference
     """From the network's own outputs."""
     reason: str = ""
@@ -129,7 +132,7 @@ def write(
                 reason = reason or str(error)
                 continue
             os.replace(temporary, path)
-            return Written(axes, traced, worst, reason)
+            return Written(axes, traced, network.pad_multiple, worst, reason)
     except OSError as error:
         raise ValueError(f"out: cannot write {path}: {error.strerror or error}") from error
     except Mismatch as error:
@@ -158,11 +161,10 @@ def _save(
     image = _scenes(portable, size)[: 2 if 0 in axes else 1]
     free = {axis: torch.export.Dim.DYNAMIC for axis in axes}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain_same_padding(portable.network.pad_multiple):
             warnings.simplefilter("ignore")  # about the exporters' own insides
             program = torch.export.export(portable, (image,), dynamic_shapes={"images": free}, strict=False)
             if kind == "torch-export":
-                _integer_ceil(program.graph_module)
                 torch.export.save(program, path, extra_files={"about.json": json.dumps(dict(about))})
                 return
             graph = torch.onnx.export(
@@ -182,24 +184,25 @@ def _save(
         raise _Unfit(_first_line(error)) from error
 
 
-def _integer_ceil(module: torch.fx.GraphModule) -> None:
-    """ceil(a / b) of sizes as −(a // −b): "same" padding computes it, and a .pt2 file has no ceil."""
-    graph = module.graph
-    for node in graph.find_nodes(op="call_function", target=math.ceil):
-        quotient = node.args[0]
-        if getattr(quotient, "target", None) is not operator.truediv:
-            continue
-        above, below = quotient.args
-        with graph.inserting_before(node):
-            floor = graph.call_function(operator.floordiv, (above, -below))
-            ceil = graph.call_function(operator.neg, (floor,))
-        floor.meta["val"] = above.meta["val"] // -below
-        ceil.meta["val"] = -floor.meta["val"]
-        node.replace_all_uses_with(ceil)
-        graph.erase_node(node)
-        if not quotient.users:
-            graph.erase_node(quotient)
-    module.recompile()
+@contextmanager
+def _plain_same_padding(pad_multiple: int) -> Iterator[None]:
+    """timm's "same" padding in terms that can be traced at an unknown size.
+
+    Its ceil(x / stride) nests one expression deeper a layer, many minutes of algebra for an encoder, and no .pt2 file
+    holds it. Where images come in multiples of the encoder's stride, each strided layer divides its input, and the
+    padding is a constant.
+    """
+
+    def padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+        covered = (kernel_size - 1) * dilation + 1
+        return max(covered - stride if pad_multiple > 1 else (-(x // -stride) - 1) * stride + covered - x, 0)
+
+    original = timm_padding.get_same_padding
+    timm_padding.get_same_padding = padding
+    try:
+        yield
+    finally:
+        timm_padding.get_same_padding = original
 
 
 def _check(
