@@ -353,7 +353,10 @@ def predictions(_: Path) -> str:
 
 def networks(folder: Path) -> str:
     """Architectures by encoders: what each pair's logits and features are, or that it can't be built."""
-    rows = json.loads((folder / "networks.json").read_text())
+    path = folder / "networks.json"
+    if not path.exists():
+        return "Not measured yet: `python -m benchmarks.networks`\n"
+    rows = json.loads(path.read_text())
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     table = []
     for arch in dict.fromkeys(row["arch"] for row in rows):
