@@ -208,7 +208,7 @@ class TrainConfig:
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     amp: bool = False
-    """Automatic mixed precision."""
+    """Automatic mixed precision; left off on CPUs that only emulate it."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     channels_last: bool = False
     compile: bool = False

@@ -18,6 +18,7 @@ from rich.table import Table
 from .data import build_dataset, evaluation_samples
 from .distributed import rank, session, world_size
 from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
+from .precision import autocast_dtype
 
 
 @dataclass
@@ -53,7 +54,7 @@ class EvaluateConfig:
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     amp: bool = False
-    """Run the network in bfloat16."""
+    """Run the network in bfloat16; left off on CPUs that only emulate it."""
     channels_last: bool = False
     json: Path | None = None
     """File for miou, iou_per_class, confusion (rows = truth), protocol, network and images."""
@@ -104,7 +105,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             stride=config.stride,
             flip=config.flip,
             scales=config.scales,
-            amp_dtype=torch.bfloat16 if config.amp else None,
+            amp_dtype=autocast_dtype(config.amp, torch.bfloat16, device),
             channels_last=config.channels_last,
             batch_size=config.batch_size,
             group=group,

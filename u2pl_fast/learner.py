@@ -16,6 +16,7 @@ from .distributed import Group, all_true, broadcast_buffers, rank, world_size
 from .models import build_model, compile_network
 from .optim import BufferGuard, build_optimizer, gated_step, gradient_norm, set_learning_rate
 from .outputs import SegmentationOutput
+from .precision import autocast_dtype
 from .randomness import generator, stream
 from .reference import sample_to_grid
 from .teacher import EMATeacher
@@ -81,7 +82,7 @@ class Learner:
         self.config, self.num_classes, self.device, self.group = config, num_classes, device, group
         self.steps, self.steps_per_epoch, self.teacher_start = steps, steps_per_epoch, teacher_start
         self.rank = rank(group)
-        self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
+        self.amp_dtype = autocast_dtype(config.amp, getattr(torch, config.amp_dtype), device)
 
         torch.manual_seed(stream(config.seed, "weights"))
         self.student = build_model(config, num_classes).to(device)

@@ -35,6 +35,7 @@ from .gallery import Gallery
 from .images import viewable
 from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
 from .input_files import find_images, result_names
+from .precision import autocast_dtype
 
 GALLERY = "gallery.html"
 PICTURES = ("mask", "overlay", "entropy", "reliability")
@@ -83,7 +84,7 @@ class PredictConfig:
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     amp: bool = False
-    """Run the network in bfloat16."""
+    """Run the network in bfloat16; left off on CPUs that only emulate it."""
     channels_last: bool = False
 
 
@@ -132,7 +133,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
             stride=config.stride,
             flip=config.flip,
             scales=config.scales,
-            amp_dtype=torch.bfloat16 if config.amp else None,
+            amp_dtype=autocast_dtype(config.amp, torch.bfloat16, device),
         )
         jobs = list(zip(paths, result_names(paths), strict=True))
         done = 0

@@ -488,8 +488,10 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
-    network += [str(trainer.device)] + [config.amp_dtype] * config.amp + ["channels_last"] * config.channels_last
-    say(", ".join(network))
+    network += [str(trainer.device)] + [config.amp_dtype] * (learner.amp_dtype is not None)
+    say(", ".join(network + ["channels_last"] * config.channels_last))
+    if config.amp and learner.amp_dtype is None:
+        say(f"float32 in spite of --amp: this CPU has no fast {config.amp_dtype}")
 
     batch = config.batch_size * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")

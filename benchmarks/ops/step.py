@@ -1,4 +1,4 @@
-"""One whole training step: networks, losses, backward, update; bfloat16 autocast, channels_last."""
+"""One whole training step: networks, losses, backward, update; channels_last, bfloat16 where it is computed in."""
 
 from collections.abc import Callable
 
@@ -38,6 +38,6 @@ OP = Op(
         "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop),
     },
     passes=(STEP,),
-    dtypes=("bfloat16",),
+    dtypes=(step.DTYPE,),
     layouts=("channels_last",),
 )
