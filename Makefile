@@ -3,6 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Two tests at a time, and one thread for each of the processes that they start.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal -p no:benchmark
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: demo test lint bench docs gpu-check sanitize clean
@@ -18,8 +20,8 @@ demo: $(VENV)/built
 # The Triton kernels need no GPU here: they are compiled ahead of time, and run in triton's interpreter, which is a
 # matter of the process.
 test: lint
-	$(RUN) -m pytest -q tests --ignore tests/interpret
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/interpret
+	$(PYTEST) tests --ignore tests/interpret
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpret
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,7 @@ def test_rehearsal_reaches_every_stage_and_leaves_its_results(tmp_path, capsys):
         "build",
         "sanitizer memcheck",
         "sanitizer racecheck",
+        "accuracy",
     }
     assert {r["op"] for r in data["records"]} >= {"pixel_stats", "contrastive", "ring_push", "step"}
     assert {r["impl"] for r in data["records"] if r["op"] == "step"} >= {"mean-teacher", "networks-only", "u2pl-lean"}

@@ -74,12 +74,20 @@ def last_step(log: Path) -> int:
     return next((step for line in reversed(lines) if (step := json.loads(line).get("step"))), 0)
 
 
+def expect_running(process: subprocess.Popen) -> None:
+    if process.poll() is not None:
+        raise SystemExit(f"the training ended by itself with exit status {process.returncode}")
+
+
 def watch(process: subprocess.Popen, log: Path, seconds: float, every: float) -> dict[str, list]:
+    """Samples over so many ``seconds`` from the first step that is logged."""
     rows: dict[str, list] = {"seconds": [], "mib": [], "files": [], "cpu_seconds": [], "step": []}
+    while last_step(log) == 0:
+        expect_running(process)
+        time.sleep(0.2)
     began = time.monotonic()
     while (now := time.monotonic() - began) < seconds:
-        if process.poll() is not None:
-            raise SystemExit(f"the training ended by itself with exit status {process.returncode}")
+        expect_running(process)
         memory, files, cpu = sample(process.pid)
         values = (round(now, 1), round(memory, 1), files, round(cpu, 2), last_step(log))
         for name, value in zip(rows, values, strict=True):
