@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from u2pl_fast import checkpoint, dpt
 from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.images import normalisation, pretrained_normalisation
-from u2pl_fast.models import SegmentationNetwork
+from u2pl_fast.models import DECODER_WIDTHS, SegmentationNetwork
 from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.reference import gather_pixels
 from u2pl_fast.train import run
@@ -38,6 +38,22 @@ def test_logits_stay_on_the_decoder_grid_and_features_at_stride_4_or_coarser(arc
 
 def test_output_stride_changes_the_encoder():
     assert network(encoder="resnet10t", output_stride=8).pad_multiple == 8
+
+
+@pytest.mark.parametrize("arch", list(DECODER_WIDTHS))
+def test_decoder_width_is_that_of_the_features(arch):
+    net = network(arch, encoder="resnet10t", decoder_width=32)
+    assert net.classifier.in_channels == 32
+    assert sum(p.numel() for p in net.decoder.parameters()) <= sum(
+        p.numel() for p in network(arch, encoder="resnet10t").decoder.parameters()
+    )
+
+
+def test_a_decoder_without_one_width_is_refused():
+    with pytest.raises(ValueError, match="decoder_width: unet has no single width; deeplabv3, .* have"):
+        network("unet", decoder_width=64)
+    with pytest.raises(ValueError, match="decoder_width: expected a positive number of channels, got 0"):
+        network(decoder_width=0)
 
 
 def test_uint8_and_float_images_agree_and_are_normalised():

@@ -113,6 +113,8 @@ class TrainConfig:
     """imagenet, none, or a .safetensors file; unset: none for shapes, imagenet otherwise."""
     output_stride: int | None = None
     """Encoder stride 8, 16 or 32; unset: the architecture's own."""
+    decoder_width: int | None = None
+    """Channels of the decoder; unset: the architecture's own."""
     auxiliary: bool = False
     """Add an auxiliary classifier on the last but one encoder stage."""
     image_mean: tuple[float, ...] | None = None

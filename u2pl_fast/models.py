@@ -21,6 +21,16 @@ from .outputs import SegmentationOutput
 from .reference import pool_to_stride4
 
 PROJECTIONS = ("pointwise", "conv")
+# What segmentation-models-pytorch calls the one width of each of these decoders; the others have a width a level.
+DECODER_WIDTHS = {
+    "deeplabv3": ("decoder_channels",),
+    "deeplabv3plus": ("decoder_channels",),
+    "fpn": ("decoder_pyramid_channels", "decoder_segmentation_channels"),
+    "pan": ("decoder_channels",),
+    "pspnet": ("psp_out_channels",),
+    "segformer": ("decoder_segmentation_channels",),
+    "upernet": ("decoder_channels",),
+}
 COMPILER = "inductor"
 
 
@@ -42,6 +52,7 @@ class SegmentationNetwork(nn.Module):
         representation_dim: D.
         projection_width: hidden channels of the head.
         output_stride: 8, 16 or 32 for the encoder; None keeps the architecture's own.
+        decoder_width: channels of the decoder, where one number says them; None keeps the architecture's own.
         auxiliary: adds a classifier on the last but one encoder stage, returned as ``aux_logits``.
         align_corners: how the logits are meant to be upsampled; read by those who do.
         image_mean, image_std: N numbers each, where white is 1; None: see :func:`u2pl_fast.images.normalisation`.
@@ -60,6 +71,7 @@ class SegmentationNetwork(nn.Module):
         representation_dim: int = 256,
         projection_width: int = 256,
         output_stride: int | None = None,
+        decoder_width: int | None = None,
         auxiliary: bool = False,
         align_corners: bool = False,
         image_mean: Sequence[float] | None = None,
@@ -67,7 +79,8 @@ class SegmentationNetwork(nn.Module):
         checkpoint_encoder: bool = False,
     ) -> None:
         super().__init__()
-        parts = _create(arch, encoder, num_classes, in_channels, encoder_weights == "imagenet", output_stride)
+        pretrained = encoder_weights == "imagenet"
+        parts = _create(arch, encoder, num_classes, in_channels, pretrained, output_stride, decoder_width)
         self.encoder, self.decoder, self.classifier = parts.encoder, parts.decoder, parts.classifier
         if encoder_weights not in (None, "imagenet"):
             load_encoder_weights(getattr(self.encoder, "model", self.encoder), Path(encoder_weights))
@@ -126,7 +139,13 @@ class _Parts(NamedTuple):
 
 
 def _create(
-    arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, output_stride: int | None
+    arch: str,
+    encoder: str,
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool,
+    output_stride: int | None,
+    decoder_width: int | None,
 ) -> _Parts:
     encoder = encoder.removeprefix("tu-")
     if not timm.is_model(encoder) and encoder not in smp.encoders.get_encoder_names():
@@ -135,10 +154,17 @@ def _create(
             f"encoder: timm has no model {encoder!r}, and it is none of segmentation-models-pytorch's own, such as "
             f"mit_b0; close names: {close}"
         )
+    options: dict[str, Any] = {} if output_stride is None else {"encoder_output_stride": output_stride}
+    if decoder_width is not None:
+        if arch not in DECODER_WIDTHS:
+            raise ValueError(f"decoder_width: {arch} has no single width; {', '.join(DECODER_WIDTHS)} have")
+        if decoder_width < 1:
+            raise ValueError(f"decoder_width: expected a positive number of channels, got {decoder_width}")
+        options |= dict.fromkeys(DECODER_WIDTHS[arch], decoder_width)
     try:
         if arch == "dpt":
             return _create_dpt(encoder, num_classes, in_channels, pretrained, output_stride)
-        return _create_smp(arch, encoder, num_classes, in_channels, pretrained, output_stride)
+        return _create_smp(arch, encoder, num_classes, in_channels, pretrained, options)
     except OSError as error:
         raise ValueError(
             f"encoder_weights: could not download the ImageNet weights of {encoder} ({type(error).__name__}); "
@@ -158,12 +184,11 @@ def _create_dpt(
 
 
 def _create_smp(
-    arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, output_stride: int | None
+    arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, options: dict[str, Any]
 ) -> _Parts:
-    options: dict[str, Any] = {} if output_stride is None else {"encoder_output_stride": output_stride}
     in_timm = timm.is_model(encoder)
     if in_timm and "swin_transformer" in timm.models.model_entrypoint(encoder).__module__:
-        options["strict_img_size"] = False  # else it takes images of its pretraining's size alone
+        options |= {"strict_img_size": False}  # else it takes images of its pretraining's size alone
     try:
         network = smp.create_model(
             arch,
@@ -284,6 +309,7 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
         representation_dim=config.representation_dim,
         projection_width=config.projection_width,
         output_stride=config.output_stride,
+        decoder_width=config.decoder_width,
         auxiliary=config.auxiliary,
         align_corners=config.align_corners,
         image_mean=config.image_mean,
