@@ -180,8 +180,9 @@ class TrainConfig:
     """Train the supervised loss on hard pixels alone."""
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000
-    class_weights: Path | None = None
-    """File with a weight a line for each class, used in the supervised loss."""
+    class_weights: str | None = None
+    """Of the supervised loss: a file with a number a line for each class, or "balanced": rarer among the labelled
+    pixels, heavier."""
     label_smoothing: float = 0.0
 
     # Optimisation

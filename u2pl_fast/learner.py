@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +62,7 @@ class Learner:
     Args:
         steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabelled images, for α_t.
         teacher_start: the step at which the teacher begins; labels alone before.
+        class_weight: (C,) of the supervised loss.
         init: called with the fresh student, before the teacher copies it.
     """
 
@@ -77,6 +77,7 @@ class Learner:
         teacher_start: int = 0,
         device: torch.device,
         group: Group = None,
+        class_weight: Tensor | None = None,
         init: Callable[[nn.Module], None] | None = None,
     ) -> None:
         self.config, self.num_classes, self.device, self.group = config, num_classes, device, group
@@ -93,7 +94,7 @@ class Learner:
         if init is not None:
             init(self.student)
         self.teacher = EMATeacher(self.student, config.ema_momentum) if config.method != "supervised" else None
-        self.criterion = build_criterion(config, num_classes, ignore_index, group).to(device)
+        self.criterion = build_criterion(config, num_classes, ignore_index, group, class_weight).to(device)
         self.optimizer = build_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self._loss: nn.Module = StudentLoss(self.student, self.criterion, self._autocast)
@@ -268,7 +269,13 @@ class Learner:
         self.skipped_in_a_row.fill_(state["skipped_in_a_row"])
 
 
-def build_criterion(config: TrainConfig, num_classes: int, ignore_index: int, group: Group = None) -> U2PLCriterion:
+def build_criterion(
+    config: TrainConfig,
+    num_classes: int,
+    ignore_index: int,
+    group: Group = None,
+    class_weight: Tensor | None = None,
+) -> U2PLCriterion:
     """The criterion of a resolved config; without a bank unless the method is u2pl."""
     capacities = [config.bank_capacity] * num_classes
     if config.background_class is not None:
@@ -296,21 +303,9 @@ def build_criterion(config: TrainConfig, num_classes: int, ignore_index: int, gr
         max_keys_per_step=config.max_keys_per_step,
         bank_dtype=getattr(torch, config.bank_dtype),
         bank_scope=config.bank_scope,
-        class_weight=_class_weights(config.class_weights, num_classes),
+        class_weight=class_weight,
         label_smoothing=config.label_smoothing,
         ohem=(config.ohem_threshold, config.ohem_min_kept) if config.ohem else None,
         align_corners=config.align_corners,
         group=group,
     )
-
-
-def _class_weights(path: Path | None, num_classes: int) -> Tensor | None:
-    if path is None:
-        return None
-    try:
-        weights = torch.tensor([float(line) for line in path.read_text().split()])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"class_weights: cannot read {path}: {error}") from error
-    if len(weights) != num_classes or not (weights >= 0).all() or not weights.isfinite().all():
-        raise ValueError(f"class_weights: {path} must hold {num_classes} finite numbers ≥ 0, one a class")
-    return weights

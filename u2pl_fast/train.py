@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from . import checkpoint, data, ops
+from .class_weights import class_weights
 from .config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .images import normalisation
@@ -79,6 +80,7 @@ class Trainer:
             teacher_start=round(config.sup_only_epochs * self.steps_per_epoch),
             device=device,
             group=group,
+            class_weight=class_weights(config.class_weights, self.split),
             init=None if config.init_from is None else lambda student: _init_from(student, config),
         )
         self.best_miou = -1.0
