@@ -53,6 +53,8 @@ def test_a_run_is_trained_once_and_remembered(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cells_module.BEDS, "shapes", (*TINY, "--lr", "0.1"))
     assert suite.main([*arguments, "--list"]) == 0
     assert "other settings" in capsys.readouterr().out
+    assert suite.main(arguments) == 0
+    assert json.loads(file.read_text())["settings"]["lr"] == 0.1
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
@@ -65,13 +67,15 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, ca
     assert (tmp_path / "r/shapes-80-supervised-seed0.json").exists()
 
 
-def made_up(row: str, labels: int | str, seed: int, miou: float) -> dict:
+def made_up(name: str, miou: float) -> dict:
+    (cell,) = [cell for cell in cells() if cell.name == name]
     evaluations = [
         {"step": 5, "miou_student": miou / 2, "pseudo_accuracy": 0.8, "pseudo_accuracy_reliable": 0.9}
         | {"pseudo_accuracy_unreliable": 0.5, "pseudo_negatives_right": 0.99, "pseudo_negatives_right_unranked": 0.95},
         {"step": 10, "miou_student": miou},
     ]
-    return {"miou": {"last": miou, "best": miou}, "steps": 10, "seconds": 20.0, "evaluations": evaluations}
+    scores = {"last": miou, "best": miou}
+    return {"miou": scores, "flags": list(cell.flags), "steps": 10, "seconds": 20.0, "evaluations": evaluations}
 
 
 @pytest.fixture
@@ -81,9 +85,12 @@ def some_runs(tmp_path):
     scores = {("supervised", 23): 0.5, ("u2pl-lean", 23): 0.56, ("mean-teacher", 23): 0.49, ("supervised", ALL): 0.6}
     for (row, labels), miou in scores.items():
         for seed in (0, 1):
-            run = made_up(row, labels, seed, miou + 0.01 * seed)
-            (folder / f"camvid-{labels}-{row}-seed{seed}.json").write_text(json.dumps(run))
-    (folder / "camvid-23-classmix-seed0.json").write_text(json.dumps(made_up("classmix", 23, 0, 0.58)))
+            name = f"camvid-{labels}-{row}-seed{seed}"
+            (folder / f"{name}.json").write_text(json.dumps(made_up(name, miou + 0.01 * seed)))
+    name = "camvid-23-classmix-seed0"
+    (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.58)))
+    name = "camvid-23-u2pl-paper-seed0"  # trained when the bed was another one
+    (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.7) | {"flags": ["--steps", "9"]}))
     return tmp_path
 
 

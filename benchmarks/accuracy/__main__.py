@@ -7,7 +7,9 @@ checkpoint in ``--work``. ``--list`` shows what there is and what is missing; ``
 """
 
 import argparse
+import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -108,7 +110,11 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
 def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
     """Run one cell to its end; its exit status."""
     out = args.work / cell.name
+    flags = out / "flags.json"
+    if out.exists() and not (flags.exists() and json.loads(flags.read_text()) == list(cell.flags)):
+        shutil.rmtree(out)  # of an earlier description of the cell
     out.mkdir(parents=True, exist_ok=True)
+    flags.write_text(json.dumps(cell.flags))
     with open(out / "output.txt", "a") as log:
         process = subprocess.Popen(command(cell, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
         running[cell.name] = process

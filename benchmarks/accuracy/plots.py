@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .cells import ABLATIONS, ALL, ROWS
-from .runs import RESULTS, load
+from .runs import RESULTS, current
 from .tables import BASE, SEEDS, score
 
 COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/plots"))
     parser.add_argument("--results", type=Path, default=RESULTS / "cpu", help="folder of finished runs")
     args = parser.parse_args(argv)
-    runs = load(args.results)
+    runs = current(args.results)
     if not runs:
         parser.error(f"--results: no finished run in {args.results}; train some with python -m benchmarks.accuracy")
     for name, panels in (("accuracy", [curves, quality]), ("accuracy-ablations", [ablations])):

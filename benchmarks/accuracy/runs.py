@@ -10,7 +10,7 @@ import yaml
 from .. import machine
 from ..curves import lines
 from ..results import RESULTS as ALL_RESULTS
-from .cells import Cell
+from .cells import Cell, cells
 
 RESULTS = ALL_RESULTS / "accuracy"
 PATHS = {"out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"}
@@ -58,6 +58,12 @@ def record(cell: Cell, out: Path) -> dict[str, Any]:
 def load(folder: Path) -> dict[str, dict[str, Any]]:
     """Results by the name of their cell."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def current(folder: Path) -> dict[str, dict[str, Any]]:
+    """Those that were trained as their cell is now described."""
+    flags = {cell.name: list(cell.flags) for cell in cells()}
+    return {name: run for name, run in load(folder).items() if run["flags"] == flags.get(name)}
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..markdown import markdown
 from .cells import ABLATIONS, ALL, ROWS, SHAPES_LABELS
-from .runs import load
+from .runs import current
 
 Runs = dict[str, dict[str, Any]]
 SEEDS = (0, 1, 2)
@@ -15,7 +15,7 @@ BASE = "u2pl-lean"
 
 def _runs(folder: Path) -> Runs:
     """``folder`` is that of the device among the results; those of trainings lie beside it."""
-    return load(folder.parent / "accuracy" / folder.name)
+    return current(folder.parent / "accuracy" / folder.name)
 
 
 def score(runs: Runs, bed: str, row: str, labels: int | str, seed: int) -> float | None:
