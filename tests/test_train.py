@@ -225,6 +225,20 @@ def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, mon
         run(tiny(tmp_path / "good", resume=True, max_skipped=1))
 
 
+def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("u2pl_fast.train.LOGGED_AT_CHANCE", 2)
+    run(tiny(tmp_path / "falls", log_every=1))
+    assert "at chance" not in capsys.readouterr().out
+    monkeypatch.setattr("u2pl_fast.train.AT_CHANCE", 0.1)
+    run(tiny(tmp_path / "student", log_every=1))
+    assert "is at chance, log(N + 1) = 3.93: the representations do not tell" in (told := capsys.readouterr().out)
+    assert "--key-encoder teacher may prevent it" in told
+    run(tiny(tmp_path / "teacher", log_every=1, key_encoder="teacher"))
+    assert "at chance" in (told := capsys.readouterr().out) and "may prevent" not in told
+    run(tiny(tmp_path / "none", log_every=1, method="mean-teacher"))
+    assert "at chance" not in capsys.readouterr().out
+
+
 def test_refusals_name_the_setting(tmp_path):
     run(tiny(tmp_path, stop_after=1))
     with pytest.raises(ValueError, match="already holds a run; go on with --resume"):

@@ -5,11 +5,13 @@ the strong views, the student sees labelled and mixed images in one forward pass
 """
 
 import json
+import math
 import os
 import shlex
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from .runlog import RunLog
 from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+LOGGED_AT_CHANCE, AT_CHANCE = 10, 0.99  # so many logged values of L_c, so near to log(N + 1), are suspicious
 RESUME_ONLY = ("bank", "optimizer")  # the largest part of a checkpoint, which nobody reads in best.pt
 
 
@@ -88,6 +91,7 @@ class Trainer:
         self.seconds = self.loader_seconds = 0.0
         self._noted: Noted | None = None
         self.stop_requested = False
+        self._contrastive: deque[float] = deque(maxlen=LOGGED_AT_CHANCE)
 
     @property
     def step(self) -> int:
@@ -168,6 +172,8 @@ class Trainer:
         if any(values.pop("label_errors")):
             ops.check_label_errors(self.device)
         in_a_row = values.pop("skipped_in_a_row")
+        if values["contrastive"] > 0:
+            self._contrastive.append(values["contrastive"])
         per_step = self.config.batch_size * (2 if self.semi else 1) * self.world
         log.record(noted.step, noted.known | values, images_per_step=per_step)
         if in_a_row > self.config.max_skipped:
@@ -201,11 +207,24 @@ class Trainer:
         self.scores |= {"network": network, "confusion": results[network]["confusion"]}
         each = {f"miou_{name}": result["miou"] for name, result in results.items()}
         log.evaluated(self.step, each | {"iou_per_class": self.scores["iou_per_class"]})
+        self._suspect_collapse(log)
         if self.scores["miou"] > self.best_miou:
             self.best_miou = self.scores["miou"]
             if self.rank == 0:
                 networks = {k: v for k, v in self.state_dict().items() if k not in RESUME_ONLY}
                 checkpoint.save(self.config.out / BEST, networks)
+
+    def _suspect_collapse(self, log: RunLog) -> None:
+        """Say where L_c stays at what equal similarities cost: then all pixels are represented alike."""
+        if len(self._contrastive) < LOGGED_AT_CHANCE or self.config.negatives == "full":
+            return
+        mean, chance = sum(self._contrastive) / len(self._contrastive), math.log(self.config.num_negatives + 1)
+        if mean > AT_CHANCE * chance:
+            teacher = "" if self.config.key_encoder == "teacher" else "; --key-encoder teacher may prevent it"
+            log.say(
+                f"the contrastive loss, {mean:.2f} in the last logged steps, is at chance, log(N + 1) = {chance:.2f}: "
+                f"the representations do not tell classes apart{teacher}"
+            )
 
     def _pseudo_label_quality(self) -> dict[str, float]:
         """The teacher against the masks of unlabelled images that have one; training never reads them."""
