@@ -16,14 +16,11 @@ from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.criterion import Losses, PseudoLabels, U2PLCriterion
 from u2pl_fast.learner import Learner
 from u2pl_fast.outputs import SegmentationOutput, represent
-from u2pl_fast.precision import cpu_computes_in
 
 from . import class_loop
 from .inputs import Inputs
 from .workloads import Workload
 
-# What the networks are autocast to: nothing where the CPU would emulate it.
-DTYPE = "bfloat16" if torch.cuda.is_available() or cpu_computes_in(torch.bfloat16) else "float32"
 STEPS = 1000
 ENCODERS = {"camvid": "tf_efficientnet_lite0", "tiny": "resnet10t"}  # elsewhere:
 PUBLISHED_ENCODER = "resnet101"
@@ -52,7 +49,7 @@ def config(w: Workload, **choices: object) -> TrainConfig:
             bank_capacity=w.capacity,
             background_class=0,
             background_capacity=w.background_capacity,
-            amp=DTYPE == "bfloat16",
+            amp=True,
             channels_last=True,
             **choices,
         )

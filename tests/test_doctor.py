@@ -11,9 +11,10 @@ from PIL import Image
 
 from u2pl_fast import data, train
 from u2pl_fast.config import TrainConfig
+from u2pl_fast.data.splits import evenly
 from u2pl_fast.doctor.__main__ import DoctorConfig, main, settings_of
 from u2pl_fast.doctor.checks import _ranges
-from u2pl_fast.doctor.scan import evenly, shares
+from u2pl_fast.doctor.scan import shares
 
 
 class Diagnosis:

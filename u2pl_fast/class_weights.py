@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.splits import Split
+from .data.splits import Split, evenly
 
 BALANCED = "balanced"
 MASKS = 500  # read at most, spread evenly
@@ -25,7 +25,7 @@ def class_weights(choice: str | None, split: Split) -> Tensor | None:
     """
     if choice is None:
         return None
-    if str(choice) == BALANCED:
+    if choice == BALANCED:
         return balanced(split)
     classes = split.dataset.num_classes
     try:
@@ -40,8 +40,7 @@ def class_weights(choice: str | None, split: Split) -> Tensor | None:
 def balanced(split: Split) -> Tensor:
     """Rare classes weigh more; 50 times at most before scaling, and those that no mask holds do not matter."""
     counts = np.zeros(split.dataset.num_classes, np.int64)
-    every = -(-len(split.labeled) // MASKS)
-    for index in split.labeled[::every]:
+    for index in evenly(split.labeled, MASKS):
         label = split.dataset.label(index)
         counts += np.bincount(label[label != split.ignore_index], minlength=len(counts))
     shares = counts / max(1, counts.sum())

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from . import html_page
+from .data.splits import evenly
 from .maps import RELIABILITY_COLOURS, RELIABLE, UNRELIABLE, Maps
 from .palette import heat, palette
 
@@ -72,7 +73,7 @@ class Gallery:
         self.names = list(class_names)
         self.colours = ["#" + bytes(colour.tolist()).hex() for colour in palette(len(self.names))]
         self.total, self.alpha, self.gamma, self.about = total, alpha, gamma, list(about)
-        self.chosen = {index * total // min(limit, total) for index in range(min(limit, total))}
+        self.chosen = set(evenly(range(total), limit))
         self.done = 0
         self.areas = np.zeros(len(self.names), np.int64)
         self.cards: list[str] = []

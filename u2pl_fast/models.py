@@ -154,13 +154,9 @@ def _create(
             f"encoder: timm has no model {encoder!r}, and it is none of segmentation-models-pytorch's own, such as "
             f"mit_b0; close names: {close}"
         )
-    options: dict[str, Any] = {} if output_stride is None else {"encoder_output_stride": output_stride}
-    if decoder_width is not None:
-        if arch not in DECODER_WIDTHS:
-            raise ValueError(f"decoder_width: {arch} has no single width; {', '.join(DECODER_WIDTHS)} have")
-        if decoder_width < 1:
-            raise ValueError(f"decoder_width: expected a positive number of channels, got {decoder_width}")
-        options |= dict.fromkeys(DECODER_WIDTHS[arch], decoder_width)
+    options = _decoder_options(arch, decoder_width)
+    if output_stride is not None:
+        options["encoder_output_stride"] = output_stride
     try:
         if arch == "dpt":
             return _create_dpt(encoder, num_classes, in_channels, pretrained, output_stride)
@@ -172,6 +168,16 @@ def _create(
         ) from error
     except RuntimeError as error:
         raise ValueError(f"encoder: {error}") from error  # timm has no such weights
+
+
+def _decoder_options(arch: str, width: int | None) -> dict[str, Any]:
+    if width is None:
+        return {}
+    if arch not in DECODER_WIDTHS:
+        raise ValueError(f"decoder_width: {arch} has no single width; {', '.join(DECODER_WIDTHS)} have")
+    if width < 1:
+        raise ValueError(f"decoder_width: expected a positive number of channels, got {width}")
+    return dict.fromkeys(DECODER_WIDTHS[arch], width)
 
 
 def _create_dpt(
@@ -188,7 +194,7 @@ def _create_smp(
 ) -> _Parts:
     in_timm = timm.is_model(encoder)
     if in_timm and "swin_transformer" in timm.models.model_entrypoint(encoder).__module__:
-        options |= {"strict_img_size": False}  # else it takes images of its pretraining's size alone
+        options["strict_img_size"] = False  # else it takes images of its pretraining's size alone
     try:
         network = smp.create_model(
             arch,

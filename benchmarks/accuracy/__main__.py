@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .. import machine
 from .cells import Cell, cells
-from .runs import RESULTS, load, record, save, settled
+from .runs import RESULTS, current, load, record, save, settled
 
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
 RELATIVE_COST = {"supervised": 1.0, "mean-teacher": 2.2, "u2pl-lean": 2.3, "u2pl-paper": 3.4}
@@ -110,11 +110,11 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
 def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
     """Run one cell to its end; its exit status."""
     out = args.work / cell.name
-    flags = out / "flags.json"
-    if out.exists() and not (flags.exists() and json.loads(flags.read_text()) == list(cell.flags)):
+    flags, wanted_flags = out / "flags.json", json.dumps(cell.flags)
+    if out.exists() and not (flags.exists() and flags.read_text() == wanted_flags):
         shutil.rmtree(out)  # of an earlier description of the cell
     out.mkdir(parents=True, exist_ok=True)
-    flags.write_text(json.dumps(cell.flags))
+    flags.write_text(wanted_flags)
     with open(out / "output.txt", "a") as log:
         process = subprocess.Popen(command(cell, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
         running[cell.name] = process
@@ -175,14 +175,14 @@ def _finish(cell: Cell, status: int, args: argparse.Namespace) -> bool:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     chosen, done = wanted(args), load(args.results)
-    fits = {c.name for c in cells() if c.name in done and done[c.name]["flags"] == list(c.flags)}
+    fits = current(args.results)
     missing = [c for c in chosen if c.name not in fits]
     if args.list:
         for cell in chosen:
             state = f"{done[cell.name]['miou']['last']:.4f}" if cell.name in done else "missing"
             print(f"{cell.name:42} {state}{'' if cell.name in fits or cell.name not in done else ' (other settings)'}")
     missing = missing[: args.limit]
-    print(forecast(missing, {name: done[name] for name in fits}, args.jobs), flush=True)
+    print(forecast(missing, fits, args.jobs), flush=True)
     if args.list or args.dry_run:
         return 0
     return 1 if run(missing, args) else 0

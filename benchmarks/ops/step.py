@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
+
 from u2pl_fast.learner import PHASES
+from u2pl_fast.precision import cpu_computes_in
 
 from .. import step
 from ..inputs import Inputs
@@ -23,6 +26,8 @@ def implementation(compared: bool = False, **choices: object) -> Implementation:
     return Implementation(arguments, forward, collect=lambda _, outputs, __: outputs if compared else (), phases=PHASES)
 
 
+# What a learner under --amp computes in here.
+DTYPE = "bfloat16" if torch.cuda.is_available() or cpu_computes_in(torch.bfloat16) else "float32"
 OP = Op(
     "step",
     {
@@ -38,6 +43,6 @@ OP = Op(
         "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop),
     },
     passes=(STEP,),
-    dtypes=(step.DTYPE,),
+    dtypes=(DTYPE,),
     layouts=("channels_last",),
 )

@@ -150,6 +150,13 @@ def parse_fraction(value: str | float) -> Fraction:
     return fraction
 
 
+def evenly(indices: Sequence[int], number: int) -> list[int]:
+    """`number` of the indices, evenly spaced, or all where there are no more."""
+    if number >= len(indices):
+        return list(indices)
+    return [indices[position * len(indices) // number] for position in range(number)]
+
+
 def read_list(path: Path | str) -> list[Entry]:
     """A list file: `image`, `image mask` or a bare id a line; blank lines and lines that start with # are skipped.
 

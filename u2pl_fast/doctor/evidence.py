@@ -13,12 +13,12 @@ from ..data import DataError, PairDataset, open_dataset
 from ..data.base import Entry
 from ..data.folder import highest_class
 from ..data.pairs import chosen_classes, numbered_classes
-from ..data.splits import Split, divide, draw_labeled, read_list, read_unlabeled_list
+from ..data.splits import Split, divide, draw_labeled, evenly, read_list, read_unlabeled_list
 from ..data.values import LabelMap, MaskValues, label_map_entries, looks_binary
 from ..pseudo_quality import QUALITY_IMAGES
 from . import findings
 from .findings import Finding
-from .scan import Sample, evenly, scan, shares
+from .scan import Sample, scan, shares
 
 MOST_CLASSES = 255  # of a folder whose classes are not known before its masks have been read
 LAYOUTS = {

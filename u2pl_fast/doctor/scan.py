@@ -64,13 +64,6 @@ def scan(jobs: Iterable[tuple[PairDataset, Sequence[int]]], progress: Progress) 
         return list(progress.track(pool.map(lambda task: examine(*task), tasks), total=len(tasks)))
 
 
-def evenly(indices: Sequence[int], number: int) -> list[int]:
-    """`number` of the indices, evenly spaced, or all where there are no more."""
-    if number >= len(indices):
-        return list(indices)
-    return [indices[position * len(indices) // number] for position in range(number)]
-
-
 def shares(sizes: Sequence[int], total: int | None) -> list[int]:
     """How many of each group to look at, `total` in all: as even as the groups' sizes allow."""
     if total is None:
