@@ -217,7 +217,10 @@ class Scene:
         image = image[:, :height, :width]
         output = network(image[None])
         encoder = self.teacher if self.config.key_encoder == "teacher" else self.student
-        keys = represent(encoder(image[None], representations=True))
+        represented = encoder(image[None], representations=True)
+        if self.config.key_encoder == "teacher-head":
+            represented = represented._replace(project=self.teacher.projection)
+        keys = represent(represented)
         keys = keys if keys.dim() == 2 else reference.pixel_rows(keys)
         stats = ops.pixel_stats(output.logits, image.shape[-2:], align_corners=self.config.align_corners)
         return View(image, label, reference.pool_to_stride4(output.logits, image.shape[-2:]), stats, keys)

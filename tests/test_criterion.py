@@ -35,7 +35,7 @@ def batch(seed: int = 0, images: int = 4, dense: bool = False):
 
 
 def criterion(**options) -> U2PLCriterion:
-    defaults = {"bank_capacity": 50, "num_anchors": 7, "num_negatives": 9}
+    defaults = {"bank_capacity": 50, "num_anchors": 7, "num_negatives": 9, "key_encoder": "student"}
     return U2PLCriterion(CLASSES, DIM, **defaults | options)
 
 
@@ -64,12 +64,14 @@ def test_losses_are_the_formulas():
     assert got.finite
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_contrastive_loss_is_a_loop_over_classes(dense):
+@pytest.mark.parametrize(("dense", "key_encoder"), [(False, "student"), (False, "teacher-head"), (True, "student")])
+def test_contrastive_loss_is_a_loop_over_classes(dense, key_encoder):
     """Written again class by class with Python loops, from the maps to the loss."""
-    crit, parts = criterion(max_keys_per_step=0, bank_capacity=2000), batch(dense=dense)
-    student, labels, pseudo, teacher = parts
-    got = losses(crit, parts)
+    crit = criterion(max_keys_per_step=0, bank_capacity=2000, key_encoder=key_encoder)
+    student, labels, pseudo, teacher = batch(dense=dense)
+    if key_encoder == "teacher-head":
+        teacher = teacher._replace(project=torch.nn.Linear(6, DIM))
+    got = losses(crit, (student, labels, pseudo, teacher))
 
     gen = generator(0, "d")
     draw32((CLASSES,), gen)  # thinning, idle with cap 0
@@ -77,8 +79,11 @@ def test_contrastive_loss_is_a_loop_over_classes(dense):
     logits = torch.cat((student.logits[:2].detach(), teacher.logits))
     p = logits.softmax(1)
     gamma = got.statistics["gamma"]
-    z = represent(student)
-    z = (z.permute(0, 2, 3, 1).flatten(0, 2) if dense else z).double()
+    by_key_encoder = student if key_encoder == "student" else student._replace(project=teacher.project)
+    z, keys_z = (
+        (x.permute(0, 2, 3, 1).flatten(0, 2) if dense else x).double()
+        for x in (represent(student), represent(by_key_encoder))
+    )
     anchors, negatives = [[] for _ in range(CLASSES)], [[] for _ in range(CLASSES)]
     for b in range(4):
         for i in range(GRID[0]):
@@ -103,11 +108,11 @@ def test_contrastive_loss_is_a_loop_over_classes(dense):
     for c in range(CLASSES):
         if not anchors[c] or not negatives[c]:
             continue
-        positive = F.normalize(z[anchors[c]].mean(0), dim=0)
+        positive = F.normalize(keys_z[anchors[c]].mean(0), dim=0)
         for m in range(7):
             anchor = F.normalize(z[anchors[c][int(anchor_draws[c, m]) * len(anchors[c]) >> 32]], dim=0)
             drawn = [negatives[c][int(d) * len(negatives[c]) >> 32] for d in negative_draws[c, m]]
-            keys = F.normalize(z[drawn], dim=1)
+            keys = F.normalize(keys_z[drawn], dim=1)
             e = [math.exp(float(anchor @ positive) / 0.5), *(math.exp(float(anchor @ k) / 0.5) for k in keys)]
             per_class.append(-math.log(e[0] / sum(e)))
     assert got.statistics["anchors"].tolist() == [len(a) for a in anchors]
@@ -162,6 +167,20 @@ def test_teacher_as_key_encoder_and_for_labeled_probabilities():
     assert len(stored) and (torch.cdist(stored, rows).min(1).values < 1e-3).all()
 
 
+def test_the_teachers_head_is_not_trained_and_must_be_there():
+    crit, (student, labels, pseudo, teacher) = criterion(key_encoder="teacher-head"), batch()
+    head = torch.nn.Linear(6, DIM)
+    assert not crit.needs_labeled_teacher
+    losses(crit, (student, labels, pseudo, teacher._replace(project=head))).total.backward()
+    assert head.weight.grad is None and student.project.weight.grad.any()
+    for broken in (
+        (student, labels, pseudo, teacher),
+        (student._replace(project=None), labels, pseudo, teacher._replace(project=head)),
+    ):
+        with pytest.raises(ValueError, match="key_encoder: .*'teacher-head'.*needs project"):
+            losses(crit, broken)
+
+
 @pytest.mark.parametrize("negatives", ["per_anchor", "shared", "full"])
 def test_every_mode_of_negatives_trains(negatives):
     crit, parts = criterion(negatives=negatives), batch()
@@ -179,9 +198,29 @@ def test_cap_on_lambda_u_and_ohem_and_auxiliary():
     torch.testing.assert_close(criterion(auxiliary_weight=0.5)(aux, labels).supervised, 1.5 * plain)
 
 
+def test_class_weights_weigh_labels_and_where_asked_pseudo_labels():
+    student, labels, pseudo, _ = batch()
+    weight = torch.tensor([1.0, 0.5, 2.0, 0.0, 3.0])
+    plain, labels_alone = criterion()(student, labels, pseudo), criterion(class_weight=weight)(student, labels, pseudo)
+    both = criterion(class_weight=weight, weigh_pseudo_labels=True)(student, labels, pseudo)
+    up = F.interpolate(student.logits, SIZE, mode="bilinear", align_corners=False)
+    supervised = F.cross_entropy(up[:2], labels.long(), weight, ignore_index=255)
+    reliable = pseudo.valid & (pseudo.entropy < plain.statistics["gamma"])
+    target = torch.where(reliable, pseudo.label.long(), 255)
+    unsupervised = plain.statistics["lambda_u"] * F.cross_entropy(up[2:], target, weight, ignore_index=255)
+    assert both.supervised == labels_alone.supervised and plain.unsupervised == labels_alone.unsupervised
+    torch.testing.assert_close(both.supervised, supervised.detach())
+    torch.testing.assert_close(both.unsupervised, unsupervised.detach())
+    assert (both.unsupervised - plain.unsupervised).abs() > 0.01
+    (gradient,) = torch.autograd.grad(both.total, student.logits)
+    (expected,) = torch.autograd.grad(supervised + unsupervised, student.logits)
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*give class_weight"),
         ({"ignore_index": 3}, "ignore_index: 3 is a class"),
         ({"low_rank": 5}, "low_rank: 5 with 5 classes.*use at most 4"),
         ({"low_rank": 3, "high_rank": 3}, "high_rank"),
@@ -200,7 +239,7 @@ def test_unset_ranks_suit_few_classes():
     assert U2PLCriterion(150, DIM).ranks == {"low_rank": 3, "high_rank": 20, "positive_threshold": 0.3}
 
 
-@pytest.mark.parametrize("key_encoder", ["student", "teacher"])
+@pytest.mark.parametrize("key_encoder", ["student", "teacher-head", "teacher"])
 def test_channels_last_half_precision_is_read_in_place(key_encoder):
     """No copy of the features or logits into another layout or dtype anywhere in the losses."""
     if _backend.extension() is None:
@@ -218,7 +257,7 @@ def test_channels_last_half_precision_is_read_in_place(key_encoder):
         return SegmentationOutput(logits, features, head)
 
     head = torch.nn.Linear(width, DIM, dtype=torch.bfloat16)
-    crit = criterion(key_encoder=key_encoder, labeled_probs=key_encoder)
+    crit = criterion(key_encoder=key_encoder, labeled_probs="teacher" if key_encoder == "teacher" else "student")
     student, teacher = output(images, learns=True), output(images if key_encoder == "teacher" else images // 2)
     labels = torch.randint(0, CLASSES, (images // 2, 4 * grid[0], 4 * grid[1]), dtype=torch.uint8)
     pseudo = crit.pseudo_labels(teacher.logits[-images // 2 :], torch.ones_like(labels, dtype=torch.bool))

@@ -115,7 +115,14 @@ def test_seven_of_twenty_one_classes_all_train():
     logits = peaked_logits(label, classes, [[following.get(y, 0)] for y in range(classes)]).requires_grad_()
     features = torch.eye(classes)[label].movedim(-1, 1).contiguous().requires_grad_()  # the vector of class c is e_c
     criterion = U2PLCriterion(
-        classes, classes, num_anchors=32, bank_capacity=64, low_rank=2, high_rank=3, max_keys_per_step=0
+        classes,
+        classes,
+        num_anchors=32,
+        bank_capacity=64,
+        low_rank=2,
+        high_rank=3,
+        max_keys_per_step=0,
+        key_encoder="student",
     )
     losses = step(criterion, logits, features, label[:1])
     in_batch = torch.tensor([c in present for c in range(classes)])
@@ -150,7 +157,7 @@ def random_step(seed: int = 0, **options) -> tuple[Losses, torch.Tensor, torch.T
     logits = (3 * torch.randn(4, 5, 6, 6, generator=rng)).requires_grad_()
     features = torch.randn(4, 8, 6, 6, generator=rng).requires_grad_()
     labels = torch.randint(0, 5, (2, 6, 6), generator=rng)
-    options = {"num_anchors": 16, "num_negatives": 8, "bank_capacity": 40} | options
+    options = {"num_anchors": 16, "num_negatives": 8, "bank_capacity": 40, "key_encoder": "student"} | options
     criterion = U2PLCriterion(5, 8, **options)
     losses = step(criterion, logits, features, labels)
     losses.total.backward()
@@ -277,7 +284,9 @@ def test_small_images_are_padded_with_the_ignore_index_and_are_not_valid_there()
 def test_few_classes_still_have_unlabelled_negatives(classes):
     rng = torch.Generator().manual_seed(0)
     logits, features = torch.randn(2, classes, 6, 6, generator=rng), torch.randn(2, 4, 6, 6, generator=rng)
-    criterion = U2PLCriterion(classes, 4, bank_capacity=100, max_keys_per_step=0, positive_threshold=0.0)
+    criterion = U2PLCriterion(
+        classes, 4, bank_capacity=100, max_keys_per_step=0, positive_threshold=0.0, key_encoder="student"
+    )
     labels = torch.full((1, 6, 6), 255)  # nothing but the unlabelled image can give a negative
     losses = step(criterion, logits.requires_grad_(), features.requires_grad_(), labels)
     assert losses.statistics["negatives"].sum() > 0
@@ -308,7 +317,7 @@ def test_no_reliable_pixel_gives_zero_and_no_gradient():
 
 def test_crops_with_nothing_in_them_give_zero_and_no_gradient():
     logits, features = torch.randn(2, 3, 4, 4).requires_grad_(), torch.randn(2, 5, 4, 4).requires_grad_()
-    criterion = U2PLCriterion(3, 5, bank_capacity=8)
+    criterion = U2PLCriterion(3, 5, bank_capacity=8, key_encoder="student")
     labels, valid = torch.full((1, 4, 4), 255, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.bool)
     losses = step(criterion, logits, features, labels, valid=valid)
     losses.total.backward()
@@ -322,7 +331,7 @@ def test_a_class_without_anchors_makes_nothing_nan():
     label = torch.zeros(2, 4, 4, dtype=torch.int64)
     label[:, 0] = 1  # classes 0 and 1 alone; 2 has no anchor and no prototype
     logits, features = peaked_logits(label, 3, [[1], [0], []]), torch.randn(2, 5, 4, 4).requires_grad_()
-    criterion = U2PLCriterion(3, 5, bank_capacity=16, low_rank=2)
+    criterion = U2PLCriterion(3, 5, bank_capacity=16, low_rank=2, key_encoder="student")
     losses = step(criterion, logits.requires_grad_(), features, label[:1])
     losses.total.backward()
     assert losses.statistics["anchors"].tolist()[2] == 0
@@ -336,7 +345,9 @@ def test_the_mean_runs_over_the_classes_that_took_part():
     label[:, :2] = 1
     logits = peaked_logits(label, 4, [[1], [0], [], []])
     features = torch.eye(4)[label].movedim(-1, 1).contiguous()
-    criterion = U2PLCriterion(4, 4, bank_capacity=16, low_rank=2, num_negatives=3, max_keys_per_step=0)
+    criterion = U2PLCriterion(
+        4, 4, bank_capacity=16, low_rank=2, num_negatives=3, max_keys_per_step=0, key_encoder="student"
+    )
     losses = step(criterion, logits.requires_grad_(), features.requires_grad_(), label[:1])
     # Every anchor lies on its prototype and is orthogonal to its keys: log(1 + 3 e^-2) in either class.
     assert losses.contrastive.item() == pytest.approx(math.log(1 + 3 * math.exp(-2)), rel=1e-5)
@@ -425,7 +436,7 @@ def test_default_cap_gives_the_ring_a_memory_and_zero_takes_all():
 def test_a_step_that_is_not_finite_pushes_nothing():
     logits, features = torch.randn(2, 3, 4, 4).requires_grad_(), torch.randn(2, 5, 4, 4)
     features[0, 0, 0, 0] = math.nan
-    criterion = U2PLCriterion(3, 5, bank_capacity=8)
+    criterion = U2PLCriterion(3, 5, bank_capacity=8, key_encoder="student")
     losses = step(criterion, logits, features.requires_grad_(), torch.randint(0, 3, (1, 4, 4)))
     assert not losses.finite
     assert not criterion.bank.pushed.any() and not criterion.bank.bank.any()

@@ -230,9 +230,11 @@ def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
     run(tiny(tmp_path / "falls", log_every=1))
     assert "at chance" not in capsys.readouterr().out
     monkeypatch.setattr("u2pl_fast.train.AT_CHANCE", 0.1)
-    run(tiny(tmp_path / "student", log_every=1))
+    run(tiny(tmp_path / "student", log_every=1, key_encoder="student"))
     assert "is at chance, log(N + 1) = 3.93: the representations do not tell" in (told := capsys.readouterr().out)
-    assert "--key-encoder teacher may prevent it" in told
+    assert "--key-encoder teacher-head may prevent it" in told
+    run(tiny(tmp_path / "head", log_every=1))
+    assert "--key-encoder teacher may prevent it" in capsys.readouterr().out
     run(tiny(tmp_path / "teacher", log_every=1, key_encoder="teacher"))
     assert "at chance" in (told := capsys.readouterr().out) and "may prevent" not in told
     run(tiny(tmp_path / "none", log_every=1, method="mean-teacher"))

@@ -44,7 +44,7 @@ contrastive_module = importlib.import_module("u2pl_fast.ops.contrastive_loss")  
 
 @dataclass(frozen=True)
 class Case:
-    """``paper``: dense head, the teacher's keys and probabilities; else pointwise head and the student's own."""
+    """``paper``: dense head, the teacher's keys and probabilities; else as the recipe ``lean``."""
 
     paper: bool = False
     scope: str = "local"
@@ -119,17 +119,21 @@ def student_output(weights: dict[str, Tensor], inputs: Tensor, paper: bool) -> S
     return SegmentationOutput(logits, conv(weights["trunk"], inputs), project)
 
 
+def teacher_head(rows: Tensor) -> Tensor:
+    return rows @ torch.randn(DIM, DIM, generator=generator(0, "teacher head")).to(rows.dtype).T
+
+
 def criterion_steps(case: Case, split: int, rank: int = 0, world: int = 1, group: Group = None) -> list[dict]:
     """What one rank sees of a few steps; ``split`` is the number of shares of which the last one lacks something."""
-    source = "teacher" if case.paper else "student"
     crit = U2PLCriterion(
         CLASSES,
         DIM,
         contrastive_weight=1.0,
         class_weight=WEIGHT,
+        weigh_pseudo_labels=not case.paper,
         label_smoothing=0.1,
-        key_encoder=source,
-        labeled_probs=source,
+        key_encoder="teacher" if case.paper else "teacher-head",
+        labeled_probs="teacher" if case.paper else "student",
         bank_capacity=CAPACITY,
         max_keys_per_step=CAP,
         bank_scope=case.scope,
@@ -151,7 +155,7 @@ def criterion_steps(case: Case, split: int, rank: int = 0, world: int = 1, group
                 student_output(weights, batch["inputs"], case.paper),
                 batch["labels"],
                 pseudo,
-                output if case.paper else SegmentationOutput(unlabeled),
+                output if case.paper else SegmentationOutput(unlabeled, project=teacher_head),
                 epoch=step,
                 epochs=EPOCHS,
                 generator=generator(0, "draws", step, rank),
@@ -329,8 +333,10 @@ def contrastive_oracle(case: Case, world: int) -> list[tuple[float, dict[str, Te
             mine = {k: share(x, rank, world) for k, x in batch.items()}
             student = student_output(weights, mine["inputs"].double(), case.paper)
             rows = student.features.permute(0, 2, 3, 1).flatten(0, 2)
-            rows = rows if case.paper else student.project(rows)
-            keys = oracle.pixel_vectors(mine["keys"].numpy()) if case.paper else rows.detach().numpy()
+            if case.paper:
+                keys = oracle.pixel_vectors(mine["keys"].numpy())
+            else:
+                rows, keys = student.project(rows), teacher_head(rows.detach()).numpy()
             logits = mine["teacher"].double().numpy()
             if not case.paper:
                 logits[: len(logits) // 2] = student.logits.detach().numpy()[: len(logits) // 2]

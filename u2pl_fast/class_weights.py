@@ -1,4 +1,4 @@
-"""Weights of the classes in the supervised loss."""
+"""Weights of the classes in the cross-entropies."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def class_weights(choice: str | None, split: Split) -> Tensor | None:
     """What ``--class-weights`` says: (C,) float32, or None.
 
     A file holds a number a line. ``"balanced"`` is w_c = 1 ÷ ln(1.02 + p_c), p_c the share of class c among the
-    labelled pixels, scaled so that a labelled pixel weighs 1 in the mean.
+    labelled pixels, scaled so that a labelled pixel weighs 1 in the mean; 1 for a class that no mask holds.
 
     Source: Paszke et al., "ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation", 2016.
 
@@ -38,11 +38,12 @@ def class_weights(choice: str | None, split: Split) -> Tensor | None:
 
 
 def balanced(split: Split) -> Tensor:
-    """Rare classes weigh more; 50 times at most before scaling, and those that no mask holds do not matter."""
+    """Rare classes weigh more; 50 times at most before scaling."""
     counts = np.zeros(split.dataset.num_classes, np.int64)
     for index in evenly(split.labeled, MASKS):
         label = split.dataset.label(index)
         counts += np.bincount(label[label != split.ignore_index], minlength=len(counts))
     shares = counts / max(1, counts.sum())
     weights = 1 / np.log(1.02 + shares)
-    return torch.from_numpy(weights / max(shares @ weights, 1e-12)).float()
+    weights = np.where(counts > 0, weights / max(shares @ weights, 1e-12), 1)
+    return torch.from_numpy(weights).float()

@@ -13,7 +13,7 @@ from .images import ImageFormat, normalisation, pretrained_normalisation
 
 RECIPE_FILES = Path(__file__).parent / "recipes"  # whole configurations by name, for --config
 RECIPES = {
-    "lean": {"projection": "pointwise", "key_encoder": "student", "labeled_probs": "student"},
+    "lean": {"projection": "pointwise", "key_encoder": "teacher-head", "labeled_probs": "student"},
     "paper": {"projection": "conv", "key_encoder": "teacher", "labeled_probs": "teacher"},
 }
 
@@ -134,11 +134,12 @@ class TrainConfig:
     # Method
     method: Literal["supervised", "mean-teacher", "u2pl"] = "u2pl"
     recipe: Literal["lean", "paper"] = "lean"
-    """lean: pointwise, student, student. paper: conv, teacher, teacher."""
+    """Sets the three below. lean: pointwise, teacher-head, student. paper: conv, teacher, teacher."""
     projection: Literal["pointwise", "conv"] | None = None
     """Representation head; unset: the recipe's."""
-    key_encoder: Literal["student", "teacher"] | None = None
-    """Whose representations are positives and negatives; unset: the recipe's."""
+    key_encoder: Literal["teacher-head", "student", "teacher"] | None = None
+    """Whose representations are positives and negatives. teacher-head: the teacher's head on the student's features;
+    unset: the recipe's."""
     labeled_probs: Literal["student", "teacher"] | None = None
     """Whose probabilities choose among labelled pixels; unset: the recipe's."""
     negatives: Literal["per_anchor", "shared", "full"] = "per_anchor"
@@ -183,6 +184,8 @@ class TrainConfig:
     class_weights: str | None = None
     """Of the supervised loss: a file with a number a line for each class, or "balanced": rarer among the labelled
     pixels, heavier."""
+    weigh_pseudo_labels: bool = False
+    """Weigh pixels of the unsupervised loss, too, by the class weights of their pseudo-labels."""
     label_smoothing: float = 0.0
 
     # Optimisation
@@ -405,5 +408,11 @@ def _check(config: TrainConfig) -> None:
     chosen = [n for n in ("labeled_fraction", "num_labeled", "labeled_list") if getattr(config, n) is not None]
     if len(chosen) > 1:
         raise ValueError(f"{chosen[0]}: give one of {', '.join(chosen)}, not several")
+    if config.method == "u2pl" and config.projection == "conv" and config.key_encoder == "teacher-head":
+        raise ValueError(
+            "key_encoder: teacher-head applies a head to single pixels and needs projection pointwise; or use teacher"
+        )
+    if config.weigh_pseudo_labels and config.class_weights is None:
+        raise ValueError("weigh_pseudo_labels: there are no weights; add class_weights, balanced or a file")
     if config.bank_scope == "gather" and config.max_keys_per_step == 0:
         raise ValueError("max_keys_per_step: 0 (all keys) has no fixed size to gather; give a cap or bank_scope local")

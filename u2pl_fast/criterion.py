@@ -14,6 +14,7 @@ from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
 
 SOURCES = ("student", "teacher")
+KEY_ENCODERS = ("teacher-head", *SOURCES)
 
 
 class PseudoLabels(NamedTuple):
@@ -49,11 +50,14 @@ class U2PLCriterion(nn.Module):
         positive_threshold: δ_p. ``low_rank``, ``high_rank``: r_l, r_h; None = min(3, C−1), min(20, C).
         num_anchors, num_negatives: M, N. ``negatives``: ``per_anchor`` (Eq. 4), ``shared`` (Algorithm 1) or ``full``.
         temperature: τ.
-        key_encoder: whose representations are positives and negatives; ``labeled_probs``: whose probabilities decide on
-            labelled pixels: ``student`` (this step's, detached) or ``teacher``.
+        key_encoder: whose representations are positives and negatives. ``teacher-head``: of the student's features, by
+            the teacher's ``project``, which costs no forward pass; ``teacher``: the teacher's own, also of labelled
+            images; ``student``: the student's, detached, which can collapse (docs/accuracy.md).
+        labeled_probs: whose probabilities decide on labelled pixels: ``student`` (of this step) or ``teacher``.
         bank_capacity: K, one number or one per class. ``max_keys_per_step``, ``bank_dtype``, ``bank_scope``: see
             ``MemoryBank``.
-        class_weight: (C,) for L_s. ``label_smoothing``: for L_s. ``ohem``: (threshold, min_kept) keeps the hard pixels
+        class_weight: (C,) for L_s, and for L_u with ``weigh_pseudo_labels``: its mean over reliable pixels is then
+            Σ w_y ℓ ÷ Σ w_y. ``label_smoothing``: for L_s. ``ohem``: (threshold, min_kept) keeps the hard pixels
             of L_s alone. ``auxiliary_weight``: of the auxiliary classifier's cross-entropy in L_s.
         align_corners: how logits map to pixels.
         group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centres are then the global batch's.
@@ -76,13 +80,14 @@ class U2PLCriterion(nn.Module):
         num_negatives: int = 50,
         negatives: str = "per_anchor",
         temperature: float = 0.5,
-        key_encoder: str = "student",
+        key_encoder: str = "teacher-head",
         labeled_probs: str = "student",
         bank_capacity: int | Sequence[int] = 30_000,
         max_keys_per_step: int | Sequence[int] | None = None,
         bank_dtype: torch.dtype = torch.float32,
         bank_scope: str = "local",
         class_weight: Tensor | None = None,
+        weigh_pseudo_labels: bool = False,
         label_smoothing: float = 0.0,
         ohem: tuple[float, int] | None = None,
         auxiliary_weight: float = 0.4,
@@ -103,7 +108,7 @@ class U2PLCriterion(nn.Module):
             raise ValueError(f"high_rank: expected more than low_rank={low_rank} ≥ 0, got {high_rank}")
         for name, value, allowed in (
             ("negatives", negatives, ops.NEGATIVES),
-            ("key_encoder", key_encoder, SOURCES),
+            ("key_encoder", key_encoder, KEY_ENCODERS),
             ("labeled_probs", labeled_probs, SOURCES),
         ):
             if value not in allowed:
@@ -115,6 +120,9 @@ class U2PLCriterion(nn.Module):
         self.ranks = {"low_rank": low_rank, "high_rank": high_rank, "positive_threshold": positive_threshold}
         self.num_anchors, self.num_negatives, self.negatives = num_anchors, num_negatives, negatives
         self.key_encoder, self.labeled_probs = key_encoder, labeled_probs
+        if weigh_pseudo_labels and class_weight is None:
+            raise ValueError("weigh_pseudo_labels: there are no weights; give class_weight")
+        self.weigh_pseudo_labels = weigh_pseudo_labels
         self.label_smoothing, self.ohem, self.auxiliary_weight = label_smoothing, ohem, auxiliary_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
         self._captured: Captured | None = None
@@ -166,7 +174,8 @@ class U2PLCriterion(nn.Module):
             labels: (B_l, H, W), any integer dtype.
             pseudo: mixed maps of the unlabelled images; None trains on labels alone.
             teacher: outputs, mixed on the grid, for the unlabelled images, or for all where
-                ``needs_labeled_teacher``; None leaves L_c out.
+                ``needs_labeled_teacher``; None leaves L_c out. Its features are read with ``key_encoder`` ``teacher``,
+                its ``project`` with that and with ``teacher-head``.
             epoch, epochs: t and T of α_t.
             generator: on the device of the logits, for anchors, negatives and thinning; needed with ``teacher``.
         """
@@ -231,13 +240,19 @@ class U2PLCriterion(nn.Module):
     def _unsupervised(self, logits: Tensor, pseudo: PseudoLabels, reliable: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         label = pseudo.label if self.ignore_index >= 0 else pseudo.label.to(torch.int16)
         target = torch.where(reliable, label, self.ignore_index)
-        num, _ = ops.upsampled_cross_entropy(
-            logits, target, ignore_index=self.ignore_index, reduction="parts", align_corners=self.align_corners
+        num, den = ops.upsampled_cross_entropy(
+            logits,
+            target,
+            weight=self.class_weight if self.weigh_pseudo_labels else None,
+            ignore_index=self.ignore_index,
+            reduction="parts",
+            align_corners=self.align_corners,
         )
         counts = all_sum(torch.stack((pseudo.valid.sum(), reliable.sum())), self.group)
         num_valid, num_reliable = counts.unbind()
         weight = reference.unsupervised_weight(self.eta, num_valid, num_reliable, self.eta_cap)
-        loss = weight * _ratio(num, num_reliable) * world_size(self.group)
+        den = all_sum(den, self.group) if self.weigh_pseudo_labels else num_reliable  # a count is exact as an integer
+        loss = weight * _ratio(num, den) * world_size(self.group)
         return loss, weight, num_reliable / num_valid.clamp(min=1)
 
     def _contrastive(
@@ -259,7 +274,7 @@ class U2PLCriterion(nn.Module):
             return torch.cat([reference.sample_to_grid(m, grid, align_corners=self.align_corners) for m in maps])
 
         unread = torch.zeros_like(labels, dtype=torch.bool)
-        key = teacher if self.key_encoder == "teacher" else student
+        key = self._key_output(student, teacher)
         draws = ops.contrastive_draws(
             self.num_classes,
             generator,
@@ -318,6 +333,19 @@ class U2PLCriterion(nn.Module):
             "bank_fill": fill,
             "bank_turnover": out.pushed / fill.clamp(min=1),
         }
+
+    def _key_output(self, student: SegmentationOutput, teacher: SegmentationOutput) -> SegmentationOutput:
+        """Whose features, and whose head for them, make positives and negatives."""
+        if self.key_encoder == "teacher":
+            return teacher
+        if self.key_encoder == "student":
+            return student
+        if student.project is None or teacher.project is None:
+            raise ValueError(
+                "key_encoder: 'teacher-head' applies the teacher's head to the student's features and needs project in "
+                "the outputs of both; use 'teacher' with dense representations"
+            )
+        return student._replace(project=teacher.project)
 
     def _probability_logits(self, student: SegmentationOutput, teacher: SegmentationOutput, num_labeled: int) -> Tensor:
         if self.labeled_probs == "teacher":

@@ -62,7 +62,7 @@ class Learner:
     Args:
         steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabelled images, for α_t.
         teacher_start: the step at which the teacher begins; labels alone before.
-        class_weight: (C,) of the supervised loss.
+        class_weight: (C,) of the cross-entropies.
         init: called with the fresh student, before the teacher copies it.
     """
 
@@ -200,9 +200,11 @@ class Learner:
         """The teacher's outputs, with representations where the criterion reads them."""
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        represent &= self.criterion.bank is not None and self.config.key_encoder == "teacher"
+        keys = self.config.key_encoder if self.criterion.bank is not None else None
         with self._autocast():
-            output = self.teacher.module(images, representations=represent)
+            output = self.teacher.module(images, representations=represent and keys == "teacher")
+        if keys == "teacher-head":
+            output = output._replace(project=self.teacher.module.projection)
         if output.project is not None:
             output = output._replace(project=self._autocast()(output.project))
         return output
@@ -304,6 +306,7 @@ def build_criterion(
         bank_dtype=getattr(torch, config.bank_dtype),
         bank_scope=config.bank_scope,
         class_weight=class_weight,
+        weigh_pseudo_labels=config.weigh_pseudo_labels and class_weight is not None,
         label_smoothing=config.label_smoothing,
         ohem=(config.ohem_threshold, config.ohem_min_kept) if config.ohem else None,
         align_corners=config.align_corners,

@@ -220,10 +220,11 @@ class Trainer:
             return
         mean, chance = sum(self._contrastive) / len(self._contrastive), math.log(self.config.num_negatives + 1)
         if mean > AT_CHANCE * chance:
-            teacher = "" if self.config.key_encoder == "teacher" else "; --key-encoder teacher may prevent it"
+            other = {"student": "teacher-head", "teacher-head": "teacher"}.get(self.config.key_encoder)
+            hint = f"; --key-encoder {other} may prevent it" if other else ""
             log.say(
                 f"the contrastive loss, {mean:.2f} in the last logged steps, is at chance, log(N + 1) = {chance:.2f}: "
-                f"the representations do not tell classes apart{teacher}"
+                f"the representations do not tell classes apart{hint}"
             )
 
     def _pseudo_label_quality(self) -> dict[str, float]:
