@@ -75,7 +75,8 @@ def made_up(name: str, miou: float) -> dict:
         {"step": 10, "miou_student": miou},
     ]
     scores = {"last": miou, "best": miou}
-    return {"miou": scores, "flags": list(cell.flags), "steps": 10, "seconds": 20.0, "evaluations": evaluations}
+    run = {"miou": scores, "flags": list(cell.flags), "steps": 10, "seconds": 20.0, "evaluations": evaluations}
+    return run | {"settings": resolve(parse(list(cell.flags))).to_dict() | {"threads": 7}}
 
 
 @pytest.fixture
@@ -91,6 +92,9 @@ def some_runs(tmp_path):
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.58)))
     name = "camvid-23-u2pl-paper-seed0"  # trained when the bed was another one
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.7) | {"flags": ["--steps", "9"]}))
+    name = "camvid-23-u2pl-paper-seed1"  # trained when its flags meant something else
+    run = made_up(name, 0.7)
+    (folder / f"{name}.json").write_text(json.dumps(run | {"settings": run["settings"] | {"key_encoder": "student"}}))
     return tmp_path
 
 

@@ -17,6 +17,9 @@ BEDS: dict[str, tuple[str, ...]] = {
 }
 SHAPES_LABELS = 80
 
+# What all rows with pseudo-labels share beyond that.
+SEMI_SUPERVISED: dict[str, tuple[str, ...]] = {"camvid": ("--weigh-pseudo-labels",), "shapes": ()}
+
 ROWS: dict[str, tuple[str, ...]] = {
     "supervised": ("--method", "supervised"),
     "mean-teacher": ("--method", "mean-teacher"),
@@ -26,9 +29,11 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 # Each differs from u2pl-lean in what its flags say.
 ABLATIONS: dict[str, tuple[str, ...]] = {
+    "key-encoder-student": ("--key-encoder", "student"),
     "key-encoder-teacher": ("--key-encoder", "teacher"),
+    "pseudo-labels-unweighted": ("--no-weigh-pseudo-labels",),
     "labeled-probs-teacher": ("--labeled-probs", "teacher"),
-    "projection-conv": ("--projection", "conv"),
+    "projection-conv": ("--projection", "conv", "--key-encoder", "teacher"),
     "contrastive-weight-0": ("--contrastive-weight", "0"),
     "contrastive-weight-1": ("--contrastive-weight", "1"),
     "negatives-shared": ("--negatives", "shared"),
@@ -46,6 +51,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "classmix": ("--mix", "classmix"),
     "second-teacher-pass": ("--second-teacher-pass",),
 }
+
+CAMVID_ALONE = ("keys-64th", "colours", "pseudo-labels-unweighted")  # on shapes as u2pl-lean, or meaningless
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Cell:
 def _cell(bed: str, row: str, labels: int | str, seed: int) -> Cell:
     flags = ROWS[row] if row in ROWS else ROWS["u2pl-lean"] + ABLATIONS[row]
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--num-labeled", str(labels))
-    return Cell(bed, row, labels, seed, (*BEDS[bed], *chosen, *flags, "--seed", str(seed)))
+    shared = BEDS[bed] if row == "supervised" else BEDS[bed] + SEMI_SUPERVISED[bed]
+    return Cell(bed, row, labels, seed, (*shared, *chosen, *flags, "--seed", str(seed)))
 
 
 def cells() -> list[Cell]:
@@ -85,5 +93,5 @@ def cells() -> list[Cell]:
     found += [_cell("camvid", row, labels, 0) for labels in (11, 46) for row in ROWS]
     found += [_cell("shapes", row, SHAPES_LABELS, seed) for seed in (0, 1, 2) for row in ROWS]
     found += [_cell("shapes", "supervised", ALL, seed) for seed in (0, 1, 2)]
-    found += [_cell("shapes", row, SHAPES_LABELS, 0) for row in ABLATIONS if row not in ("keys-64th", "colours")]
+    found += [_cell("shapes", row, SHAPES_LABELS, 0) for row in ABLATIONS if row not in CAMVID_ALONE]
     return found

@@ -7,12 +7,16 @@ from typing import Any
 
 import yaml
 
+from u2pl_fast.config import RECIPES, resolve
+from u2pl_fast.train import parse
+
 from .. import machine
 from ..curves import lines
 from ..results import RESULTS as ALL_RESULTS
 from .cells import Cell, cells
 
 RESULTS = ALL_RESULTS / "accuracy"
+MACHINE = {"device", "threads", "workers", "channels_last", "amp", "cache", "save_every", "log_every"}
 PATHS = {"out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"}
 
 
@@ -61,9 +65,19 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def current(folder: Path) -> dict[str, dict[str, Any]]:
-    """Those that were trained as their cell is now described."""
-    flags = {cell.name: list(cell.flags) for cell in cells()}
-    return {name: run for name, run in load(folder).items() if run["flags"] == flags.get(name)}
+    """Those that were trained as their cell is now described, and with what its flags now mean."""
+    described = {cell.name: cell for cell in cells()}
+    return {name: run for name, run in load(folder).items() if name in described and _fits(run, described[name])}
+
+
+def _fits(run: dict[str, Any], cell: Cell) -> bool:
+    """What the data or the machine decides, and what was no setting yet when the run was made, fits in any case."""
+    if run["flags"] != list(cell.flags):
+        return False
+    now = resolve(parse(list(cell.flags)))
+    unread = set() if now.method == "u2pl" else set(RECIPES[now.recipe])
+    wanted = {k: v for k, v in now.to_dict().items() if v is not None and k not in PATHS | MACHINE | unread}
+    return all(run["settings"].get(k, v) == v for k, v in wanted.items())
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
