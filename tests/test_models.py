@@ -349,7 +349,25 @@ def test_checkpointing_the_encoder_changes_no_gradient(narrow_dpt):
     (plain, _), (again, net) = gradients(), gradients(checkpoint_encoder=True)
     assert net.encoder.model.grad_checkpointing
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-    with pytest.raises(ValueError, match="checkpoint_encoder: mobilenetv3_small_050 has batch norm"):
+    with pytest.raises(ValueError, match="checkpoint_encoder: mobilenetv3_small_050 has batch norm.*freeze_batchnorm"):
         network(checkpoint_encoder=True)
+    assert network(checkpoint_encoder=True, freeze_batchnorm=True).encoder.model.grad_checkpointing
     with pytest.raises(ValueError, match="checkpoint_encoder: mit_b0 can't"):
         network("segformer", "mit_b0", checkpoint_encoder=True)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scales():
+    def moved(net) -> dict[str, list[str]]:
+        before = {name: x.clone() for name, x in net.named_buffers()}
+        one_step(net.eval().train(), 64, 64)
+        changed = [name for name, x in net.named_buffers() if not torch.equal(x, before[name])]
+        return {part: [n for n in changed if n.startswith(part)] for part in ("encoder", "decoder", "projection")}
+
+    net = network(projection="conv", freeze_batchnorm=True)
+    frozen, free = moved(net), moved(network(projection="conv"))
+    assert not frozen["encoder"] and free["encoder"]
+    assert frozen["decoder"] == free["decoder"] != [] and frozen["projection"] == free["projection"] != []
+    scales = [m.weight for m in net.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert scales and all(scale.grad.any() for scale in scales)
+    with pytest.raises(ValueError, match="freeze_batchnorm: convnext_atto has no batch norm"):
+        network("upernet", "convnext_atto", freeze_batchnorm=True)

@@ -124,6 +124,8 @@ class TrainConfig:
     """Standard deviation of each channel, divided by; unset: as for image_mean."""
     checkpoint_encoder: bool = False
     """Compute the encoder's activations a second time in the backward pass instead of keeping them."""
+    freeze_batchnorm: bool = False
+    """The encoder's batch norm keeps the statistics of its pretrained weights; for small batches."""
     align_corners: bool = False
     """How logits map to pixels."""
     sync_batchnorm: bool = True
@@ -411,6 +413,10 @@ def _check(config: TrainConfig) -> None:
     if config.method == "u2pl" and config.projection == "conv" and config.key_encoder == "teacher-head":
         raise ValueError(
             "key_encoder: teacher-head applies a head to single pixels and needs projection pointwise; or use teacher"
+        )
+    if config.freeze_batchnorm and config.encoder_weights == "none" and config.init_from is None:
+        raise ValueError(
+            "freeze_batchnorm: there are no pretrained statistics to keep; give encoder_weights or init_from"
         )
     if config.weigh_pseudo_labels and config.class_weights is None:
         raise ValueError("weigh_pseudo_labels: there are no weights; add class_weights, balanced or a file")

@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,8 @@ class SegmentationNetwork(nn.Module):
         align_corners: how the logits are meant to be upsampled; read by those who do.
         image_mean, image_std: N numbers each, where white is 1; None: see :func:`u2pl_fast.images.normalisation`.
         checkpoint_encoder: keep no activations of the encoder, compute them again in the backward pass.
+        freeze_batchnorm: the encoder's batch norm keeps the running statistics of its weights, in training as well;
+            its scales and shifts are trained.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class SegmentationNetwork(nn.Module):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         checkpoint_encoder: bool = False,
+        freeze_batchnorm: bool = False,
     ) -> None:
         super().__init__()
         pretrained = encoder_weights == "imagenet"
@@ -84,8 +87,11 @@ class SegmentationNetwork(nn.Module):
         self.encoder, self.decoder, self.classifier = parts.encoder, parts.decoder, parts.classifier
         if encoder_weights not in (None, "imagenet"):
             load_encoder_weights(getattr(self.encoder, "model", self.encoder), Path(encoder_weights))
+        self.freeze_batchnorm = freeze_batchnorm
+        if freeze_batchnorm and not any(_batch_norms(self.encoder)):
+            raise ValueError(f"freeze_batchnorm: {encoder} has no batch norm; leave it out")
         if checkpoint_encoder:
-            _checkpoint(self.encoder, encoder)
+            _checkpoint(self.encoder, encoder, freeze_batchnorm)
         self.in_channels, self.align_corners, self.pad_multiple = in_channels, align_corners, parts.pad_multiple
         self.projection = _projection(projection, parts.width, projection_width, representation_dim)
         self.dense_projection = projection == "conv"
@@ -95,6 +101,13 @@ class SegmentationNetwork(nn.Module):
         self.mean_color = mean_color(mean)
         self.register_buffer("image_mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "SegmentationNetwork":
+        super().train(mode)
+        if self.freeze_batchnorm:
+            for norm in _batch_norms(self.encoder):
+                norm.eval()
+        return self
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
@@ -234,14 +247,18 @@ def _freeze_unread(encoder: nn.Module, in_channels: int) -> None:
         parameter.requires_grad_(trace.grad is not None)
 
 
-def _checkpoint(encoder: nn.Module, name: str) -> None:
+def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def _checkpoint(encoder: nn.Module, name: str, freeze_batchnorm: bool) -> None:
     network = getattr(encoder, "model", encoder)
     if not hasattr(network, "set_grad_checkpointing"):
         raise ValueError(f"checkpoint_encoder: {name} can't compute its activations again; leave it out")
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+    if not freeze_batchnorm and any(_batch_norms(network)):
         raise ValueError(
-            f"checkpoint_encoder: {name} has batch norm, which would count every batch twice; use it with encoders "
-            "that have none, such as vision transformers, ConvNeXt or Swin"
+            f"checkpoint_encoder: {name} has batch norm, which would count every batch twice; add freeze_batchnorm, or "
+            "use encoders that have none, such as vision transformers, ConvNeXt or Swin"
         )
     network.set_grad_checkpointing(True)
 
@@ -321,6 +338,7 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
         image_mean=config.image_mean,
         image_std=config.image_std,
         checkpoint_encoder=config.checkpoint_encoder,
+        freeze_batchnorm=config.freeze_batchnorm,
     )
 
 
