@@ -340,18 +340,21 @@ def test_swin_takes_any_size():
 
 
 def test_checkpointing_the_encoder_changes_no_gradient(narrow_dpt):
-    def gradients(**options):
-        net = network("dpt", "vit_tiny_patch16_224", projection="pointwise", **options)
+    def gradients(*names, **options):
+        net = network(*names, projection="pointwise", **options)
         torch.manual_seed(7)
         one_step(net, 64, 64)
         return [p.grad for p in net.parameters()], net
 
-    (plain, _), (again, net) = gradients(), gradients(checkpoint_encoder=True)
-    assert net.encoder.model.grad_checkpointing
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    for names, options in (
+        (("dpt", "vit_tiny_patch16_224"), {}),
+        (("fpn", "mobilenetv3_small_050"), {"freeze_batchnorm": True}),
+    ):
+        (plain, _), (again, net) = gradients(*names, **options), gradients(*names, checkpoint_encoder=True, **options)
+        assert net.encoder.model.grad_checkpointing
+        assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     with pytest.raises(ValueError, match="checkpoint_encoder: mobilenetv3_small_050 has batch norm.*freeze_batchnorm"):
         network(checkpoint_encoder=True)
-    assert network(checkpoint_encoder=True, freeze_batchnorm=True).encoder.model.grad_checkpointing
     with pytest.raises(ValueError, match="checkpoint_encoder: mit_b0 can't"):
         network("segformer", "mit_b0", checkpoint_encoder=True)
 
