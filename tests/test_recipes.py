@@ -86,7 +86,9 @@ def test_recipes_of_folders_say_what_they_would_train(tmp_path, name, capsys):
                 pixels = rng.integers(0, 256, shape) if kind == "images" else np.full(shape, index % 5)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     flags = ["--data-root", str(tmp_path), "--encoder-weights", "none", "--num-labeled", "20", "--device", "cpu"]
-    main(["--config", name, "--dry-run", *flags])
+    with pytest.raises(SystemExit, match="freeze_batchnorm: .*--no-freeze-batchnorm"):
+        main(["--config", name, "--dry-run", *flags])
+    main(["--config", name, "--dry-run", "--no-freeze-batchnorm", *flags])
     said = capsys.readouterr().out
     assert "u2pl (lean) on" in said and "20 labelled and 40 unlabelled images" in said
     assert f"= {config_of(name).epochs:.1f} epochs of 10" in said

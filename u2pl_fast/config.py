@@ -416,7 +416,8 @@ def _check(config: TrainConfig) -> None:
         )
     if config.freeze_batchnorm and config.encoder_weights == "none" and config.init_from is None:
         raise ValueError(
-            "freeze_batchnorm: there are no pretrained statistics to keep; give encoder_weights or init_from"
+            "freeze_batchnorm: there are no pretrained statistics to keep; give encoder_weights or init_from, or add "
+            "--no-freeze-batchnorm"
         )
     if config.weigh_pseudo_labels and config.class_weights is None:
         raise ValueError("weigh_pseudo_labels: there are no weights; add class_weights, balanced or a file")
