@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from u2pl_fast import data, ops, reference
+from u2pl_fast.class_weights import class_weights
 from u2pl_fast.inference import load_model
 from u2pl_fast.learner import build_criterion
 from u2pl_fast.outputs import represent
@@ -58,7 +59,8 @@ class Scene:
         if not 0 <= image < len(self.split.unlabeled):
             raise ValueError(f"image: expected 0 .. {len(self.split.unlabeled) - 1}, got {image}")
         self.shown, self.num_classes = self.names.index(shown), len(self.names)
-        self.criterion = build_criterion(self.config, self.num_classes, self.split.ignore_index)
+        weight = class_weights(self.config.class_weights, self.split)
+        self.criterion = build_criterion(self.config, self.num_classes, self.split.ignore_index, class_weight=weight)
         self.criterion.bank.load_state_dict(state["bank"])
         self.log = [json.loads(line) for line in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
 

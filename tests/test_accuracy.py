@@ -8,7 +8,7 @@ from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy import cells as cells_module
 from benchmarks.accuracy import plots, tables
 from benchmarks.accuracy.cells import ALL, ROWS, cells
-from u2pl_fast.config import resolve
+from u2pl_fast.config import DATASET_DEFAULTS, resolve
 from u2pl_fast.train import parse
 
 TINY = ("--dataset", "shapes", "--steps", "2", "--eval-every", "1", "--crop-size", "32", "32", "--batch-size", "2")
@@ -50,6 +50,15 @@ def test_a_run_is_trained_once_and_remembered(tmp_path, monkeypatch, capsys):
     assert suite.main(arguments) == 0
     assert "0 runs to train" in capsys.readouterr().out and file.stat().st_mtime_ns == before
     # Another recipe makes it another run.
+    # The same flags may come to mean something else; then nothing of the old run is gone on with.
+    leftover = tmp_path / "work" / file.stem / "leftover"
+    leftover.touch()
+    with monkeypatch.context() as patch:
+        patch.setitem(DATASET_DEFAULTS, "shapes", DATASET_DEFAULTS["shapes"] | {"encoder_lr": 0.01})
+        assert suite.main([*arguments, "--list"]) == 0
+        assert "other settings" in capsys.readouterr().out
+        assert suite.main(arguments) == 0
+    assert not leftover.exists()
     monkeypatch.setitem(cells_module.BEDS, "shapes", (*TINY, "--lr", "0.1"))
     assert suite.main([*arguments, "--list"]) == 0
     assert "other settings" in capsys.readouterr().out
@@ -92,18 +101,33 @@ def some_runs(tmp_path):
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.58)))
     name = "camvid-23-u2pl-paper-seed0"  # trained when the bed was another one
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.7) | {"flags": ["--steps", "9"]}))
-    name = "camvid-23-u2pl-paper-seed1"  # trained when its flags meant something else
+    for name in ("camvid-23-u2pl-paper-seed1", "camvid-23-mean-teacher-seed1"):  # when flags meant something else,
+        run = made_up(name, 0.7 if "paper" in name else 0.5)  # of which mean-teacher reads nothing
+        run["settings"] |= {"key_encoder": "student"}
+        (folder / f"{name}.json").write_text(json.dumps(run))
+    name = "camvid-23-u2pl-paper-seed2"  # before there was the setting
     run = made_up(name, 0.7)
-    (folder / f"{name}.json").write_text(json.dumps(run | {"settings": run["settings"] | {"key_encoder": "student"}}))
+    del run["settings"]["freeze_batchnorm"]
+    (folder / f"{name}.json").write_text(json.dumps(run))
     return tmp_path
 
 
 def test_gains_and_shares_of_the_headroom(some_runs):
     rows = {line.split("|")[1].strip(): line.split("|") for line in tables.accuracy(some_runs / "cpu").splitlines()}
     lean = [cell.strip() for cell in rows["u2pl-lean, 23 labels"]]
-    assert lean[2:8] == ["56.0", "57.0", "—", "56.5 ± 0.5", "+6.0 ± 0.0", "60 ± 0 %"]
+    assert lean[2:8] == ["56.0", "57.0", "—", "56.5 ± 0.5", "+6.0 ± 0.0", "60 %"]
     assert rows["mean-teacher, 23 labels"][6].strip() == "-1.0 ± 0.0"
     assert {cell.strip() for cell in rows["u2pl-paper, 23 labels"][2:-1]} == {"—"}  # not trained yet
+
+
+def test_a_seed_without_headroom_does_not_decide_the_share(some_runs):
+    folder = some_runs / "accuracy/cpu"
+    for row, labels, miou in (("supervised", 23, 0.59), ("u2pl-lean", 23, 0.58), ("supervised", ALL, 0.6)):
+        name = f"camvid-{labels}-{row}-seed1"
+        (folder / f"{name}.json").write_text(json.dumps(made_up(name, miou)))
+    rows = {line.split("|")[1].strip(): line.split("|") for line in tables.accuracy(some_runs / "cpu").splitlines()}
+    # Shares of 60 and −100 %; gains of 6 and −1 on headrooms of 10 and 1.
+    assert rows["u2pl-lean, 23 labels"][7].strip() == "45 %"
 
 
 def test_ablations_and_quality_tables(some_runs):

@@ -177,7 +177,7 @@ def test_the_teachers_head_is_not_trained_and_must_be_there():
         (student, labels, pseudo, teacher),
         (student._replace(project=None), labels, pseudo, teacher._replace(project=head)),
     ):
-        with pytest.raises(ValueError, match="key_encoder: .*'teacher-head'.*needs project"):
+        with pytest.raises(ValueError, match="key_encoder: .*'teacher-head'.*give project"):
             losses(crit, broken)
 
 

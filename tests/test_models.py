@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from u2pl_fast import checkpoint, dpt
+from u2pl_fast import checkpoint, dpt, learner
 from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.images import normalisation, pretrained_normalisation
 from u2pl_fast.models import DECODER_WIDTHS, SegmentationNetwork
@@ -350,9 +350,11 @@ def test_checkpointing_the_encoder_changes_no_gradient(narrow_dpt):
         (("dpt", "vit_tiny_patch16_224"), {}),
         (("fpn", "mobilenetv3_small_050"), {"freeze_batchnorm": True}),
     ):
-        (plain, _), (again, net) = gradients(*names, **options), gradients(*names, checkpoint_encoder=True, **options)
+        plain, once = gradients(*names, **options)
+        again, net = gradients(*names, checkpoint_encoder=True, **options)
         assert net.encoder.model.grad_checkpointing
         assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(once.buffers(), net.buffers(), strict=True))
     with pytest.raises(ValueError, match="checkpoint_encoder: mobilenetv3_small_050 has batch norm.*freeze_batchnorm"):
         network(checkpoint_encoder=True)
     with pytest.raises(ValueError, match="checkpoint_encoder: mit_b0 can't"):
@@ -362,7 +364,7 @@ def test_checkpointing_the_encoder_changes_no_gradient(narrow_dpt):
 def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scales():
     def moved(net) -> dict[str, list[str]]:
         before = {name: x.clone() for name, x in net.named_buffers()}
-        one_step(net.eval().train(), 64, 64)
+        one_step(net, 64, 64)
         changed = [name for name, x in net.named_buffers() if not torch.equal(x, before[name])]
         return {part: [n for n in changed if n.startswith(part)] for part in ("encoder", "decoder", "projection")}
 
@@ -374,3 +376,11 @@ def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scales():
     assert scales and all(scale.grad.any() for scale in scales)
     with pytest.raises(ValueError, match="freeze_batchnorm: convnext_atto has no batch norm"):
         network("upernet", "convnext_atto", freeze_batchnorm=True)
+
+
+def test_synchronised_batch_norm_keeps_the_activations_joined_to_it():
+    net = network().eval()
+    before = net(images()).logits
+    converted = learner.convert_sync_batchnorm(net)
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.encoder.modules())
+    torch.testing.assert_close(converted(images()).logits, before)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -32,8 +33,10 @@ def test_every_recipe_resolves_and_its_loss_can_be_built(name):
     config = resolve(config_of(name))
     assert config.out == Path("runs") / name and config.epochs and config.steps is None
     assert config.data_root is None and not config.resume
-    criterion = build_criterion(config, CLASSES[config.dataset], 255)
-    assert criterion.bank is not None
+    classes = CLASSES[config.dataset]
+    weight = torch.ones(classes) if config.class_weights else None
+    criterion = build_criterion(config, classes, 255, class_weight=weight)
+    assert criterion.bank is not None and criterion.weigh_pseudo_labels == (name == "camvid")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -256,6 +256,9 @@ def test_refusals_name_the_setting(tmp_path):
         ({"epochs": 1.0}, "steps or epochs"),
         ({"labeled_fraction": "1/4"}, "not several"),
         ({"class_weights": tmp_path / "absent"}, "class_weights"),
+        ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*add class_weights"),
+        ({"projection": "conv"}, "key_encoder: .*use projection pointwise or key_encoder teacher"),
+        ({"freeze_batchnorm": True}, "freeze_batchnorm: .*give encoder_weights"),
         ({"device": "cuda"}, "no GPU"),
         ({"init_from": tmp_path / "absent.pt"}, "absent.pt"),
         ({"encoder_weights": "absent.safetensors"}, "absent.safetensors"),
@@ -347,6 +350,30 @@ def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
         assert teacher.logits is output.logits
     expected = ops.pixel_stats(output.logits[labeled:], pseudo.valid.shape[-2:]).entropy
     torch.testing.assert_close(pseudo.entropy, expected)
+
+
+def test_the_head_of_the_keys_is_the_teachers(tmp_path, monkeypatch):
+    learners, heads = [], []
+    look, forward = Learner._look, U2PLCriterion.forward
+
+    def spy(self, *arguments, **options):
+        learners.append(self)
+        return look(self, *arguments, **options)
+
+    def criterion(self, student, labels, pseudo=None, teacher=None, **rest):
+        if teacher is not None:
+            rows = student.features.detach().permute(0, 2, 3, 1).flatten(0, 2)
+            expected = learners[-1].teacher.module.projection(rows)
+            heads.append((teacher.project(rows), expected, student.project(rows).detach()))
+            assert teacher.features is None  # nothing is mixed that nobody reads
+        return forward(self, student, labels, pseudo, teacher, **rest)
+
+    monkeypatch.setattr(Learner, "_look", spy)
+    monkeypatch.setattr(U2PLCriterion, "forward", criterion)
+    run(tiny(tmp_path, steps=6, ema_momentum=0.9))
+    assert len(heads) > 1 and all(torch.equal(given, expected) for given, expected, _ in heads)
+    given, _, of_student = heads[-1]
+    assert not torch.equal(given, of_student)
 
 
 def test_each_process_draws_its_own(tmp_path, monkeypatch):

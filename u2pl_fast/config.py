@@ -184,8 +184,8 @@ class TrainConfig:
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000
     class_weights: str | None = None
-    """Of the supervised loss: a file with a number a line for each class, or "balanced": rarer among the labelled
-    pixels, heavier."""
+    """Of the supervised loss, and with weigh_pseudo_labels of the unsupervised one: a file with a number a line for
+    each class, or "balanced": rarer among the labelled pixels, heavier."""
     weigh_pseudo_labels: bool = False
     """Weigh pixels of the unsupervised loss, too, by the class weights of their pseudo-labels."""
     label_smoothing: float = 0.0
@@ -367,6 +367,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that its method reads: a recipe means nothing to methods other than u2pl."""
+    unread = set() if settings["method"] == "u2pl" else {"recipe", *RECIPES["lean"]}
+    return {name: value for name, value in settings.items() if name not in unread}
+
+
 def _check(config: TrainConfig) -> None:
     positive = (
         "in_channels",
@@ -412,9 +418,9 @@ def _check(config: TrainConfig) -> None:
         raise ValueError(f"{chosen[0]}: give one of {', '.join(chosen)}, not several")
     if config.method == "u2pl" and config.projection == "conv" and config.key_encoder == "teacher-head":
         raise ValueError(
-            "key_encoder: teacher-head applies a head to single pixels and needs projection pointwise; or use teacher"
+            "key_encoder: teacher-head applies a head to single pixels; use projection pointwise or key_encoder teacher"
         )
-    if config.freeze_batchnorm and config.encoder_weights == "none" and config.init_from is None:
+    if config.freeze_batchnorm and config.encoder_weights == "none" and not (config.init_from or config.resume):
         raise ValueError(
             "freeze_batchnorm: there are no pretrained statistics to keep; give encoder_weights or init_from, or add "
             "--no-freeze-batchnorm"

@@ -342,8 +342,8 @@ class U2PLCriterion(nn.Module):
             return student
         if student.project is None or teacher.project is None:
             raise ValueError(
-                "key_encoder: 'teacher-head' applies the teacher's head to the student's features and needs project in "
-                "the outputs of both; use 'teacher' with dense representations"
+                "key_encoder: 'teacher-head' applies the teacher's head to the student's features; give project in the "
+                "outputs of both, or use key_encoder 'teacher' or 'student'"
             )
         return student._replace(project=teacher.project)
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -90,7 +91,7 @@ class Learner:
         if config.channels_last:
             self.student = self.student.to(memory_format=torch.channels_last)
         if world_size(group) > 1 and device.type == "cuda" and config.sync_batchnorm:
-            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
+            self.student = convert_sync_batchnorm(self.student)  # timm's: torch's drops activations joined to a norm
         if init is not None:
             init(self.student)
         self.teacher = EMATeacher(self.student, config.ema_momentum) if config.method != "supervised" else None
@@ -306,7 +307,7 @@ def build_criterion(
         bank_dtype=getattr(torch, config.bank_dtype),
         bank_scope=config.bank_scope,
         class_weight=class_weight,
-        weigh_pseudo_labels=config.weigh_pseudo_labels and class_weight is not None,
+        weigh_pseudo_labels=config.weigh_pseudo_labels,
         label_smoothing=config.label_smoothing,
         ohem=(config.ohem_threshold, config.ohem_min_kept) if config.ohem else None,
         align_corners=config.align_corners,

@@ -89,7 +89,9 @@ class SegmentationNetwork(nn.Module):
             load_encoder_weights(getattr(self.encoder, "model", self.encoder), Path(encoder_weights))
         self.freeze_batchnorm = freeze_batchnorm
         if freeze_batchnorm and not any(_batch_norms(self.encoder)):
-            raise ValueError(f"freeze_batchnorm: {encoder} has no batch norm; leave it out")
+            raise ValueError(
+                f"freeze_batchnorm: {encoder} has no batch norm; leave it out, or add --no-freeze-batchnorm"
+            )
         if checkpoint_encoder:
             _checkpoint(self.encoder, encoder, freeze_batchnorm)
         self.in_channels, self.align_corners, self.pad_multiple = in_channels, align_corners, parts.pad_multiple
@@ -101,6 +103,7 @@ class SegmentationNetwork(nn.Module):
         self.mean_color = mean_color(mean)
         self.register_buffer("image_mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.train()  # freezes, where asked
 
     def train(self, mode: bool = True) -> "SegmentationNetwork":
         super().train(mode)

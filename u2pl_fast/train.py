@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, data, ops
 from .class_weights import class_weights
-from .config import DATA_SETTINGS, TrainConfig, find_config, resolve
+from .config import DATA_SETTINGS, TrainConfig, find_config, read_settings, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .images import normalisation
 from .inference import evaluate_model
@@ -220,7 +220,8 @@ class Trainer:
             return
         mean, chance = sum(self._contrastive) / len(self._contrastive), math.log(self.config.num_negatives + 1)
         if mean > AT_CHANCE * chance:
-            other = {"student": "teacher-head", "teacher-head": "teacher"}.get(self.config.key_encoder)
+            head = "teacher-head" if self.config.projection == "pointwise" else "teacher"
+            other = {"student": head, "teacher-head": "teacher"}.get(self.config.key_encoder)
             hint = f"; --key-encoder {other} may prevent it" if other else ""
             log.say(
                 f"the contrastive loss, {mean:.2f} in the last logged steps, is at chance, log(N + 1) = {chance:.2f}: "
@@ -405,7 +406,7 @@ FREE_ON_RESUME = {
 
 def _check_same_run(state: dict, config: TrainConfig, world: int, path: Path) -> None:
     # A setting that the run did not know yet had its default's effect.
-    saved, now = TrainConfig().to_dict() | state["config"], config.to_dict()
+    saved, now = read_settings(TrainConfig().to_dict() | state["config"]), read_settings(config.to_dict())
     for values in (saved, now):  # None and the numbers it stood for are the same
         mean_and_std = normalisation(values["in_channels"], values["image_mean"], values["image_std"])
         values["image_mean"], values["image_std"] = map(list, mean_and_std)

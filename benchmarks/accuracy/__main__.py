@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .. import machine
 from .cells import Cell, cells
-from .runs import RESULTS, current, load, record, save, settled
+from .runs import RESULTS, current, load, meaning, record, save, settled
 
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
 RELATIVE_COST = {"supervised": 1.0, "mean-teacher": 2.2, "u2pl-lean": 2.3, "u2pl-paper": 3.4}
@@ -110,11 +110,11 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
 def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
     """Run one cell to its end; its exit status."""
     out = args.work / cell.name
-    flags, wanted_flags = out / "flags.json", json.dumps(cell.flags)
-    if out.exists() and not (flags.exists() and flags.read_text() == wanted_flags):
-        shutil.rmtree(out)  # of an earlier description of the cell
+    described, description = out / "cell.json", json.dumps([cell.flags, meaning(cell)])
+    if out.exists() and not (described.exists() and described.read_text() == description):
+        shutil.rmtree(out)  # of an earlier description of the cell, or of flags that meant something else
     out.mkdir(parents=True, exist_ok=True)
-    flags.write_text(wanted_flags)
+    described.write_text(description)
     with open(out / "output.txt", "a") as log:
         process = subprocess.Popen(command(cell, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
         running[cell.name] = process

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 ALL = "all"  # in place of a number of labels
 
 # What every run of a bed shares. CamVid: far below its size and with a light decoder, so that a CPU gets through;
-# with weights, without which rare classes are not learnt in so few steps; with frozen batch norm, whose statistics of
-# eight mixed crops mislead the teacher; and a teacher quick enough for so few steps.
+# with weights, without which rare classes are not learnt in so few steps; with frozen batch norm, since eight crops are
+# few for its statistics; and a teacher quick enough for so few steps.
 BEDS: dict[str, tuple[str, ...]] = {
     "camvid": (
         *("--dataset", "camvid", "--resize", "144", "192", "--crop-size", "96", "128", "--scale-range", "0.75", "1.5"),

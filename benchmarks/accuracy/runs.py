@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from u2pl_fast.config import RECIPES, resolve
+from u2pl_fast.config import TrainConfig, read_settings, resolve
 from u2pl_fast.train import parse
 
 from .. import machine
@@ -70,14 +70,16 @@ def current(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: run for name, run in load(folder).items() if name in described and _fits(run, described[name])}
 
 
+def meaning(cell: Cell) -> dict[str, Any]:
+    """The settings that its flags stand for, but for those that the data or the machine decides."""
+    settings = read_settings(resolve(parse(list(cell.flags))).to_dict())
+    return {k: v for k, v in settings.items() if v is not None and k not in PATHS | MACHINE}
+
+
 def _fits(run: dict[str, Any], cell: Cell) -> bool:
-    """What the data or the machine decides, and what was no setting yet when the run was made, fits in any case."""
-    if run["flags"] != list(cell.flags):
-        return False
-    now = resolve(parse(list(cell.flags)))
-    unread = set() if now.method == "u2pl" else set(RECIPES[now.recipe])
-    wanted = {k: v for k, v in now.to_dict().items() if v is not None and k not in PATHS | MACHINE | unread}
-    return all(run["settings"].get(k, v) == v for k, v in wanted.items())
+    """A setting that the run did not know yet had its default's effect."""
+    saved = TrainConfig().to_dict() | run["settings"]
+    return run["flags"] == list(cell.flags) and all(saved[k] == v for k, v in meaning(cell).items())
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

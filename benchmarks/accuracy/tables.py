@@ -24,12 +24,18 @@ def score(runs: Runs, bed: str, row: str, labels: int | str, seed: int) -> float
     return None if run is None else 100 * run["miou"]["last"]
 
 
-def share_closed(runs: Runs, bed: str, row: str, labels: int, seed: int) -> float | None:
-    """(method − labels only) ÷ (all labels − labels only), of one seed."""
-    own, low, high = (
-        score(runs, bed, *key, seed) for key in ((row, labels), ("supervised", labels), ("supervised", ALL))
-    )
-    return None if None in (own, low, high) or high <= low else (own - low) / (high - low)
+def share_closed(runs: Runs, bed: str, row: str, labels: int) -> float | None:
+    """(method − labels only) ÷ (all labels − labels only), each a mean over the seeds that have all three.
+
+    Not a mean of shares: a seed whose few labels are nearly as good as all would outweigh the others.
+    """
+    keys = ((row, labels), ("supervised", labels), ("supervised", ALL))
+    of_seeds = [[score(runs, bed, *key, seed) for key in keys] for seed in SEEDS]
+    complete = [scores for scores in of_seeds if None not in scores]
+    if not complete:
+        return None
+    own, low, high = map(statistics.mean, zip(*complete, strict=True))
+    return (own - low) / (high - low) if high > low else None
 
 
 def _mean(values: list[float | None], form: str) -> str:
@@ -48,7 +54,7 @@ def _methods(runs: Runs, bed: str, labels: int) -> str:
         compared = count != ALL and row != "supervised"
         low = [score(runs, bed, "supervised", labels, seed) for seed in SEEDS]
         gains = [a - b if compared and None not in (a, b) else None for a, b in zip(scores, low, strict=True)]
-        shares = [share_closed(runs, bed, row, labels, seed) if compared else None for seed in SEEDS]
+        share = share_closed(runs, bed, row, labels) if compared else None
         seconds = [
             run["seconds"] / run["steps"]
             for seed in SEEDS
@@ -60,7 +66,7 @@ def _methods(runs: Runs, bed: str, labels: int) -> str:
                 *("—" if s is None else f"{s:.1f}" for s in scores),
                 _mean(scores, ".1f"),
                 _mean(gains, "+.1f"),
-                _mean([None if s is None else 100 * s for s in shares], ".0f") + (" %" if any(shares) else ""),
+                "—" if share is None else f"{100 * share:.0f} %",
                 f"{statistics.median(seconds):.2f}" if seconds else "—",
             ]
         )

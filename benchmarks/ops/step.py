@@ -40,7 +40,8 @@ OP = Op(
         "labeled-teacher": implementation(method="mean-teacher", criterion=step.LabeledTeacher),
         "paper-networks": implementation(recipe="paper", criterion=step.NetworksOnly),
         "u2pl-paper": implementation(recipe="paper"),
-        "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop),
+        # Its keys are the student's; at the first step, which is compared, the teacher's head is still the student's.
+        "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop, key_encoder="student"),
     },
     passes=(STEP,),
     dtypes=(DTYPE,),
