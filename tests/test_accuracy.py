@@ -84,7 +84,15 @@ def made_up(name: str, miou: float) -> dict:
         {"step": 10, "miou_student": miou},
     ]
     scores = {"last": miou, "best": miou}
-    run = {"miou": scores, "flags": list(cell.flags), "steps": 10, "seconds": 20.0, "evaluations": evaluations}
+    ious = [miou + 0.01 * (c - 5) for c in range(11)]
+    run = {
+        "miou": scores,
+        "iou_per_class": ious,
+        "flags": list(cell.flags),
+        "steps": 10,
+        "seconds": 20.0,
+        "evaluations": evaluations,
+    }
     return run | {"settings": resolve(parse(list(cell.flags))).to_dict() | {"threads": 7}}
 
 
@@ -128,6 +136,23 @@ def test_a_seed_without_headroom_does_not_decide_the_share(some_runs):
     rows = {line.split("|")[1].strip(): line.split("|") for line in tables.accuracy(some_runs / "cpu").splitlines()}
     # Shares of 60 and −100 %; gains of 6 and −1 on headrooms of 10 and 1.
     assert rows["u2pl-lean, 23 labels"][7].strip() == "45 %"
+
+
+def test_classes_are_shown_over_the_seeds_that_have_every_row(some_runs):
+    assert len(tables.accuracy_classes(some_runs / "cpu").splitlines()) == 2  # no run of paper counts
+    for seed, miou in ((0, 0.5), (1, 0.6)):
+        name = f"camvid-23-u2pl-paper-seed{seed}"
+        (some_runs / f"accuracy/cpu/{name}.json").write_text(json.dumps(made_up(name, miou)))
+    header, _, *rows = [line.split(" | ") for line in tables.accuracy_classes(some_runs / "cpu").splitlines()]
+    assert header[0] == "| seed 0, 1" and len(rows) == 11
+    assert rows[0] == ["| Sky", "45.5", "44.5", "51.5", "50.0", "55.5 |"]
+
+
+def test_labels_alone_for_as_long_stand_beside(some_runs):
+    name = "camvid-23-supervised-longer-seed0"
+    (some_runs / f"accuracy/cpu/{name}.json").write_text(json.dumps(made_up(name, 0.52)))
+    (line,) = [line for line in tables.accuracy(some_runs / "cpu").splitlines() if "longer" in line]
+    assert "52.0" in line and "+2.0" in line and "20 %" in line
 
 
 def test_ablations_and_quality_tables(some_runs):

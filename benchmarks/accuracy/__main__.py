@@ -82,9 +82,7 @@ def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
 def forecast(missing: list[Cell], done: dict[str, dict], jobs: int) -> str:
     rates = seconds_a_step(done)
     known = [c for c in missing if (c.bed, c.cost_of) in rates]
-    steps = {name: run["steps"] for name, run in done.items()}
-    per_bed = {c.bed: steps[c.name] for c in cells() if c.name in steps}
-    seconds = sum(rates[c.bed, c.cost_of] * per_bed[c.bed] for c in known)
+    seconds = sum(rates[c.bed, c.cost_of] * meaning(c)["steps"] for c in known)
     text = f"{len(missing)} runs to train"
     if known:
         text += f", about {seconds / jobs / 3600:.1f} h of training for {len(known)} of them, {jobs} at a time"

@@ -4,8 +4,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from u2pl_fast.data.folder import CAMVID_CLASSES
+
 from ..markdown import markdown
-from .cells import ABLATIONS, ALL, ROWS, SHAPES_LABELS
+from .cells import ABLATIONS, ALL, LONGER, ROWS, SHAPES_LABELS
 from .runs import current
 
 Runs = dict[str, dict[str, Any]]
@@ -49,7 +51,8 @@ def _mean(values: list[float | None], form: str) -> str:
 
 def _methods(runs: Runs, bed: str, labels: int) -> str:
     table = []
-    for row, count in (*((row, labels) for row in ROWS), ("supervised", ALL)):
+    longer = [(row, labels) for row in LONGER] if bed == "camvid" else []
+    for row, count in (*((row, labels) for row in ROWS), *longer, ("supervised", ALL)):
         scores = [score(runs, bed, row, count, seed) for seed in SEEDS]
         compared = count != ALL and row != "supervised"
         low = [score(runs, bed, "supervised", labels, seed) for seed in SEEDS]
@@ -81,6 +84,22 @@ def accuracy(folder: Path) -> str:
 
 def accuracy_shapes(folder: Path) -> str:
     return _methods(_runs(folder), "shapes", SHAPES_LABELS)
+
+
+def accuracy_classes(folder: Path) -> str:
+    """IoU of each class on CamVid with 23 labels, in the mean over the seeds that have every row."""
+    runs = _runs(folder)
+    columns = {row: f"camvid-23-{row}" for row in ROWS} | {"all labels": f"camvid-{ALL}-supervised"}
+    seeds = [seed for seed in SEEDS if all(f"{name}-seed{seed}" in runs for name in columns.values())]
+    ious = [
+        [[100 * v for v in runs[f"{name}-seed{seed}"]["iou_per_class"]] for name in columns.values()] for seed in seeds
+    ]
+    if not ious:
+        return markdown(["class", *columns], [], keep_empty=True)
+    rows = []
+    for name, *of_seeds in zip(CAMVID_CLASSES, *(zip(*of_seed, strict=True) for of_seed in ious), strict=True):
+        rows.append([name, *(f"{statistics.mean(values):.1f}" for values in zip(*of_seeds, strict=True))])
+    return markdown([f"seed {', '.join(map(str, seeds))}", *columns], rows, keep_empty=True)
 
 
 def accuracy_labels(folder: Path) -> str:
@@ -134,4 +153,4 @@ def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.1f}"
 
 
-TABLES = (accuracy, accuracy_shapes, accuracy_labels, accuracy_ablations, accuracy_quality)
+TABLES = (accuracy, accuracy_classes, accuracy_shapes, accuracy_labels, accuracy_ablations, accuracy_quality)
