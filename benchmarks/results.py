@@ -23,11 +23,11 @@ separate calls, because finding where a stage ends makes a GPU wait.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from u2pl_fast.atomic import replacing
 
 KEY = ("op", "workload", "device", "dtype", "layout", "bank", "impl", "pass")
 VALUES = ("ms_median", "ms_all", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms", "floor_kind")
@@ -126,7 +126,5 @@ def save(path: Path, data: dict[str, Any]) -> None:
     for name in [name for name in data if name != "machine"]:
         rows = ",\n".join(json.dumps(row) for row in data[name])
         lines.append(f'"{name}": [\n{rows}\n]')
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(",\n".join(lines) + "\n}\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with replacing(path) as temporary:
+        temporary.write_text(",\n".join(lines) + "\n}\n")

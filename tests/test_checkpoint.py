@@ -177,7 +177,7 @@ def test_an_interrupt_leaves_the_older_file(tmp_path, monkeypatch):
 
 
 def test_the_leftover_of_a_killed_save_is_overwritten(tmp_path):
-    (tmp_path / ".last.pt.tmp").write_bytes(b"half a file")
+    (tmp_path / ".tmp.last.pt").write_bytes(b"half a file")
     checkpoint.save(tmp_path / "last.pt", small_state())
     assert os.listdir(tmp_path) == ["last.pt"]
 

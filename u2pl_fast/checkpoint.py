@@ -15,7 +15,6 @@ anything else           the trainer's own (optimizer, bank, ...)
 ======================  ===============================================================================
 """
 
-import contextlib
 import os
 import shutil
 import zipfile
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .atomic import replacing
 
 FORMAT = 1
 
@@ -47,9 +48,8 @@ class CheckpointError(ValueError):
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path`` atomically.
 
-    The bytes go to ``.NAME.tmp`` in the same folder, are flushed to the disk, and take the place of ``path`` in one
-    rename: whoever reads ``path``, even after a power cut, finds the old file or the new one. A killed save leaves the
-    temporary file, which the next save of the same name overwrites. One process writes one path at a time.
+    As :func:`u2pl_fast.atomic.replacing`, and flushed to the disk: whoever reads ``path``, even after a power cut,
+    finds the old file or the new one.
 
     Args:
         path: the file; its folder must exist.
@@ -62,15 +62,12 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """
     target = Path(path)
     plain = _plain({**state, "format": FORMAT}, "state")
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(target) as temporary, open(temporary, "wb") as file:
             torch.save(plain, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        _discard(temporary)
         reason = _os_error(error)
         if reason is None:
             raise
@@ -79,9 +76,6 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             f"cannot write checkpoint {target}: {reason.strerror or reason}{kept}. "
             "Free some space or choose another, writable folder"
         ) from error
-    except BaseException:  # Ctrl-C in the middle
-        _discard(temporary)
-        raise
     try:
         _sync_folder(target.parent)
     except OSError as error:
@@ -135,16 +129,14 @@ def keep_previous(path: Path, previous: Path) -> None:
     """Give the file at ``path``, if there is one, the second name ``previous``; it is never without its own."""
     if not path.exists():
         return
-    temporary = previous.with_name(f".{previous.name}.tmp")
     try:
-        _discard(temporary)
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, previous)
+        with replacing(previous) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, temporary)
     except OSError as error:
-        _discard(temporary)
         raise CheckpointError(f"cannot keep {path} as {previous}: {error.strerror or error}") from error
 
 
@@ -243,11 +235,6 @@ def _os_error(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _discard(file: Path) -> None:
-    with contextlib.suppress(OSError):
-        file.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from .atomic import replacing
 from .data import build_dataset, evaluation_samples
 from .distributed import rank, session, world_size
 from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
@@ -112,15 +113,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         )
         result["network"] = state["network"]
         if config.json is not None and rank(group) == 0:
-            _write_json(config.json, result)
+            with replacing(config.json) as temporary:
+                temporary.write_text(json.dumps(result) + "\n")
     return {**result, "class_names": list(dataset.class_names)}
-
-
-def _write_json(path: Path, result: dict[str, Any]) -> None:
-    """In one rename, so that nobody reads half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(result) + "\n")
-    os.replace(temporary, path)
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -1,7 +1,6 @@
 """A network without its training: weights in a ``.safetensors`` file, what they belong to in its metadata."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from .atomic import replacing
 from .checkpoint import CheckpointError
 
 SUFFIX = ".safetensors"
@@ -23,12 +23,10 @@ def save_network(path: Path, state: Mapping[str, Any]) -> None:
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in state[state["network"]].items()}
     metadata = {name: json.dumps(state[name]) for name in _METADATA}
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(save(weights, metadata))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(weights, metadata))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 

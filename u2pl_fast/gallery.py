@@ -6,7 +6,6 @@ over all, and by ``MAX_BYTES``. The page says what it leaves out; its summary co
 
 import html
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from . import html_page
+from .atomic import replacing
 from .data.splits import evenly
 from .maps import RELIABILITY_COLOURS, RELIABLE, UNRELIABLE, Maps
 from .palette import heat, palette
@@ -118,9 +118,8 @@ class Gallery:
 
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.page(), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(self.page(), encoding="utf-8")
 
     def _images(self) -> str:
         shown, text = len(self.cards), f"{self.done:,}"

@@ -7,7 +7,6 @@ at and, where it takes any size, at another one.
 import importlib.util
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import timm.layers.padding as timm_padding
 import torch
 from torch import Tensor, nn
 
+from .atomic import replacing
 from .data.shapes import Shapes
 from .data.views import padded_size
 from .reference import label_dtype, upsample
@@ -121,24 +121,21 @@ def write(
         raise ValueError(f"out: cannot write {path}: no folder {path.parent}")
     portable = PortableNetwork(network, outputs).eval()
     traced = padded_size(size, network.pad_multiple)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     reason = ""
     try:
         for axes in ((0,), ()) if fixed else ((0, 2, 3), (0,), ()):
             try:
-                _save(kind, temporary, portable, traced, axes, about)
-                worst = _check(kind, temporary, portable, traced, axes, tolerance)
+                with replacing(path) as temporary:
+                    _save(kind, temporary, portable, traced, axes, about)
+                    worst = _check(kind, temporary, portable, traced, axes, tolerance)
             except _Unfit as error:
                 reason = reason or str(error)
                 continue
-            os.replace(temporary, path)
             return Written(axes, traced, network.pad_multiple, worst, reason)
     except OSError as error:
         raise ValueError(f"out: cannot write {path}: {error.strerror or error}") from error
     except Mismatch as error:
         raise Mismatch(f"{path} was not written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     raise ValueError(f"checkpoint: this network cannot be exported as {path.suffix} ({reason})")
 
 

@@ -1,12 +1,12 @@
 """The result of one run, as ``benchmarks/results/accuracy`` keeps it: small, without paths, ready for tables."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from u2pl_fast.atomic import replacing
 from u2pl_fast.config import TrainConfig, read_settings, resolve
 from u2pl_fast.train import parse
 
@@ -83,8 +83,6 @@ def _fits(run: dict[str, Any], cell: Cell) -> bool:
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
-    """In one rename, so that nobody reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result) + "\n")
