@@ -105,7 +105,7 @@ def test_evaluate_writes_the_score_of_the_network_that_was_trained(trained, root
     assert os.listdir(out.parent) == ["scores.json"]
 
 
-def test_evaluate_options_change_what_they_should(trained, root, monkeypatch):
+def test_evaluate_options_change_what_they_should(trained, root, monkeypatch, capsys):
     def confusion(**options):
         return evaluate.run(evaluate.EvaluateConfig(trained, device="cpu", **options))["confusion"]
 
@@ -124,7 +124,9 @@ def test_evaluate_options_change_what_they_should(trained, root, monkeypatch):
     monkeypatch.setattr(precision, "cpu_computes_in", lambda dtype: True)
     rounded = confusion(channels_last=True, amp=True)
     monkeypatch.setattr(precision, "cpu_computes_in", lambda dtype: False)
+    capsys.readouterr()
     assert confusion(channels_last=True, amp=True) == confusion(channels_last=True) != rounded
+    assert capsys.readouterr().err.strip() == "float32 in spite of --amp: this CPU has no fast bfloat16"
 
 
 def test_evaluate_takes_size_and_protocol_from_the_training(root, tmp_path):

@@ -49,6 +49,14 @@ def test_decoder_width_is_that_of_the_features(arch):
     )
 
 
+def test_architectures_are_named_in_any_case():
+    names = {"DeepLabV3Plus": {"decoder_width": 64}, "PSPNet": {}}  # PSPNet freezes what its decoder does not read
+    for name, options in names.items():
+        own, lower = (network(arch, encoder="resnet10t", **options) for arch in (name, name.lower()))
+        shapes = [[(n, p.shape, p.requires_grad) for n, p in net.named_parameters()] for net in (own, lower)]
+        assert shapes[0] == shapes[1]
+
+
 def test_a_decoder_without_one_width_is_refused():
     with pytest.raises(ValueError, match="decoder_width: unet has no single width; deeplabv3, .* have"):
         network("unet", decoder_width=64)

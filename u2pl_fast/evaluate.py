@@ -19,7 +19,7 @@ from .atomic import replacing
 from .data import build_dataset, evaluation_samples
 from .distributed import rank, session, world_size
 from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
-from .precision import autocast_dtype
+from .precision import autocast_dtype, refusal
 
 
 @dataclass
@@ -95,6 +95,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 f"dataset: {name} has {dataset.num_classes} classes, {config.checkpoint} was trained with "
                 f"{state['num_classes']}; evaluate on a data set with the same classes"
             )
+        amp_dtype = autocast_dtype(config.amp, torch.bfloat16, device)
+        if config.amp and amp_dtype is None and rank(group) == 0:
+            print(refusal(torch.bfloat16), file=sys.stderr)
         result = evaluate_model(
             model,
             evaluation_samples(dataset, choose_resize(config.resize, trained), rank(group), world_size(group)),
@@ -106,7 +109,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             stride=config.stride,
             flip=config.flip,
             scales=config.scales,
-            amp_dtype=autocast_dtype(config.amp, torch.bfloat16, device),
+            amp_dtype=amp_dtype,
             channels_last=config.channels_last,
             batch_size=config.batch_size,
             group=group,

@@ -163,7 +163,7 @@ def _create(
     output_stride: int | None,
     decoder_width: int | None,
 ) -> _Parts:
-    encoder = encoder.removeprefix("tu-")
+    arch, encoder = arch.lower(), encoder.removeprefix("tu-")
     if not timm.is_model(encoder) and encoder not in smp.encoders.get_encoder_names():
         close = ", ".join(timm.list_models(f"*{encoder}*")[:5]) or "see timm.list_models()"
         raise ValueError(

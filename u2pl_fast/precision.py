@@ -13,6 +13,11 @@ def autocast_dtype(amp: bool, dtype: torch.dtype, device: torch.device) -> torch
     return dtype
 
 
+def refusal(dtype: torch.dtype) -> str:
+    """What is told where ``autocast_dtype`` keeps float32 in spite of ``amp``."""
+    return f"float32 in spite of --amp: this CPU has no fast {str(dtype).removeprefix('torch.')}"
+
+
 def cpu_computes_in(dtype: torch.dtype) -> bool:
     """Whether oneDNN, which computes torch's convolutions on CPUs, has kernels for ``dtype`` on this one."""
     name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]

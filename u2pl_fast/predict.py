@@ -29,13 +29,14 @@ from rich.progress import track
 from . import maps
 from .data import DataError, read_image
 from .data.loader import to_tensor
+from .data.pairs import numbered_classes
 from .data.views import resize_image
 from .distributed import session
 from .gallery import Gallery
 from .images import viewable
 from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
 from .input_files import find_images, result_names
-from .precision import autocast_dtype
+from .precision import autocast_dtype, refusal
 
 GALLERY = "gallery.html"
 PICTURES = ("mask", "overlay", "entropy", "reliability")
@@ -115,7 +116,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
         for message in failures:
             print(message, file=sys.stderr)
         gallery = Gallery(
-            class_names or [f"class {index}" for index in range(num_classes)],
+            class_names or numbered_classes(num_classes),
             total=len(paths),
             limit=config.gallery_limit,
             alpha=config.alpha,
@@ -125,6 +126,9 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
                 ("views", _views(config, protocol, window, resize)),
             ],
         )
+        amp_dtype = autocast_dtype(config.amp, torch.bfloat16, device)
+        if config.amp and amp_dtype is None:
+            print(refusal(torch.bfloat16), file=sys.stderr)
         predict = partial(
             predict_labels,
             model,
@@ -133,7 +137,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
             stride=config.stride,
             flip=config.flip,
             scales=config.scales,
-            amp_dtype=autocast_dtype(config.amp, torch.bfloat16, device),
+            amp_dtype=amp_dtype,
         )
         jobs = list(zip(paths, result_names(paths), strict=True))
         done = 0

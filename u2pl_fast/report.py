@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from . import charts, html_page
+from .data.pairs import numbered_classes
 from .palette import palette
 
 STYLE = """
@@ -347,7 +348,7 @@ def settings(run: Run) -> str:
 
 
 def _names(run: Run, count: int) -> list[str]:
-    return run.class_names if len(run.class_names) == count else [f"class {i}" for i in range(count)]
+    return run.class_names if len(run.class_names) == count else numbered_classes(count)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

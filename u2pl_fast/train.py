@@ -30,6 +30,7 @@ from .distributed import Group, all_sum, all_true, rank, session, world_size
 from .images import normalisation
 from .inference import evaluate_model
 from .learner import Learner, Step
+from .precision import refusal
 from .pseudo_quality import QUALITY_IMAGES, pseudo_label_quality
 from .readback import Readback
 from .reference import partition, unreliable_share
@@ -514,7 +515,7 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     network += [str(trainer.device)] + [config.amp_dtype] * (learner.amp_dtype is not None)
     say(", ".join(network + ["channels_last"] * config.channels_last))
     if config.amp and learner.amp_dtype is None:
-        say(f"float32 in spite of --amp: this CPU has no fast {config.amp_dtype}")
+        say(refusal(getattr(torch, config.amp_dtype)))
 
     batch = config.batch_size * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
