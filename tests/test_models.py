@@ -392,3 +392,12 @@ def test_synchronised_batch_norm_keeps_the_activations_joined_to_it():
     converted = learner.convert_sync_batchnorm(net)
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.encoder.modules())
     torch.testing.assert_close(converted(images()).logits, before)
+
+
+def test_synchronised_batch_norm_stays_frozen():
+    net = learner.convert_sync_batchnorm(network(freeze_batchnorm=True)).train()
+    norms = {
+        part: [m.training for m in getattr(net, part).modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+        for part in ("encoder", "decoder")
+    }
+    assert norms["encoder"] and not any(norms["encoder"]) and norms["decoder"] and all(norms["decoder"])
