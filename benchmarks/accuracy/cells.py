@@ -32,11 +32,14 @@ ROWS: dict[str, tuple[str, ...]] = {
     "u2pl-paper": ("--method", "u2pl", "--recipe", "paper"),
 }
 
+MORE_STEPS = ("--steps", "2000")
+
 # Labels alone for the time, not the steps, of u2pl-lean: 1.7 times the steps, on two CPU cores.
-LONGER: dict[str, tuple[str, ...]] = {"supervised-longer": (*ROWS["supervised"], "--steps", "2000")}
+LONGER: dict[str, tuple[str, ...]] = {"supervised-longer": (*ROWS["supervised"], *MORE_STEPS)}
 
 # Each differs from u2pl-lean in what its flags say.
 ABLATIONS: dict[str, tuple[str, ...]] = {
+    "longer": MORE_STEPS,
     "key-encoder-student": ("--key-encoder", "student"),
     "key-encoder-teacher": ("--key-encoder", "teacher"),
     "pseudo-labels-unweighted": ("--no-weigh-pseudo-labels",),
