@@ -20,20 +20,20 @@ COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2c
 Runs = dict[str, dict[str, Any]]
 
 
-def _band(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, colour: str, style: str = "-") -> None:
-    """Mean over the runs of the first of ``names`` that an evaluation has, and the range between them."""
+def _lines(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, colour: str, style: str = "-") -> None:
+    """Of the first of ``names`` that an evaluation has: each run thin, their mean thick."""
     points: dict[int, list[float]] = {}
     for run in runs:
+        own = {}
         for line in run["evaluations"]:
             found = next((line[name] for name in names if name in line), None)
             if found is not None:
+                own[line["step"]] = 100 * found
                 points.setdefault(line["step"], []).append(100 * found)
-    if not points:
-        return
-    steps = sorted(points)
-    axis.plot(steps, [statistics.mean(points[s]) for s in steps], style, marker="o", ms=3, color=colour, label=label)
-    low, high = [min(points[s]) for s in steps], [max(points[s]) for s in steps]
-    axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(list(own), list(own.values()), style, color=colour, alpha=0.35, linewidth=0.8)
+    means = {step: statistics.mean(points[step]) for step in sorted(points)}
+    if means:
+        axis.plot(list(means), list(means.values()), style, marker="o", ms=3, color=colour, linewidth=2, label=label)
 
 
 def curves(runs: Runs, axis: Axes) -> None:
@@ -41,9 +41,23 @@ def curves(runs: Runs, axis: Axes) -> None:
         return [runs[n] for seed in SEEDS if (n := f"camvid-{labels}-{row}-seed{seed}") in runs]
 
     for row in ROWS:
-        _band(axis, of(row, 23), ("miou_teacher", "miou_student"), f"{row}, 23 labels", COLOURS[row])
-    _band(axis, of("supervised", ALL), ("miou_student",), "supervised, all labels", "black", "--")
-    axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: mean and range over seeds")
+        _lines(axis, of(row, 23), ("miou_teacher", "miou_student"), f"{row}, 23 labels", COLOURS[row])
+    _lines(axis, of("supervised", ALL), ("miou_student",), "supervised, all labels", "black", "--")
+    axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: mean of the seeds, and each")
+
+
+def gains(runs: Runs, axis: Axes) -> None:
+    """Of each seed, since the draws of labels differ by more than the methods."""
+    rows = [(row, 23, COLOURS[row]) for row in ROWS if row != "supervised"] + [("supervised", ALL, "black")]
+    for place, (row, labels, colour) in enumerate(rows):
+        for seed in SEEDS:
+            own, low = (score(runs, "camvid", *key, seed) for key in ((row, labels), ("supervised", 23)))
+            if None not in (own, low):
+                axis.bar(seed + 0.2 * (place - 1.5), own - low, 0.2, color=colour)
+    axis.axhline(0, color="black", linewidth=0.8)
+    names = [f"seed {seed}" for seed in SEEDS]
+    axis.set(ylabel="mIoU more than labels alone", title="gain of each seed; black: all labels")
+    axis.set_xticks(SEEDS, names)
 
 
 def quality(runs: Runs, axis: Axes) -> None:
@@ -54,7 +68,7 @@ def quality(runs: Runs, axis: Axes) -> None:
         ("pseudo_accuracy_unreliable", "label of an unreliable pixel", "#d62728"),
         ("pseudo_negatives_right", "negative of an unreliable pixel", "#9467bd"),
     ):
-        _band(axis, own, (name,), label, colour)
+        _lines(axis, own, (name,), label, colour)
     axis.set(xlabel="step", ylabel="% right", title="teacher against hidden masks", ylim=(None, 101))
 
 
@@ -79,7 +93,7 @@ def draw(panels: list[Callable[[Runs, Axes], None]], runs: Runs, path: Path) -> 
         panel(runs, axis)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     drawn = any(axis.lines or axis.patches for axis in axes[0])
     if drawn:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = current(args.results)
     if not runs:
         parser.error(f"--results: no finished run in {args.results}; train some with python -m benchmarks.accuracy")
-    for name, panels in (("accuracy", [curves, quality]), ("accuracy-ablations", [ablations])):
+    for name, panels in (("accuracy", [curves, gains, quality]), ("accuracy-ablations", [ablations])):
         if draw(panels, runs, args.out / f"{name}.png"):
             print(args.out / f"{name}.png")
 
