@@ -148,11 +148,12 @@ def test_classes_are_shown_over_the_seeds_that_have_every_row(some_runs):
     assert rows[0] == ["| Sky", "45.5", "44.5", "51.5", "50.0", "55.5 |"]
 
 
-def test_labels_alone_for_as_long_stand_beside(some_runs):
-    name = "camvid-23-supervised-longer-seed0"
-    (some_runs / f"accuracy/cpu/{name}.json").write_text(json.dumps(made_up(name, 0.52)))
-    (line,) = [line for line in tables.accuracy(some_runs / "cpu").splitlines() if "longer" in line]
-    assert "52.0" in line and "+2.0" in line and "20 %" in line
+def test_longer_runs_are_compared_with_labels_alone_for_as_long(some_runs):
+    for row, labels, miou in (("supervised", 23, 0.52), ("u2pl-lean", 23, 0.55), ("supervised", ALL, 0.58)):
+        name = f"camvid-{labels}-{row}-longer-seed0"
+        (some_runs / f"accuracy/cpu/{name}.json").write_text(json.dumps(made_up(name, miou)))
+    (line,) = [line for line in tables.accuracy_longer(some_runs / "cpu").splitlines() if "lean" in line]
+    assert line.startswith("| u2pl-lean-longer, 23 labels | 55.0 |") and "+3.0" in line and "50 %" in line
 
 
 def test_ablations_and_quality_tables(some_runs):

@@ -1,6 +1,7 @@
 """Tables of docs/accuracy.md, from the runs that have finished. What has not is shown empty."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ def score(runs: Runs, bed: str, row: str, labels: int | str, seed: int) -> float
     return None if run is None else 100 * run["miou"]["last"]
 
 
-def share_closed(runs: Runs, bed: str, row: str, labels: int) -> float | None:
+def share_closed(runs: Runs, bed: str, row: str, labels: int, alone: str = "supervised") -> float | None:
     """(method − labels only) ÷ (all labels − labels only), each a mean over the seeds that have all three.
 
     Not a mean of shares: a seed whose few labels are nearly as good as all would outweigh the others.
     """
-    keys = ((row, labels), ("supervised", labels), ("supervised", ALL))
+    keys = ((row, labels), (alone, labels), (alone, ALL))
     of_seeds = [[score(runs, bed, *key, seed) for key in keys] for seed in SEEDS]
     complete = [scores for scores in of_seeds if None not in scores]
     if not complete:
@@ -49,15 +50,16 @@ def _mean(values: list[float | None], form: str) -> str:
     return f"{text} ± {format((max(known) - min(known)) / 2, form.lstrip('+'))}" if len(known) > 1 else text
 
 
-def _methods(runs: Runs, bed: str, labels: int) -> str:
+def _methods(runs: Runs, bed: str, labels: int, rows: Sequence[str]) -> str:
+    """``rows``: labels alone first."""
     table = []
-    longer = [(row, labels) for row in LONGER] if bed == "camvid" else []
-    for row, count in (*((row, labels) for row in ROWS), *longer, ("supervised", ALL)):
+    alone = rows[0]
+    for row, count in (*((row, labels) for row in rows), (alone, ALL)):
         scores = [score(runs, bed, row, count, seed) for seed in SEEDS]
-        compared = count != ALL and row != "supervised"
-        low = [score(runs, bed, "supervised", labels, seed) for seed in SEEDS]
+        compared = count != ALL and row != alone
+        low = [score(runs, bed, alone, labels, seed) for seed in SEEDS]
         gains = [a - b if compared and None not in (a, b) else None for a, b in zip(scores, low, strict=True)]
-        share = share_closed(runs, bed, row, labels) if compared else None
+        share = share_closed(runs, bed, row, labels, alone) if compared else None
         seconds = [
             run["seconds"] / run["steps"]
             for seed in SEEDS
@@ -79,11 +81,16 @@ def _methods(runs: Runs, bed: str, labels: int) -> str:
 
 def accuracy(folder: Path) -> str:
     """CamVid, 23 labels."""
-    return _methods(_runs(folder), "camvid", 23)
+    return _methods(_runs(folder), "camvid", 23, list(ROWS))
+
+
+def accuracy_longer(folder: Path) -> str:
+    """The same with more steps."""
+    return _methods(_runs(folder), "camvid", 23, list(LONGER))
 
 
 def accuracy_shapes(folder: Path) -> str:
-    return _methods(_runs(folder), "shapes", SHAPES_LABELS)
+    return _methods(_runs(folder), "shapes", SHAPES_LABELS, list(ROWS))
 
 
 def accuracy_classes(folder: Path) -> str:
@@ -153,4 +160,12 @@ def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.1f}"
 
 
-TABLES = (accuracy, accuracy_classes, accuracy_shapes, accuracy_labels, accuracy_ablations, accuracy_quality)
+TABLES = (
+    accuracy,
+    accuracy_longer,
+    accuracy_classes,
+    accuracy_shapes,
+    accuracy_labels,
+    accuracy_ablations,
+    accuracy_quality,
+)
