@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,8 @@ def test_long_curves_are_thinned_to_means():
 def test_a_smoothed_constant_is_that_constant():
     assert charts.smooth([3.0] * 100) == pytest.approx([3.0] * 100)
     assert charts.smooth([5.0, 1.0]) == pytest.approx([5.0, 1.0])  # too few to smooth
+
+
+def test_the_report_starts_without_torch():
+    command = "import sys, u2pl_fast.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", command], check=True)

@@ -27,9 +27,9 @@ from PIL import Image
 from rich.progress import track
 
 from . import maps
+from .class_names import numbered_classes
 from .data import DataError, read_image
 from .data.loader import to_tensor
-from .data.pairs import numbered_classes
 from .data.views import resize_image
 from .distributed import session
 from .gallery import Gallery

@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from . import charts, html_page
-from .data.pairs import numbered_classes
+from .class_names import numbered_classes
 from .palette import palette
 
 STYLE = """

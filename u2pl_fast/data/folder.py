@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..class_names import numbered_classes
 from .base import DataError
 from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files, read_mask, thread_count
 from .pairs import (
@@ -12,7 +13,6 @@ from .pairs import (
     PairDataset,
     binary_masks,
     chosen_classes,
-    numbered_classes,
 )
 from .values import IGNORE_8_BIT, IGNORE_16_BIT, LabelMap, looks_binary, present_values
 

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..class_names import numbered_classes
 from ..images import RGB, ImageFormat
 from .base import DataError, Entry, default_ignore_index
 from .files import IMAGE_SUFFIXES, MASK_SUFFIX, check_sizes, header_size, read_image, read_mask, thread_count
@@ -246,10 +247,6 @@ def chosen_classes(
     if names is None or len(names) > label_map.num_classes:  # those of fewer classes are refused later
         return numbered_classes(label_map.num_classes)
     return names
-
-
-def numbered_classes(number: int) -> list[str]:
-    return [f"class {index}" for index in range(number)]
 
 
 def read_classes_file(root: Path) -> list[str] | None:
