@@ -33,9 +33,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 # 1.7 times the steps of the bed. Labels alone then take the time that u2pl-lean takes for those of the bed.
-LONGER: dict[str, tuple[str, ...]] = {
-    f"{row}-longer": (*ROWS[row], "--steps", "2000") for row in ("supervised", "mean-teacher", "u2pl-lean")
-}
+LONGER = {f"{row}-longer": ("--steps", "2000") for row in ("supervised", "mean-teacher", "u2pl-lean")}
 
 # Each differs from u2pl-lean in what its flags say.
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -87,14 +85,19 @@ class Cell:
     @property
     def cost_of(self) -> str:
         """Rows that share this take equally long a step, nearly."""
-        row = self.row.removesuffix("-longer")
-        return row if row in ROWS else "u2pl-lean"
+        return _changed(self.row)
+
+
+def _changed(row: str) -> str:
+    """The one of ``ROWS`` that a row is, or differs from."""
+    row = row.removesuffix("-longer")
+    return row if row in ROWS else "u2pl-lean"
 
 
 def _cell(bed: str, row: str, labels: int | str, seed: int) -> Cell:
-    flags = (ROWS | LONGER).get(row) or ROWS["u2pl-lean"] + ABLATIONS[row]
+    flags = ROWS[_changed(row)] + (LONGER | ABLATIONS).get(row, ())
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--num-labeled", str(labels))
-    shared = BEDS[bed] if "supervised" in flags else BEDS[bed] + SEMI_SUPERVISED[bed]
+    shared = BEDS[bed] if _changed(row) == "supervised" else BEDS[bed] + SEMI_SUPERVISED[bed]
     return Cell(bed, row, labels, seed, (*shared, *chosen, *flags, "--seed", str(seed)))
 
 

@@ -24,16 +24,14 @@ def _lines(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, col
     """Of the first of ``names`` that an evaluation has: each run thin, their mean thick."""
     points: dict[int, list[float]] = {}
     for run in runs:
-        own = {}
-        for line in run["evaluations"]:
-            found = next((line[name] for name in names if name in line), None)
-            if found is not None:
-                own[line["step"]] = 100 * found
-                points.setdefault(line["step"], []).append(100 * found)
+        own = {e["step"]: 100 * next(e[n] for n in names if n in e) for e in run["evaluations"] if set(names) & set(e)}
         axis.plot(list(own), list(own.values()), style, color=colour, alpha=0.35, linewidth=0.8)
-    means = {step: statistics.mean(points[step]) for step in sorted(points)}
-    if means:
-        axis.plot(list(means), list(means.values()), style, marker="o", ms=3, color=colour, linewidth=2, label=label)
+        for step, value in own.items():
+            points.setdefault(step, []).append(value)
+    if points:
+        steps = sorted(points)
+        means = [statistics.mean(points[step]) for step in steps]
+        axis.plot(steps, means, style, marker="o", ms=3, color=colour, linewidth=2, label=label)
 
 
 def curves(runs: Runs, axis: Axes) -> None:

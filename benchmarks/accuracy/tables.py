@@ -27,7 +27,7 @@ def score(runs: Runs, bed: str, row: str, labels: int | str, seed: int) -> float
     return None if run is None else 100 * run["miou"]["last"]
 
 
-def share_closed(runs: Runs, bed: str, row: str, labels: int, alone: str = "supervised") -> float | None:
+def share_closed(runs: Runs, bed: str, row: str, labels: int, alone: str) -> float | None:
     """(method − labels only) ÷ (all labels − labels only), each a mean over the seeds that have all three.
 
     Not a mean of shares: a seed whose few labels are nearly as good as all would outweigh the others.
@@ -98,14 +98,16 @@ def accuracy_classes(folder: Path) -> str:
     runs = _runs(folder)
     columns = {row: f"camvid-23-{row}" for row in ROWS} | {"all labels": f"camvid-{ALL}-supervised"}
     seeds = [seed for seed in SEEDS if all(f"{name}-seed{seed}" in runs for name in columns.values())]
-    ious = [
-        [[100 * v for v in runs[f"{name}-seed{seed}"]["iou_per_class"]] for name in columns.values()] for seed in seeds
-    ]
-    if not ious:
+    if not seeds:
         return markdown(["class", *columns], [], keep_empty=True)
-    rows = []
-    for name, *of_seeds in zip(CAMVID_CLASSES, *(zip(*of_seed, strict=True) for of_seed in ious), strict=True):
-        rows.append([name, *(f"{statistics.mean(values):.1f}" for values in zip(*of_seeds, strict=True))])
+
+    def mean(name: str, index: int) -> float:
+        return statistics.mean(runs[f"{name}-seed{seed}"]["iou_per_class"][index] for seed in seeds)
+
+    rows = [
+        [name, *(f"{100 * mean(column, index):.1f}" for column in columns.values())]
+        for index, name in enumerate(CAMVID_CLASSES)
+    ]
     return markdown([f"seed {', '.join(map(str, seeds))}", *columns], rows, keep_empty=True)
 
 
