@@ -525,6 +525,13 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path):
     assert full.returncode == 1
     assert full.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 4
+
+    before = {name: (tmp_path / "run" / name).read_text() for name in ("log.jsonl", "metrics.json", "config.yaml")}
+    full = train("--resume", limit=64)
+    assert full.returncode == 1
+    assert full.stderr.strip().splitlines()[-1].startswith(f"error: out: cannot write in {tmp_path / 'run'}: ")
+    assert {name: (tmp_path / "run" / name).read_text() for name in before} == before
+
     assert train("--resume").returncode == 0
     run(tiny(tmp_path / "straight", steps=8, save_every=2))
     assert_same_state(tmp_path / "straight", tmp_path / "run")

@@ -11,8 +11,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; at the end of the block that file takes the place of ``path``, in one rename.
 
     After an exception it is removed, and what was at ``path`` stays. A killed process leaves it; the next write of
-    ``path`` overwrites it. One process writes one path at a time.
+    ``path`` overwrites it. One process writes one path at a time. What is no regular file, such as ``/dev/stdout``, is
+    written to itself.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = path.with_name(f".tmp.{path.name}")  # in this order, since writers may go by the ending
     try:
         yield temporary

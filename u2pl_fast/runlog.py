@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from .atomic import replacing
 from .images import viewable
 from .palette import colorize, heat
 
@@ -48,7 +49,8 @@ class RunLog:
         """Lines of steps that a resumed run takes again would stand there twice."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+            with replacing(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
 
     def say(self, text: str) -> None:
         if self.active:

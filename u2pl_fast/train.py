@@ -4,6 +4,7 @@ A step takes as many labelled as unlabelled images. The teacher looks at the wea
 the strong views, the student sees labelled and mixed images in one forward pass, and the criterion gives the losses.
 """
 
+import errno
 import json
 import math
 import os
@@ -24,6 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from . import checkpoint, data, ops
+from .atomic import replacing
 from .class_weights import class_weights
 from .config import DATA_SETTINGS, TrainConfig, find_config, read_settings, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
@@ -471,34 +473,56 @@ def run(config: TrainConfig) -> dict:
         if config.eval_every is None:
             config.eval_every = max(1, trainer.steps // 5)
         complaint = trainer.load() if config.resume and last.exists() else None
-        log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
+        with _telling_of_a_full_disk(config.out):
+            return _fit(trainer, complaint)
+
+
+def _fit(trainer: Trainer, complaint: str | None) -> dict:
+    """Train to the end or a signal, with a log and the files that describe the run. Returns its metrics."""
+    config = trainer.config
+    log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
+    try:
         if trainer.rank == 0:
-            (config.out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-            (config.out / "classes.json").write_text(json.dumps(list(trainer.split.dataset.class_names)) + "\n")
+            _write(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            _write(config.out / "classes.json", json.dumps(list(trainer.split.dataset.class_names)) + "\n")
         _introduce(log.say, trainer)
         if complaint:
             log.say(f"{complaint}; going on from {PREVIOUS}, step {trainer.step}")
-        try:
-            with _stopping_on_signals(trainer):
-                trainer.fit(log)
-        except data.DataError as error:
-            # The other processes of a group are elsewhere and would not meet this one to save.
-            if trainer.group is None and trainer.step % config.accumulate == 0 and trainer.step > 0:
-                trainer.save()
-                raise data.DataError(
-                    f"{error}; saved at step {trainer.step}, mend it and go on with --resume"
-                ) from error
+        with _stopping_on_signals(trainer):
+            trainer.fit(log)
+    except data.DataError as error:
+        # The other processes of a group are elsewhere and would not meet this one to save.
+        if trainer.group is None and trainer.step % config.accumulate == 0 and trainer.step > 0:
+            trainer.save()
+            raise data.DataError(f"{error}; saved at step {trainer.step}, mend it and go on with --resume") from error
+        raise
+    finally:
+        log.close()
+    metrics = trainer.metrics()
+    if trainer.rank == 0:
+        _write(config.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    if trainer.step < trainer.steps:
+        reached = f"step {trainer.step} of {trainer.steps}"
+        log.say(f"stopped and saved at {reached}; go on with the same command and --resume")
+    return metrics
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def _telling_of_a_full_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        finally:
-            log.close()
-        metrics = trainer.metrics()
-        if trainer.rank == 0:
-            (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        if trainer.step < trainer.steps:
-            log.say(
-                f"stopped and saved at step {trainer.step} of {trainer.steps}; go on with the same command and --resume"
-            )
-        return metrics
+        raise ValueError(
+            f"out: cannot write in {out}: {error.strerror}; what was there is untouched. "
+            "Free some space and go on with --resume"
+        ) from error
 
 
 def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from ..atomic import replacing
 from ..config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from . import checks, report
 from .evidence import Evidence, gather
@@ -79,7 +80,8 @@ def run(config: DoctorConfig) -> tuple[Evidence, list[Finding]]:
     found = checks.all_findings(evidence)
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report.as_json(evidence, found), indent=2) + "\n")
+        with replacing(config.json) as temporary:
+            temporary.write_text(json.dumps(report.as_json(evidence, found), indent=2) + "\n")
     return evidence, found
 
 
