@@ -1,7 +1,7 @@
 """Builds u2pl_fast._C: the CPU kernels wherever a C++ compiler is found, the CUDA sources where nvcc is found too.
 
 U2PL_FAST_BUILD=0      leaves the extension out; everything then runs on the plain PyTorch backend.
-U2PL_FAST_CUDA=0|1     forbids or forces the CUDA sources; unset, they are built with nvcc and a CUDA build of torch.
+U2PL_FAST_CUDA=0|1     forbids or forces the CUDA sources; unset, they are built where nvcc is of torch's CUDA version.
 U2PL_FAST_SANITIZE=1   builds the CPU kernels with AddressSanitizer and UBSan, for `make sanitize`.
 TORCH_CUDA_ARCH_LIST   the architectures, "8.0;9.0+PTX" where unset.
 
@@ -11,6 +11,7 @@ Whether a GPU is present is never asked: the machine that builds often has none.
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def cuda_toolkit() -> Path | None:
     return None
 
 
+def nvcc_version(toolkit: Path) -> str | None:
+    """Such as "12.4"; None if it doesn't say."""
+    said = subprocess.run([toolkit / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found and found[1]
+
+
 def wants_cuda() -> bool:
     """Whether to compile csrc/**/*.cu; sets CUDA_HOME if so."""
     import torch
@@ -63,6 +71,8 @@ def wants_cuda() -> bool:
         missing = f"torch {torch.__version__} is not a CUDA build"
     elif toolkit is None:
         missing = "no CUDA toolkit with nvcc and headers is found; set CUDA_HOME"
+    elif (version := nvcc_version(toolkit)) and version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        missing = f"nvcc in {toolkit} is of CUDA {version}, torch of {torch.version.cuda}; set CUDA_HOME"
     if missing and choice == "1":
         raise SystemExit(f"U2PL_FAST_CUDA=1, but {missing}")
     if missing:

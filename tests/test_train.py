@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import dataset_trees
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 from u2pl_fast import checkpoint, data, learner, models, ops
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
+from u2pl_fast.inference import load_model
 from u2pl_fast.learner import Learner
 from u2pl_fast.train import main, parse, run
 
@@ -221,8 +223,13 @@ def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, mon
     after = weights(tmp_path / "good")
     moved = [k for k in before if k.split(".")[0] in ("student", "teacher") and not torch.equal(before[k], after[k])]
     assert not moved
-    with pytest.raises(FloatingPointError, match="clip-norm"):
+    with pytest.raises(FloatingPointError, match="good state is in .*last.pt.*--init-from.*clip-norm"):
         run(tiny(tmp_path / "good", resume=True, max_skipped=1))
+    assert checkpoint.load(tmp_path / "good" / "last.pt")["step"] > 6
+    after = weights(tmp_path / "good")
+    assert not [k for k in before if k.startswith(("student", "teacher")) and not torch.equal(before[k], after[k])]
+    monkeypatch.setattr(learner.StudentLoss, "forward", real)
+    assert run(tiny(tmp_path / "good", resume=True, max_skipped=1))["steps"] == 8
 
 
 def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
@@ -263,11 +270,23 @@ def test_refusals_name_the_setting(tmp_path):
         ({"init_from": tmp_path / "absent.pt"}, "absent.pt"),
         ({"encoder_weights": "absent.safetensors"}, "absent.safetensors"),
         ({"background_class": 6}, "background_class"),
+        ({"eval_every": 0}, "eval_every: expected at least 1"),
+        ({"threads": 0}, "threads: expected at least 1"),
+        ({"stop_after": 0}, "stop_after: expected at least 1"),
+        ({"representation_dim": 0}, "representation_dim: expected at least 1"),
+        ({"steps": None, "epochs": math.inf}, "an end"),
+        ({"clip_norm": 0.0}, "clip_norm: expected a positive"),
+        ({"encoder_lr": -1.0}, "encoder_lr: expected a number of at least 0"),
+        ({"sup_only_epochs": -1.0}, "sup_only_epochs"),
+        ({"arch": "DeepLabV3Plus", "batch_size": 1}, "batch-size 2"),
+        ({"data_root": tmp_path}, "data_root: shapes"),
+        ({"out": Path("/proc/self")}, "out: cannot"),
+        ({"out": tmp_path / "last.pt"}, "out: cannot create"),
     ):
         if options == {"device": "cuda"} and torch.cuda.is_available():
             continue
         with pytest.raises(ValueError, match=message):
-            run(tiny(tmp_path / "other", **options))
+            run(tiny(**{"out": tmp_path / "other"} | options))
 
 
 def test_commands_exit_with_one_line(tmp_path):
@@ -506,6 +525,62 @@ def test_an_image_that_vanishes_costs_nothing(tmp_path, monkeypatch):
         path.with_suffix(".gone").rename(path)
     run(tiny(tmp_path / "parts", resume=True, **options))
     assert_same_state(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_an_evaluation_that_failed_is_made_up_for(tmp_path, monkeypatch):
+    """At the last step, too, after which there are no others."""
+    samples = data.evaluation_samples
+
+    def fail(*arguments):
+        raise data.DataError("val.png: gone")
+
+    monkeypatch.setattr(data, "evaluation_samples", fail)
+    with pytest.raises(data.DataError, match="val.png: gone; saved at step 4"):
+        run(tiny(tmp_path, steps=4))
+    monkeypatch.setattr(data, "evaluation_samples", samples)
+    metrics = run(tiny(tmp_path, steps=4, resume=True))
+    assert metrics["steps"] == 4 and metrics["miou"] is not None and (tmp_path / "best.pt").exists()
+    again = run(tiny(tmp_path, steps=4, resume=True))
+    assert again["miou"] == metrics["miou"]
+    evaluated = [line for line in (tmp_path / "log.jsonl").read_text().splitlines() if "iou_per_class" in line]
+    assert len(evaluated) == 1
+
+
+def test_masks_that_only_measure_need_not_be_usable(tmp_path, capsys):
+    root = dataset_trees.folder(tmp_path / "data")
+    (root / "classes.txt").write_text("sky\nroad\ntree\n")
+    broken = sorted((root / "labels" / "train").iterdir())[-1]
+    Image.fromarray(np.full_like(np.asarray(Image.open(broken)), 77)).save(broken)
+    options = {"dataset": "folder", "data_root": root, "num_labeled": None, "labeled_list": tmp_path / "labeled.txt"}
+    (tmp_path / "labeled.txt").write_text("train0\ntrain1\n")
+    options |= {"encoder_weights": "none", "crop_size": (32, 32), "sup_only_epochs": 0.0, "steps": 2}
+    assert run(tiny(tmp_path / "run", **options))["miou"] is not None
+    assert f"left out where pseudo-labels are measured: {broken}: class id 77" in capsys.readouterr().out
+    assert "pseudo_accuracy" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_resume_takes_what_there_is_and_says_where_there_is_nothing(tmp_path, capsys):
+    run(tiny(tmp_path, steps=4, stop_after=2, resume=True))
+    assert f"resume: no run in {tmp_path} yet; starting at step 0" in capsys.readouterr().out
+    (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(tiny(tmp_path, steps=4))
+    assert run(tiny(tmp_path, steps=4, resume=True))["steps"] == 4
+    assert "going on from previous.pt, step 2" in capsys.readouterr().out
+
+
+def test_there_is_no_teacher_before_it_begins(tmp_path):
+    run(tiny(tmp_path, stop_after=2))
+    assert checkpoint.load(tmp_path / "last.pt")["teacher"] is None
+    with pytest.raises(checkpoint.CheckpointError, match="holds no teacher"):
+        load_model(tmp_path / "last.pt", network="teacher")
+
+
+def test_images_without_a_partner_are_told(tmp_path, capsys):
+    run(tiny(tmp_path / "odd", batch_size=3, dry_run=True))
+    assert "--mix cutmix takes images of a process in pairs: one image of each step" in capsys.readouterr().out
+    run(tiny(tmp_path / "even", dry_run=True))
+    assert "in pairs" not in capsys.readouterr().out
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path):

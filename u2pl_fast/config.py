@@ -1,6 +1,7 @@
 """Every setting of a training, in one dataclass: flags, YAML file and Python callers share it."""
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,7 +343,7 @@ def _primitive(value: Any) -> Any:
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """A copy with every None that the dataset or the recipe decides filled in, checked as far as it can be alone."""
-    config = dataclasses.replace(config)
+    config = dataclasses.replace(config, arch=config.arch.lower())
     recipe = RECIPES.get(config.recipe)
     if recipe is None:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {config.recipe!r}")
@@ -381,18 +382,22 @@ def _check(config: TrainConfig) -> None:
         "num_anchors",
         "num_negatives",
         "bank_capacity",
+        "representation_dim",
+        "threads",
+        "stop_after",
         "log_every",
+        "eval_every",
         "save_every",
     )
     for name in positive:
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     strong = ("jitter_prob", "grayscale_prob", "blur_prob")
     for name in ("alpha_0", "mix_prob", "ema_momentum", "positive_threshold", "label_smoothing", *strong):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(config, name)}")
-    for name in ("temperature", "lr"):
-        if not getattr(config, name) > 0:
+    for name in ("temperature", "lr", "clip_norm"):
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
             raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)}")
     for name in ("image_mean", "image_std"):
         values = getattr(config, name)
@@ -411,8 +416,13 @@ def _check(config: TrainConfig) -> None:
         )
     if config.steps is not None and config.epochs is not None:
         raise ValueError("steps: give steps or epochs, not both")
-    if config.steps is not None and config.steps < 1 or config.epochs is not None and config.epochs <= 0:
-        raise ValueError("steps: a training has at least one step")
+    if config.steps is not None and config.steps < 1 or config.epochs is not None and not 0 < config.epochs < math.inf:
+        raise ValueError("steps: a training has at least one step, and an end")
+    for name in ("sup_only_epochs", "encoder_lr"):
+        if getattr(config, name) is not None and not getattr(config, name) >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {getattr(config, name)}")
+    if config.dataset == "shapes" and config.data_root is not None:
+        raise ValueError("data_root: shapes, the built-in data set, has no files; say which --dataset is there")
     chosen = [n for n in ("labeled_fraction", "num_labeled", "labeled_list") if getattr(config, n) is not None]
     if len(chosen) > 1:
         raise ValueError(f"{chosen[0]}: give one of {', '.join(chosen)}, not several")

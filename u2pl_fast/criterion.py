@@ -58,7 +58,8 @@ class U2PLCriterion(nn.Module):
             ``MemoryBank``.
         class_weight: (C,) for L_s, and for L_u with ``weigh_pseudo_labels``: its mean over reliable pixels is then
             Σ w_y ℓ ÷ Σ w_y. ``label_smoothing``: for L_s. ``ohem``: (threshold, min_kept) keeps the hard pixels
-            of L_s alone. ``auxiliary_weight``: of the auxiliary classifier's cross-entropy in L_s.
+            of L_s alone, in each process by itself. ``auxiliary_weight``: of the auxiliary classifier's cross-entropy
+            in L_s.
         align_corners: how logits map to pixels.
         group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centres are then the global batch's.
     """

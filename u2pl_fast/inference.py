@@ -312,6 +312,8 @@ def load_model(
 
 def choose_window(protocol: Protocol, window: Sequence[int] | None, config: TrainConfig) -> tuple[int, int] | None:
     """Windows of ``slide`` as asked for, else of the training's crop size."""
+    if window and protocol != "slide":
+        raise ValueError("window: whole images have none; add --protocol slide")
     chosen = window or config.crop_size
     if protocol == "slide" and chosen is None:
         raise ValueError("window: the checkpoint names no crop size; give --window HEIGHT WIDTH")

@@ -246,7 +246,7 @@ class Learner:
 
     def state_dict(self) -> dict:
         """All of the learner that a resumed run needs; the step number is the whole random state."""
-        teacher = None if self.teacher is None else self.teacher.state_dict()
+        teacher = self.teacher.state_dict() if self.teacher_began else None
         return {
             "student": self.student.state_dict(),
             "teacher": None if teacher is None else teacher["module"],
@@ -261,12 +261,13 @@ class Learner:
 
     def load_state_dict(self, state: dict) -> None:
         self.student.load_state_dict(state["student"])
-        if self.teacher is not None:
+        if state["teacher"] is not None and self.teacher is not None:
             self.teacher.load_state_dict({"module": state["teacher"], "updates": state["teacher_updates"]})
         if self.criterion.bank is not None:
             self.criterion.bank.load_state_dict(state["bank"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where float16 was left off, as on a CPU
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.skipped.fill_(state["skipped"])
         self.skipped_in_a_row.fill_(state["skipped_in_a_row"])

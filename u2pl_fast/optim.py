@@ -42,8 +42,14 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 def gated_step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """One update where ``ok`` (0-d bool on the device) is true, none otherwise, without asking the host.
 
-    Fused optimisers skip where ``found_inf`` is 1, the flag that gradient scaling uses.
+    Fused optimisers skip where ``found_inf`` is 1, the flag that gradient scaling uses. SGD's first step writes the
+    momentum into memory that was not initialised, so that one which is skipped would leave it so: it starts at zero.
     """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
     optimizer.grad_scale = None
     optimizer.found_inf = (~ok).float()
     optimizer.step()

@@ -91,6 +91,8 @@ class Trainer:
         )
         self.best_miou = -1.0
         self.scores: dict = {}
+        self.evaluated_at = 0
+        self._hidden: list[int] | None = None
         self.seconds = self.loader_seconds = 0.0
         self._noted: Noted | None = None
         self.stop_requested = False
@@ -115,6 +117,9 @@ class Trainer:
         multiple = learner.student.pad_multiple
         batches = data.train_loader(self.split, config, self.rank, self.world, self.step, stop, multiple)
         learner.student.train()
+        if self._evaluation_is_due() and self.evaluated_at != self.step:  # the run ended in that evaluation
+            self._evaluate(log)
+            self.save()
         waited = 0.0
         started = waiting_since = time.perf_counter()
 
@@ -123,7 +128,7 @@ class Trainer:
             done = learner.train_step(self._to_device(batch))
             stopping = self._after_update(1 if self.group is None else config.log_every) and self._agree_to_stop()
             at_end = self.step == stop or stopping
-            evaluates = self.step % config.eval_every == 0 or self.step == self.steps
+            evaluates = self._evaluation_is_due()
             saves = self._after_update(config.save_every) or at_end
             if self.step % config.log_every == 0 or at_end:
                 self._tell(log)
@@ -180,10 +185,10 @@ class Trainer:
         per_step = self.config.batch_size * (2 if self.semi else 1) * self.world
         log.record(noted.step, noted.known | values, images_per_step=per_step)
         if in_a_row > self.config.max_skipped:
-            raise FloatingPointError(
-                f"{in_a_row} updates in a row had a loss or gradient that is not finite; "
-                "the last good state is in last.pt. Lower --lr, set --clip-norm 1, or use --amp-dtype bfloat16"
-            )
+            raise FloatingPointError(f"{in_a_row} updates in a row had a loss or gradient that is not finite")
+
+    def _evaluation_is_due(self) -> bool:
+        return self.step > 0 and (self.step % self.config.eval_every == 0 or self.step == self.steps)
 
     def _evaluate(self, log: RunLog) -> None:
         networks = {"student": self.learner.student}
@@ -204,12 +209,13 @@ class Trainer:
                 group=self.group,
             )
         if self.learner.teacher_began:
-            log.note(self.step, self._pseudo_label_quality())
+            log.note(self.step, self._pseudo_label_quality(log))
         network = list(results)[-1]
         self.scores = {"miou": results[network]["miou"], "iou_per_class": results[network]["iou_per_class"]}
         self.scores |= {"network": network, "confusion": results[network]["confusion"]}
         each = {f"miou_{name}": result["miou"] for name, result in results.items()}
         log.evaluated(self.step, each | {"iou_per_class": self.scores["iou_per_class"]})
+        self.evaluated_at = self.step
         self._suspect_collapse(log)
         if self.scores["miou"] > self.best_miou:
             self.best_miou = self.scores["miou"]
@@ -231,13 +237,27 @@ class Trainer:
                 f"the representations do not tell classes apart{hint}"
             )
 
-    def _pseudo_label_quality(self) -> dict[str, float]:
+    def _hidden_masks(self, log: RunLog) -> list[int]:
+        """Some of the images whose masks training never reads. Nobody promised that these can be used."""
+        dataset, labeled = self.split.dataset, set(self.split.labeled)
+        hidden = [i for i in self.split.unlabeled if i not in labeled and dataset.has_label(i)]
+        usable = []
+        for index in data.evenly(hidden, QUALITY_IMAGES):
+            try:
+                dataset.label(index)
+            except data.DataError as error:
+                log.say(f"left out where pseudo-labels are measured: {error}")
+            else:
+                usable.append(index)
+        return usable
+
+    def _pseudo_label_quality(self, log: RunLog) -> dict[str, float]:
         """The teacher against the masks of unlabelled images that have one; training never reads them."""
-        dataset = self.split.dataset
-        hidden = [i for i in self.split.unlabeled if dataset.has_label(i)][:QUALITY_IMAGES]
+        if self._hidden is None:
+            self._hidden = self._hidden_masks(log)
         return pseudo_label_quality(
             self.learner.teacher.module,
-            data.evaluation_samples(dataset, self.config.resize, self.rank, self.world, hidden),
+            data.evaluation_samples(self.split.dataset, self.config.resize, self.rank, self.world, self._hidden),
             alpha=unreliable_share(self.config.alpha_0, self.step // self.steps_per_epoch, self.epochs),
             low_rank=self.learner.criterion.ranks["low_rank"],
             high_rank=self.learner.criterion.ranks["high_rank"],
@@ -286,6 +306,7 @@ class Trainer:
             **self.learner.state_dict(),
             "best_miou": self.best_miou,
             "scores": self.scores,
+            "evaluated_at": self.evaluated_at,
             "seconds": self.seconds,
             "loader_seconds": self.loader_seconds,
             "world_size": self.world,
@@ -337,6 +358,7 @@ class Trainer:
                     ring.unlink(missing_ok=True)
         self.learner.load_state_dict(state)
         self.best_miou, self.scores = state["best_miou"], state["scores"]
+        self.evaluated_at = state.get("evaluated_at", self.step)
         self.seconds, self.loader_seconds = state["seconds"], state["loader_seconds"]
         return complaint
 
@@ -466,18 +488,23 @@ def run(config: TrainConfig) -> dict:
             config.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"out: cannot create {config.out}: {error.strerror}") from error
-        last = config.out / LAST
-        if last.exists() and not config.resume:
+        there = any((config.out / name).exists() for name in (LAST, PREVIOUS))
+        if there and not config.resume:
             raise ValueError(f"out: {config.out} already holds a run; go on with --resume, or choose another --out")
         trainer = Trainer(config, device, group)
         if config.eval_every is None:
             config.eval_every = max(1, trainer.steps // 5)
-        complaint = trainer.load() if config.resume and last.exists() else None
-        with _telling_of_a_full_disk(config.out):
-            return _fit(trainer, complaint)
+        start = None
+        if there:
+            complaint = trainer.load()
+            start = complaint and f"{complaint}; going on from {PREVIOUS}, step {trainer.step}"
+        elif config.resume:
+            start = f"resume: no run in {config.out} yet; starting at step 0"
+        with _telling_what_cannot_be_written(config.out):
+            return _fit(trainer, start)
 
 
-def _fit(trainer: Trainer, complaint: str | None) -> dict:
+def _fit(trainer: Trainer, start: str | None) -> dict:
     """Train to the end or a signal, with a log and the files that describe the run. Returns its metrics."""
     config = trainer.config
     log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
@@ -486,16 +513,21 @@ def _fit(trainer: Trainer, complaint: str | None) -> dict:
             _write(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
             _write(config.out / "classes.json", json.dumps(list(trainer.split.dataset.class_names)) + "\n")
         _introduce(log.say, trainer)
-        if complaint:
-            log.say(f"{complaint}; going on from {PREVIOUS}, step {trainer.step}")
+        if start:
+            log.say(start)
         with _stopping_on_signals(trainer):
             trainer.fit(log)
     except data.DataError as error:
-        # The other processes of a group are elsewhere and would not meet this one to save.
-        if trainer.group is None and trainer.step % config.accumulate == 0 and trainer.step > 0:
-            trainer.save()
+        if _saved_alone(trainer):
             raise data.DataError(f"{error}; saved at step {trainer.step}, mend it and go on with --resume") from error
         raise
+    except FloatingPointError as error:
+        trainer.learner.skipped_in_a_row.zero_()
+        saved = f"the last good state is in {config.out / LAST}; " if _saved_alone(trainer) else ""
+        raise FloatingPointError(
+            f"{error}; {saved}start a new run, from there with --init-from, and lower --lr, set --clip-norm 1, or use "
+            "--amp-dtype bfloat16"
+        ) from error
     finally:
         log.close()
     metrics = trainer.metrics()
@@ -507,21 +539,30 @@ def _fit(trainer: Trainer, complaint: str | None) -> dict:
     return metrics
 
 
+def _saved_alone(trainer: Trainer) -> bool:
+    """Save, unless other processes would have to meet this one for it, or gradients would be lost; whether it was."""
+    possible = trainer.group is None and trainer.step % trainer.config.accumulate == 0 and trainer.step > 0
+    if possible:
+        trainer.save()
+    return possible
+
+
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 @contextmanager
-def _telling_of_a_full_disk(out: Path) -> Iterator[None]:
+def _telling_what_cannot_be_written(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        there = isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(out)
+        if not there and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of a write, they name no file
             raise
         raise ValueError(
             f"out: cannot write in {out}: {error.strerror}; what was there is untouched. "
-            "Free some space and go on with --resume"
+            "Make room there, or choose a folder that can be written; --resume goes on"
         ) from error
 
 
@@ -545,6 +586,9 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
     if trainer.semi:
         say(f"global batch {batch} labelled + {batch} unlabelled; teacher from step {learner.teacher_start}")
+        if config.batch_size % 2 and config.mix in ("cutmix", "classmix"):
+            odd = "the one image" if config.batch_size == 1 else "one image"
+            say(f"--mix {config.mix} takes images of a process in pairs: {odd} of each step is not mixed")
     else:
         say(f"global batch {batch} labelled")
     if bank is not None:

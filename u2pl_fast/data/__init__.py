@@ -13,7 +13,7 @@ from .folder import CAMVID_CLASSES, FolderDataset
 from .loader import StepDataset, evaluation_samples, train_loader
 from .pairs import PairDataset
 from .shapes import Shapes
-from .splits import Split, split_dataset
+from .splits import Split, evenly, split_dataset
 from .values import LabelMap, label_map_entries
 from .views import MEAN_COLOR, ViewOptions
 from .voc import VocDataset
@@ -37,6 +37,7 @@ __all__ = [
     "ViewOptions",
     "VocDataset",
     "build_dataset",
+    "evenly",
     "evaluation_samples",
     "label_map_entries",
     "open_dataset",
