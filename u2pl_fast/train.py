@@ -523,10 +523,11 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
         raise
     except FloatingPointError as error:
         trainer.learner.skipped_in_a_row.zero_()
-        saved = f"the last good state is in {config.out / LAST}; " if _saved_alone(trainer) else ""
+        state = "last good state" if _saved_alone(trainer) else "last save"
+        last = config.out / LAST
+        source = f"; the {state} is in {last}, for --init-from" if last.exists() else ""
         raise FloatingPointError(
-            f"{error}; {saved}start a new run, from there with --init-from, and lower --lr, set --clip-norm 1, or use "
-            "--amp-dtype bfloat16"
+            f"{error}{source}. Start a new run with a lower --lr, --clip-norm 1 or --amp-dtype bfloat16"
         ) from error
     finally:
         log.close()
