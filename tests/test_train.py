@@ -90,7 +90,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert metrics["network"] == "teacher" and metrics["steps"] == 4 and metrics["world_size"] == 1
     assert len(metrics["iou_per_class"]) == 6
     best = checkpoint.load(tmp_path / "best.pt")
-    assert best["student"] and best["teacher"] and "bank" not in best and "optimizer" not in best
+    assert best["student"] and best[best["network"]] and "bank" not in best and "optimizer" not in best
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
     assert [line["step"] for line in losses] == [2, 4]
