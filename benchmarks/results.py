@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from u2pl_fast.atomic import replacing
+from u2pl_fast.atomic import write_text
 
 KEY = ("op", "workload", "device", "dtype", "layout", "bank", "impl", "pass")
 VALUES = ("ms_median", "ms_all", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms", "floor_kind")
@@ -126,5 +126,4 @@ def save(path: Path, data: dict[str, Any]) -> None:
     for name in [name for name in data if name != "machine"]:
         rows = ",\n".join(json.dumps(row) for row in data[name])
         lines.append(f'"{name}": [\n{rows}\n]')
-    with replacing(path) as temporary:
-        temporary.write_text(",\n".join(lines) + "\n}\n")
+    write_text(path, ",\n".join(lines) + "\n}\n")

@@ -25,3 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """``text`` at ``path`` in UTF-8, as :func:`replacing` has it."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .atomic import replacing
+from .atomic import write_text
 from .data import build_dataset, evaluation_samples
 from .distributed import rank, session, world_size
 from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
@@ -116,8 +116,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         )
         result["network"] = state["network"]
         if config.json is not None and rank(group) == 0:
-            with replacing(config.json) as temporary:
-                temporary.write_text(json.dumps(result) + "\n")
+            write_text(config.json, json.dumps(result) + "\n")
     return {**result, "class_names": list(dataset.class_names)}
 
 

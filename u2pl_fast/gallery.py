@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from . import html_page
-from .atomic import replacing
+from .atomic import write_text
 from .data.splits import evenly
 from .maps import RELIABILITY_COLOURS, RELIABLE, UNRELIABLE, Maps
 from .palette import heat, palette
@@ -118,8 +118,7 @@ class Gallery:
 
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(self.page(), encoding="utf-8")
+        write_text(path, self.page())
 
     def _images(self) -> str:
         shown, text = len(self.cards), f"{self.done:,}"

@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from . import charts, html_page
-from .atomic import replacing
+from .atomic import write_text
 from .class_names import numbered_classes
 from .palette import palette
 
@@ -361,8 +361,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = config.out or config.run / "report.html"
     try:
         text = page(read(config.run))
-        with replacing(out) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out, text)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from .atomic import replacing
+from .atomic import write_text
 from .images import viewable
 from .palette import colorize, heat
 
@@ -49,8 +49,7 @@ class RunLog:
         """Lines of steps that a resumed run takes again would stand there twice."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            with replacing(path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
+            write_text(path, "".join(line + "\n" for line in kept))
 
     def say(self, text: str) -> None:
         if self.active:

@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from . import checkpoint, data, ops
-from .atomic import replacing
+from .atomic import write_text
 from .class_weights import class_weights
 from .config import DATA_SETTINGS, TrainConfig, find_config, read_settings, resolve
 from .distributed import Group, all_sum, all_true, rank, session, world_size
@@ -510,8 +510,8 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
     log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
     try:
         if trainer.rank == 0:
-            _write(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-            _write(config.out / "classes.json", json.dumps(list(trainer.split.dataset.class_names)) + "\n")
+            write_text(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            write_text(config.out / "classes.json", json.dumps(list(trainer.split.dataset.class_names)) + "\n")
         _introduce(log.say, trainer)
         if start:
             log.say(start)
@@ -533,7 +533,7 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
         log.close()
     metrics = trainer.metrics()
     if trainer.rank == 0:
-        _write(config.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_text(config.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     if trainer.step < trainer.steps:
         reached = f"step {trainer.step} of {trainer.steps}"
         log.say(f"stopped and saved at {reached}; go on with the same command and --resume")
@@ -546,11 +546,6 @@ def _saved_alone(trainer: Trainer) -> bool:
     if possible:
         trainer.save()
     return possible
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from u2pl_fast.atomic import replacing
+from u2pl_fast.atomic import write_text
 from u2pl_fast.config import TrainConfig, read_settings, resolve
 from u2pl_fast.train import parse
 
@@ -84,5 +84,4 @@ def _fits(run: dict[str, Any], cell: Cell) -> bool:
 
 def save(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result) + "\n")
+    write_text(path, json.dumps(result) + "\n")

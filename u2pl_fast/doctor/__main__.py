@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from ..atomic import replacing
+from ..atomic import write_text
 from ..config import DATA_SETTINGS, TrainConfig, find_config, resolve
 from . import checks, report
 from .evidence import Evidence, gather
@@ -80,8 +80,7 @@ def run(config: DoctorConfig) -> tuple[Evidence, list[Finding]]:
     found = checks.all_findings(evidence)
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(config.json) as temporary:
-            temporary.write_text(json.dumps(report.as_json(evidence, found), indent=2) + "\n")
+        write_text(config.json, json.dumps(report.as_json(evidence, found), indent=2) + "\n")
     return evidence, found
 
 
