@@ -2,38 +2,44 @@
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import results, roofline, runner
+from .inputs import Inputs
 from .machine import describe
-from .registry import BANKS, DTYPES, LAYOUTS, PASSES, Op, Setting, load
+from .registry import BANKS, DTYPES, LAYOUTS, PASSES, Op, Setting, load, names
 from .workloads import NAMED, REPORTED
 
 DEFAULT_DTYPES = ("float32", "bfloat16")
+MARKS = (runner.FAILED, results.DISAGREES)
 
 
-def parse(argv: Sequence[str] | None, ops: dict[str, Op]) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time and peak memory of each op, beside plain PyTorch, torch.compile and the class-loop habit.",
         epilog="Results are compared on the timed inputs before anything is timed. The JSON is described in "
         "benchmarks/results.py.",
     )
-    parser.add_argument("--op", nargs="+", choices=list(ops), default=list(ops), metavar="OP", help=" | ".join(ops))
+    parser.add_argument("--op", nargs="+", choices=names(), default=names(), metavar="OP", help=" | ".join(names()))
     parser.add_argument("--workload", nargs="+", choices=list(NAMED), help="default: " + " ".join(REPORTED))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: float32 bfloat16")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, help="default: both")
+    parser.add_argument(
+        "--paired", action="store_true", help="the first dtype with the first layout, and so on: no other combination"
+    )
     parser.add_argument("--bank", nargs="+", choices=BANKS, default=BANKS, help="default: both")
     parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES, dest="passes")
-    impls = list(dict.fromkeys(impl for op in ops.values() for impl in op.implementations))
-    parser.add_argument("--impl", nargs="+", choices=impls, default=impls, metavar="IMPL", help=" | ".join(impls))
+    parser.add_argument("--impl", nargs="+", metavar="IMPL", help="eager | compile | fused | …; default: all of the op")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--rounds", type=int, help=f"default: what {runner.SECONDS} s hold, {runner.ROUNDS}")
+    parser.add_argument("--rounds", type=int, help="default: what some seconds hold")
     parser.add_argument("--no-memory", action="store_true", help="leave peak_mb out (on the CPU: a process for each)")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: tiny, float32, contiguous, 3 rounds")
     parser.add_argument("--growth", action="store_true", help="growth curves instead: over pixels, C, capacity, N")
@@ -41,6 +47,12 @@ def parse(argv: Sequence[str] | None, ops: dict[str, Op]) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, metavar="DIR", help="with --op step: a profile of each implementation")
     parser.add_argument("--merge", action="store_true", help="keep what OUT holds under other keys")
     parser.add_argument("--plot", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--keep-disagreeing",
+        action="store_true",
+        help="time an implementation whose results differ, and mark its record, in place of leaving the setting out",
+    )
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin with the setting after the first N")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here; use --device cpu")
@@ -48,22 +60,42 @@ def parse(argv: Sequence[str] | None, ops: dict[str, Op]) -> argparse.Namespace:
         raise SystemExit("--merge: needs --json OUT to merge into")
     args.workload = args.workload or (["tiny"] if args.quick else REPORTED)
     args.rounds = args.rounds or (3 if args.quick else None)
+    if args.paired and len(args.dtype or DEFAULT_DTYPES) != len(args.layout or LAYOUTS):
+        raise SystemExit("--paired: needs as many --dtype as --layout")
     return args
 
 
+def entries(args: argparse.Namespace) -> dict[str, Op]:
+    """The chosen ops. One whose packages are missing is left out with a line, and the others are measured."""
+    found = {}
+    for name in args.op:
+        try:
+            found[name] = load(name)
+        except ImportError as error:
+            print(f"{name}: left out, {error}", file=sys.stderr, flush=True)
+    known = list(dict.fromkeys(impl for op in found.values() for impl in op.implementations))
+    args.impl = args.impl or known
+    if found and not set(args.impl) & set(known):
+        raise SystemExit(f"--impl: {' '.join(args.impl)}: none of these ops has it; choose from {', '.join(known)}")
+    return found
+
+
 def settings(args: argparse.Namespace, ops: dict[str, Op]) -> Iterator[Setting]:
-    """Every combination that was asked for and that the op has."""
-    for name, workload in itertools.product(args.op, args.workload):
-        op = ops[name]
+    """Every combination that was asked for and that the op has; those that share inputs follow each other."""
+    dtypes, layouts = args.dtype or DEFAULT_DTYPES, args.layout or LAYOUTS
+    if args.quick:
+        dtypes, layouts = dtypes[: len(args.dtype or "1")], layouts[: len(args.layout or "1")]
+    formats = list(zip(dtypes, layouts, strict=True) if args.paired else itertools.product(dtypes, layouts))
+    for workload, (dtype, layout), op in itertools.product(args.workload, formats, ops.values()):
         if not set(args.impl) & set(op.implementations):
             continue
-        dtypes = [x for x in op.dtypes if x in (args.dtype or DEFAULT_DTYPES)]
-        layouts = [x for x in op.layouts if x in (args.layout or LAYOUTS)]
-        if args.quick:
-            dtypes, layouts = dtypes[: len(args.dtype or "1")], layouts[: len(args.layout or "1")]
-        for dtype, layout, bank, passes in itertools.product(dtypes, layouts, op.banks, op.passes):
+        if args.quick and op.name == "step":  # it has one format of its own
+            dtype, layout = op.dtypes[0], op.layouts[0]
+        if dtype not in op.dtypes or layout not in op.layouts:
+            continue
+        for bank, passes in itertools.product(op.banks, op.passes):
             if passes in args.passes and (bank is None or bank in args.bank):
-                yield Setting(name, NAMED[workload], args.device, dtype, layout, bank, passes)
+                yield Setting(op.name, NAMED[workload], args.device, dtype, layout, bank, passes)
 
 
 def line(record: results.Record) -> str:
@@ -86,12 +118,35 @@ def line(record: results.Record) -> str:
     return f"{head} {' '.join(cells)}"
 
 
+class Report:
+    """What was measured so far: in memory, and on disk after each setting, since a run may be cut short."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = args.json
+        self.data: dict[str, Any] = {"machine": describe(args.device, quick=args.quick), "records": [], "parts": []}
+        keeps = (args.merge or args.skip) and args.json and args.json.exists()
+        self.old = results.load(args.json) if keeps else None
+
+    @property
+    def all(self) -> dict[str, Any]:
+        return results.merged(self.old, self.data) if self.old else self.data
+
+    def add(self, measured: runner.Measured) -> None:
+        self.data["records"] += measured.records
+        self.data["parts"] += measured.parts
+        if measured.kernels:
+            self.data.setdefault("kernels", []).extend(measured.kernels)
+        print("\n".join(map(line, measured.records)), flush=True)
+        if self.path:
+            results.save(self.path, self.all)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 1 where implementations disagree or fail; what could be measured is written all the same."""
-    ops = load()
-    args = parse(argv, ops)
+    args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    ops = entries(args)
     if args.growth:
         from . import growth
 
@@ -100,34 +155,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = list(settings(args, ops))
     if not chosen:
         raise SystemExit("nothing to measure: no chosen op has the chosen dtype, layout, bank and pass together")
-    data = {"machine": describe(args.device, quick=args.quick), "records": [], "parts": []}
-    ceilings = roofline.Ceilings(**data["machine"]["ceilings"])
-    old = results.load(args.json) if args.merge and args.json.exists() else None
-    print(f"{data['machine']['name']}, {data['machine']['threads']} threads, torch {torch.__version__}")
+    report = Report(args)
+    machine = report.data["machine"]
+    print(f"{machine['name']}, {machine['threads']} threads, torch {torch.__version__}")
     print(f"{'':<99} {'ms':>10} {'eager÷':>9} {'compile÷':>9} {'+MiB':>9} {'floor':>8}")
-    failures: list[str] = []
-    for setting in chosen:
-        op = ops[setting.op]
-        impls = [impl for impl in op.implementations if impl in args.impl]
+    failures = _measure(chosen, ops, args, report)
+    if args.plot:
+        from . import plots
+
+        plots.bars(report.all, args.plot)
+    return 1 if failures else 0
+
+
+def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace, report: Report) -> list[str]:
+    """Measure the settings after the first ``--skip``; what failed or disagreed."""
+    ceilings = roofline.Ceilings(**report.data["machine"]["ceilings"])
+    failures = [r["reason"] for r in report.old["records"] if _failed(r)] if args.skip and report.old else []
+    inputs: tuple[tuple, Inputs] | None = None
+    for number, setting in enumerate(chosen[args.skip :], args.skip + 1):
+        impls = [impl for impl in ops[setting.op].implementations if impl in args.impl]
+        same = (setting.workload, setting.dtype, setting.layout)
+        if inputs is None or inputs[0] != same:
+            inputs = None  # before the next ones are made
+            inputs = same, setting.inputs()
         try:
-            records, parts = runner.measure(
-                op, setting, impls, ceilings, rounds=args.rounds, peak=not args.no_memory, trace=args.trace
+            measured = runner.measure(
+                ops[setting.op],
+                setting,
+                impls,
+                ceilings,
+                inputs[1],
+                rounds=args.rounds,
+                peak=not args.no_memory,
+                trace=args.trace,
+                keep_disagreeing=args.keep_disagreeing,
             )
         except runner.Disagreement as error:
             failures.append(str(error))
             print(f"{setting}: not timed, {error}", file=sys.stderr, flush=True)
             continue
-        failures += [r["reason"] for r in records if (r["reason"] or "").startswith(runner.FAILED)]
-        data["records"] += records
-        data["parts"] += parts
-        print("\n".join(map(line, records)), flush=True)
-        if args.json:  # after each setting: hours of measuring must not hang on the last one
-            results.save(args.json, results.merged(old, data) if old else data)
-    if args.plot:
-        from . import plots
+        except runner.ContextLost as error:
+            report.add(runner.Measured([runner.unmeasured(setting, impl, str(error)) for impl in impls]))
+            failures.append(str(error))
+            if args.json and number < len(chosen):
+                _go_on_after(number)
+            break
+        failures += [r["reason"] for r in measured.records if _failed(r)]
+        report.add(measured)
+    return failures
 
-        plots.bars((results.merged(old, data) if old else data), args.plot)
-    return 1 if failures else 0
+
+def _failed(record: results.Record) -> bool:
+    return (record["reason"] or "").startswith(MARKS)
+
+
+def _go_on_after(number: int) -> None:
+    """Measure the settings after the first ``number`` in a new process in place of this one. Does not return."""
+    print(f"the GPU's context is lost: a new process goes on with setting {number + 1}", flush=True)
+    arguments = [a for i, a in enumerate(sys.argv[1:]) if "--skip" not in sys.argv[i : i + 2]]
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments, "--skip", str(number)])
 
 
 if __name__ == "__main__":

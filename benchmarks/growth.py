@@ -104,13 +104,13 @@ def _curves(
     rounds: int,
     ceilings: roofline.Ceilings,
 ) -> list[dict[str, Any]]:
-    op = load()[name]
+    op = load(name)
     times: dict[str, list[tuple[float, float]]] = {}
     for x, workload in axis.points:
         setting = Setting(name, workload, device, "float32", "contiguous", bank, passes)
         chosen = [impl for impl in op.implementations if impl in impls]
-        records, _ = runner.measure(op, setting, chosen, ceilings, rounds=rounds, peak=False)
-        for record in records:
+        measured = runner.measure(op, setting, chosen, ceilings, setting.inputs(), rounds=rounds, peak=False)
+        for record in measured.records:
             if record["ms_median"] is not None:
                 times.setdefault(record["impl"], []).append((x, record["ms_median"]))
     curves = []

@@ -1,6 +1,7 @@
 """What the numbers were measured on, without naming the host."""
 
 import dataclasses
+import os
 import platform
 import subprocess
 import time
@@ -14,6 +15,7 @@ import u2pl_fast
 from . import roofline
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMIT = "U2PL_FAST_COMMIT"
 CODE = ("u2pl_fast", "kernels", "csrc", "setup.py", "benchmarks/*.py", "benchmarks/ops")
 
 
@@ -62,7 +64,10 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """The commit of the code, "+" where files that could change a number differ from it; "unknown" outside of git."""
+    """The commit of the code, "+" where files that could change a number differ from it.
+
+    Outside of git what the environment variable ``U2PL_FAST_COMMIT`` says, else "unknown".
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -73,7 +78,7 @@ def commit() -> str:
 
     head = git("rev-parse", "--short=12", "HEAD")
     if head is None:
-        return "unknown"
+        return os.environ.get(COMMIT, "unknown")
     return head + ("+" if git("status", "--porcelain", "--", *CODE) else "")
 
 

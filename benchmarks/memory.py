@@ -57,7 +57,7 @@ def measure_here(job: dict) -> float:
     torch.set_num_threads(job.pop("threads"))
     sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in job.pop("workload").items()}
     setting = Setting(workload=Workload(**sizes), **job)
-    op = load()[setting.op]
+    op = load(setting.op)
     call = Call(op, setting, impl, setting.inputs())
     if impl == "compile" or setting.passes == STEP:
         call()

@@ -5,6 +5,7 @@ once against the signatures that ``u2pl_fast.reference`` and ``u2pl_fast.ops`` s
 file may add others of its own, as long as all return the same tensors for the same inputs.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -61,12 +62,13 @@ def no_mark(part: str) -> None:
 
 @dataclass(frozen=True)
 class Implementation:
-    """``forward(arguments, mark)`` returns tensors, the loss first.
+    """``forward(arguments, mark)`` returns tensors; the first is what the backward pass starts from.
 
     ``leaf`` is what to differentiate the loss by: the name of an argument, or a function that picks outputs.
     ``arguments`` makes what one implementation owns, its bank included. ``collect`` turns (arguments, outputs,
     gradients) into the tensors that are compared, outside the timed region; none where nothing else does the same.
     ``missing`` is why it cannot run, or None. ``phases`` are profiler scopes that it opens, timed as its parts.
+    ``no_peak`` is why its peak memory cannot be measured, or None.
     """
 
     arguments: Callable[[Inputs], Arguments]
@@ -75,6 +77,7 @@ class Implementation:
     collect: Callable[[Arguments, Outputs, Sequence[Tensor]], Outputs] = lambda _, outputs, grads: (*outputs, *grads)
     missing: Callable[[Setting], str | None] = lambda _: None
     phases: tuple[str, ...] = ()
+    no_peak: str | None = None
 
 
 class Call:
@@ -96,7 +99,9 @@ class Call:
             return outputs, ()
         leaf = self.implementation.leaf
         wanted = [self.arguments[leaf]] if isinstance(leaf, str) else leaf(outputs)
-        return outputs, torch.autograd.grad(outputs[0], wanted)
+        first = outputs[0]
+        # Where there is no loss to differentiate, the output is its own incoming gradient.
+        return outputs, torch.autograd.grad(first, wanted, first.detach() if first.dim() else None)
 
     def compared(self, outputs: Outputs, grads: Sequence[Tensor]) -> Outputs:
         """The tensors that every implementation must agree on."""
@@ -149,9 +154,14 @@ def drop_in(
     }
 
 
-def load() -> dict[str, Op]:
-    """Every op of ``benchmarks/ops/``, by name."""
+def names() -> list[str]:
+    """Every op of ``benchmarks/ops/``; nothing is imported."""
     from . import ops as folder
 
-    modules = [importlib.import_module(f"{folder.__name__}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
-    return {module.OP.name: module.OP for module in modules}
+    return [module.name for module in pkgutil.iter_modules(folder.__path__)]
+
+
+@functools.cache
+def load(name: str) -> Op:
+    """One op. ImportError where its file needs a package that is not here: only `step` needs more than torch."""
+    return importlib.import_module(f".ops.{name}", __package__).OP

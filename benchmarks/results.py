@@ -15,11 +15,15 @@ channels_last), bank (literal | capped | null), impl, pass (forward | forward+ba
 - ``ratio_vs_eager``, ``ratio_vs_compile``: how many times as fast as that implementation: the median over rounds of its
   time ÷ this one's.
 - ``floor_ms``, ``floor_kind`` (bytes | flops | exp): the least time that the machine's ceilings allow (``roofline``).
-- ``reason``: null, or why a value above is null.
+- ``reason``: null, or why a value above is null. One that begins with "disagrees:" has values, of an implementation
+  whose results were not the first one's: tables leave it out.
 - ``commit``, ``time``: of this record; a merged file may hold several.
+- On CUDA also ``host_ms``: milliseconds until Python has queued the call; ``graph_ms``: the call replayed as a CUDA
+  graph (of ``fused`` alone). ``ms_all`` is then the device's time without gaps; of a step, that of a loop (``clocks``).
 
 ``parts`` holds the same keys with ``parts``: median milliseconds of each stage of the contrastive branch, measured in
-separate calls, because finding where a stage ends makes a GPU wait.
+separate calls, because finding where a stage ends makes a GPU wait. ``kernels``, on CUDA: of one call, by kernel,
+``launches`` and ``ms``.
 """
 
 import json
@@ -31,6 +35,9 @@ from u2pl_fast.atomic import write_text
 
 KEY = ("op", "workload", "device", "dtype", "layout", "bank", "impl", "pass")
 VALUES = ("ms_median", "ms_all", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms", "floor_kind")
+GPU_VALUES = ("host_ms", "graph_ms")
+DISAGREES = "disagrees:"
+LISTS = ("records", "parts", "kernels")
 MACHINE = ("name", "device", "threads", "versions", "commit", "time", "ceilings")
 CHOICES = {
     "device": ("cpu", "cuda"),
@@ -73,7 +80,12 @@ def _validate_record(record: Record) -> None:
     for name, choices in CHOICES.items():
         if record[name] not in choices:
             raise ValueError(f"{where}: {name} is {record[name]!r}, expected one of {choices}")
-    for name in ("ms_median", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms"):
+    numbers = ["ms_median", "peak_mb", "ratio_vs_eager", "ratio_vs_compile", "floor_ms"]
+    if record["device"] == "cuda":
+        numbers += GPU_VALUES
+    for name in numbers:
+        if name not in record:
+            raise ValueError(f"{where}: no {name!r}")
         value = record[name]
         if value is not None and not (isinstance(value, int | float) and value >= 0):
             raise ValueError(f"{where}: {name} is {value!r}, expected a number ≥ 0 or null")
@@ -88,8 +100,7 @@ def _by_setting(records: Iterable[Record]) -> list[set[int]]:
     settings: dict[tuple, set[int]] = {}
     for record in records:
         if record["ms_all"] is not None:
-            setting = tuple(record[name] for name in KEY if name != "impl")
-            settings.setdefault(setting, set()).add(len(record["ms_all"]))
+            settings.setdefault(_setting(record), set()).add(len(record["ms_all"]))
     return list(settings.values())
 
 
@@ -103,16 +114,27 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``new`` over ``old``: records of the same key are replaced, others stay. Refuses another machine or versions."""
+    """``new`` over ``old``: rows of the same key are replaced, others stay. Refuses another machine or versions.
+
+    Implementations of one setting are compared round by round, so old records with another number of rounds than the
+    new ones of their setting go as well.
+    """
     for name in ("name", "device", "threads", "versions"):
         if old["machine"][name] != new["machine"][name]:
             raise SystemExit(
                 f"--merge: the file was measured with {name} {old['machine'][name]}, this run with "
                 f"{new['machine'][name]}; write to another file"
             )
+    rounds = {_setting(r): len(r["ms_all"]) for r in new["records"] if r["ms_all"]}
+    fits = [r for r in old["records"] if not r["ms_all"] or rounds.get(_setting(r)) in (None, len(r["ms_all"]))]
+    old = old | {"records": fits}
     return {"machine": new["machine"]} | {
-        name: _replaced(old.get(name, []), new.get(name, [])) for name in ("records", "parts")
+        name: _replaced(old.get(name, []), new.get(name, [])) for name in LISTS if name in old or name in new
     }
+
+
+def _setting(record: Record) -> tuple:
+    return tuple(record[name] for name in KEY if name != "impl")
 
 
 def _replaced(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:

@@ -134,13 +134,35 @@ def info_nce(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
     return Cost(read + (rows * w.dim * itemsize if gradient else 0), products, rows * (w.negatives + 1))
 
 
+def ohem_mask(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
+    low, full = _low(w, w.labeled), _full(w, w.labeled)
+    label = 1 if w.num_classes <= 255 else 2
+    # As pixel_stats, to the label's probability alone.
+    return Cost(low * w.num_classes * itemsize + full * (label + 1), 5 * full * w.num_classes, full * w.num_classes)
+
+
+def class_sum(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
+    """As if every pixel were an anchor; in a training most are."""
+    return Cost(w.grid_pixels * (w.dim * itemsize + 2), w.grid_pixels * w.dim, 0)
+
+
+def class_sample(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
+    return Cost(2 * w.grid_pixels + 2 * 8 * w.num_classes * w.anchors, 0, 0)
+
+
+def gather_pixels(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
+    rows = n.classes * w.anchors * w.dim * itemsize
+    index = 8 * w.num_classes * w.anchors
+    # The gradient is as large as the features, nearly all of it zeros.
+    back = rows + index + w.grid_pixels * w.dim * itemsize
+    return Cost(2 * rows + index + (back if gradient else 0), n.classes * w.anchors * w.dim if gradient else 0, 0)
+
+
 def contrastive(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
-    """Threshold, masks, thinning, class centres, push, anchors gathered, loss and its gradient."""
-    steps = (masked_quantile, contrast_masks, thin_mask, ring_push, info_nce)
+    """The whole branch. Its gradient ends at the drawn anchors."""
+    steps = (masked_quantile, contrast_masks, thin_mask, class_sum, ring_push, class_sample)
     total = sum((step(w, itemsize, gradient, n) for step in steps), Cost())
-    centres = Cost(w.grid_pixels * w.dim * itemsize, w.grid_pixels * w.dim, 0)
-    gather = Cost(2 * n.classes * w.anchors * w.dim * itemsize, 0, 0)
-    return total + centres + gather
+    return total + gather_pixels(w, itemsize, False, n) + info_nce(w, itemsize, gradient, n)
 
 
 COSTS: dict[str, Callable[[Workload, int, bool, Counts], Cost]] = {
@@ -148,9 +170,13 @@ COSTS: dict[str, Callable[[Workload, int, bool, Counts], Cost]] = {
     for f in (
         pixel_stats,
         upsampled_cross_entropy,
+        ohem_mask,
         masked_quantile,
         contrast_masks,
         thin_mask,
+        class_sum,
+        class_sample,
+        gather_pixels,
         ring_push,
         info_nce,
         contrastive,

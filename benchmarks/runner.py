@@ -5,27 +5,25 @@ each of them once, so that what the machine does meanwhile hits all alike, and r
 """
 
 import gc
-import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, profiler
 
-from . import compiled, machine, memory, results, roofline
-from .registry import DTYPES, Call, Op, Setting
-
-SECONDS = 6
-ROUNDS = (5, 31)
-FLUSHED = 256 * 2**20  # bytes written before each timed call on CUDA: more than any L2 holds
+from . import clocks, compiled, machine, memory, results, roofline
+from .inputs import Inputs
+from .registry import DTYPES, STEP, Call, Op, Setting
 
 # Relative error allowed: norm of the difference over the norm. Integers: share of elements that may differ.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 TIES = 1e-5
 FAILED = "failed:"  # how the reason of an implementation that raised begins
+FUSED = "fused"  # on a GPU the one that is captured as a graph and whose kernels are listed
 
 
 class Disagreement(AssertionError):
@@ -48,61 +46,94 @@ def assert_agree(name: str, got: Sequence[Tensor], want: Sequence[Tensor], dtype
             raise Disagreement(f"{name}: tensor {i} differs by {error:.2e}, more than {bound:.0e}")
 
 
+class ContextLost(RuntimeError):
+    """A kernel broke this process's GPU context: nothing runs in it any more, but a new process can go on."""
+
+
+@dataclass
+class Measured:
+    """Rows of a results file."""
+
+    records: list[results.Record]
+    parts: list[results.Record] = field(default_factory=list)
+    kernels: list[results.Record] = field(default_factory=list)
+
+
 def measure(
     op: Op,
     setting: Setting,
     impls: Sequence[str],
     ceilings: roofline.Ceilings,
+    inputs: Inputs,
     *,
     rounds: int | None = None,
     peak: bool = True,
     trace: Path | None = None,
-) -> tuple[list[results.Record], list[results.Record]]:
-    """(records, parts) of the chosen implementations of one setting; profiles of a step go to the folder ``trace``."""
-    inputs = setting.inputs()
-    calls, reasons = _agreeing(op, setting, impls, inputs)
-    times = _take_turns(calls, setting.device, rounds)
+    keep_disagreeing: bool = False,
+) -> Measured:
+    """The chosen implementations of one setting; profiles of a step go to the folder ``trace``."""
+    inputs.bank = setting.bank
+    on_gpu, steps = setting.device == "cuda", setting.passes == STEP
+    calls, reasons, wrong = _agreeing(op, setting, impls, inputs, keep_disagreeing)
+    timed = clocks.take_turns(calls, setting.device, rounds, steps=steps)
     floor_ms, floor_kind = _floor(op, setting, inputs, ceilings)
-    parts = []
+    parts, kernels = [], []
     for impl, call in calls.items():
         phases = call.implementation.phases
         file = trace and trace / f"{str(setting).replace(' ', '-')}-{impl}.json"
         times_of = _phases(call, phases, setting.device, file) if phases else _stages(call, setting.device)
         if times_of:
             parts.append(_key(setting, impl) | {"parts": times_of})
+        if on_gpu and impl == FUSED:
+            _replay(call, timed[impl])
+            kernels.append(_key(setting, impl) | {"kernels": _launched(call)})
 
     peaks: dict[str, float | str] = {}
     for impl, call in list(calls.items()):
         if not peak:
             peaks[impl] = "peak memory was not asked for"
-        elif setting.device == "cuda":
+        elif call.implementation.no_peak:
+            peaks[impl] = call.implementation.no_peak
+        elif on_gpu:
             peaks[impl] = memory.allocator_growth(call)
     call = None
     del calls, inputs
     gc.collect()  # learners hold themselves in cycles, and the processes below need the room
-    if peak and setting.device == "cpu":
-        peaks = {impl: _peak_in_child(setting, impl) for impl in times}
+    if peak and not on_gpu:
+        peaks = {impl: peaks.get(impl) or _peak_in_child(setting, impl) for impl in timed}
 
-    stamp = {"commit": machine.commit(), "time": machine.now()}
     records = []
     for impl in impls:
-        record = _key(setting, impl) | dict.fromkeys(results.VALUES)
-        why = [reasons[impl]] if impl in reasons else []
-        if impl in times:
-            record |= {"ms_median": statistics.median(times[impl]), "ms_all": times[impl]}
+        record = unmeasured(setting, impl, reasons.get(impl))
+        if impl in timed:
+            why = [wrong[impl]] if impl in wrong else []
+            own = timed[impl]
+            record |= {"ms_median": own.median, "ms_all": own.rounds}
             record |= {"floor_ms": floor_ms, "floor_kind": floor_kind}
+            if on_gpu:
+                record |= {"host_ms": own.host_ms, "graph_ms": own.graph_ms}
+                why += [f"graph_ms: {own.why}"] if own.why else []
             for other in ("eager", "compile"):
-                if other in times:
-                    pairs = zip(times[other], times[impl], strict=True)
-                    record[f"ratio_vs_{other}"] = statistics.median(theirs / own for theirs, own in pairs)
+                if other in timed:
+                    pairs = zip(timed[other].rounds, own.rounds, strict=True)
+                    record[f"ratio_vs_{other}"] = statistics.median(theirs / mine for theirs, mine in pairs)
                 else:
                     why.append(f"ratio_vs_{other}: " + reasons.get(other, f"{other} was not measured"))
             if isinstance(peaks[impl], str):
                 why.append(f"peak_mb: {peaks[impl]}")
             else:
                 record["peak_mb"] = peaks[impl]
-        records.append(record | {"reason": "; ".join(why) or None} | stamp)
-    return records, parts
+            record["reason"] = "; ".join(why) or None
+        records.append(record)
+    return Measured(records, parts, kernels)
+
+
+def unmeasured(setting: Setting, impl: str, reason: str | None) -> results.Record:
+    """A record without a figure."""
+    record = _key(setting, impl) | dict.fromkeys(results.VALUES)
+    if setting.device == "cuda":
+        record |= dict.fromkeys(results.GPU_VALUES)
+    return record | {"reason": reason, "commit": machine.commit(), "time": machine.now()}
 
 
 def _floor(op: Op, setting: Setting, inputs: Any, ceilings: roofline.Ceilings) -> tuple[float | None, str | None]:
@@ -129,76 +160,85 @@ def _key(setting: Setting, impl: str) -> results.Record:
     return dict(zip(results.KEY, values, strict=True))
 
 
-def _agreeing(op: Op, setting: Setting, impls: Sequence[str], inputs: Any) -> tuple[dict[str, Call], dict[str, str]]:
-    """(calls that ran once and agree with the first of them, why the others did not run)."""
+def _agreeing(
+    op: Op, setting: Setting, impls: Sequence[str], inputs: Inputs, keep_disagreeing: bool
+) -> tuple[dict[str, Call], dict[str, str], dict[str, str]]:
+    """(calls that ran once, why the others did not, how those differ that were kept though they disagree)."""
     calls: dict[str, Call] = {}
     reasons: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     expected: tuple[str, Sequence[Tensor]] | None = None
     for impl in impls:
         reason = op.implementations[impl].missing(setting)
         if reason:
             reasons[impl] = reason
             continue
-        call = Call(op, setting, impl, inputs)
         try:
+            call = Call(op, setting, impl, inputs)
             if impl == "compile":
                 with compiled.warming_up():
                     result = call()
             else:
                 result = call()
+            got = call.compared(*result)
         except compiled.CompileFailed as error:
             reasons[impl] = str(error)
+            _check_context(setting, impl, error)
             continue
-        except (RuntimeError, MemoryError) as error:  # out of memory, or a kernel that failed: the others still count
-            reasons[impl] = f"{FAILED} {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+        except Exception as error:  # out of memory, a kernel that does not compile or fails: the others still count
+            reasons[impl] = failure(error)
+            _check_context(setting, impl, error)
             continue
-        got = call.compared(*result)
         if got and expected is None:
             expected = impl, got
         elif got:
-            assert_agree(f"{setting}: {impl} against {expected[0]}", got, expected[1], setting.dtype)
+            try:
+                assert_agree(f"{setting}: {impl} against {expected[0]}", got, expected[1], setting.dtype)
+            except Disagreement as error:
+                if not keep_disagreeing:
+                    raise
+                wrong[impl] = f"{results.DISAGREES} {error}"
         calls[impl] = call
-    return calls, reasons
+    return calls, reasons, wrong
 
 
-def _take_turns(calls: dict[str, Call], device: str, rounds: int | None) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round. Unless told, as many rounds as ``SECONDS`` hold."""
-    clock = _cuda_clock() if device == "cuda" else _cpu_time
-    once = sum(clock(call) for call in calls.values())
-    if rounds is None:
-        rounds = min(max(int(1e3 * SECONDS / max(once, 1e-3)), ROUNDS[0]), ROUNDS[1])
-    times: dict[str, list[float]] = {impl: [] for impl in calls}
-    orders = itertools.cycle([list(calls), list(calls)[::-1]])
-    for order in itertools.islice(orders, rounds):
-        for impl in order:
-            times[impl].append(clock(calls[impl]))
-    return times
+def failure(error: Exception) -> str:
+    """The reason of an implementation that raised, in a line."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{FAILED} {type(error).__name__}: {first}"[:200]
 
 
-def _cpu_time(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    kept = call()
-    elapsed = 1e3 * (time.perf_counter() - start)
-    del kept  # giving memory back is not the op's work
-    return elapsed
-
-
-def _cuda_clock() -> Callable[[Callable[[], object]], float]:
-    """Time between two events round the call. The write before it empties L2 and lets the launches run ahead."""
-    flushed = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
-
-    def clock(call: Callable[[], object]) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+def _check_context(setting: Setting, impl: str, error: Exception) -> None:
+    """A CUDA error may end the context of the whole process."""
+    if setting.device != "cuda":
+        return
+    try:
         torch.cuda.synchronize()
-        flushed.zero_()
-        start.record()
-        kept = call()
-        end.record()
-        end.synchronize()
-        del kept
-        return start.elapsed_time(end)
+    except RuntimeError as lost:
+        raise ContextLost(f"{impl}: {failure(error)}") from lost
 
-    return clock
+
+def _replay(call: Call, timed: clocks.Timed) -> None:
+    """Add the time of ``call`` as a CUDA graph, or why it could not be captured."""
+    try:
+        timed.graph_ms = clocks.replayed(call, len(timed.rounds))
+    except RuntimeError as error:
+        timed.why = f"not captured: {failure(error).removeprefix(FAILED).strip()}"
+        torch.cuda.synchronize()
+
+
+def _launched(call: Call) -> list[dict[str, Any]]:
+    """The device's work in one call, by name of the kernel: launches and milliseconds, the heaviest first."""
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]) as profile:
+        kept = call()
+        torch.cuda.synchronize()
+    del kept
+    rows = [
+        {"kernel": event.key, "launches": event.count, "ms": event.self_device_time_total / 1e3}
+        for event in profile.key_averages()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])
 
 
 def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:

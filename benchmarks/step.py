@@ -4,7 +4,6 @@ A network with random weights is sure of nothing, and its masks would be empty. 
 like a trained network's, are added to the classifier's output; every method pays for that addition alike.
 """
 
-import dataclasses
 import sys
 from unittest import mock
 
@@ -24,13 +23,6 @@ from .workloads import Workload
 STEPS = 1000
 ENCODERS = {"camvid": "tf_efficientnet_lite0", "tiny": "resnet10t"}  # elsewhere:
 PUBLISHED_ENCODER = "resnet101"
-PAD = 16  # crops are cut to what the network divides by
-
-
-def sized(w: Workload) -> Workload:
-    """The workload with a crop that the network takes: 513 becomes 512, and corners are no longer shared."""
-    crop = tuple(n // PAD * PAD for n in w.crop)
-    return dataclasses.replace(w, crop=crop, grid=tuple(n // 4 for n in crop))
 
 
 def config(w: Workload, **choices: object) -> TrainConfig:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from u2pl_fast.models import build_model
 
 from . import step
-from .workloads import Workload
+from .workloads import Workload, trained
 
 MIB = 2**20
 HALF, SINGLE = 2, 4  # bytes
@@ -47,7 +47,7 @@ class StepMemory:
 
 def predicted(workload: Workload, **choices: object) -> StepMemory:
     """The memory of one step of ``workload`` with the benchmark's network for it."""
-    w = step.sized(workload)
+    w = trained(workload)
     config = step.config(w, **choices)
     with FakeTensorMode():
         network = build_model(config, w.num_classes, load_encoder_weights=False).train()

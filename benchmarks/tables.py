@@ -23,7 +23,7 @@ from u2pl_fast.traffic import step_traffic
 from . import results, roofline, step_memory
 from .accuracy import tables as accuracy
 from .markdown import markdown
-from .registry import load
+from .registry import load, names
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,10 +60,12 @@ def folder_data(folder: Path) -> list[dict]:
 
 
 def records_of(folder: Path) -> list[results.Record]:
-    """The records of a folder; of two with the same key, the later."""
+    """The records of a folder; of two with the same key, the later. Wrong results have no place in a table."""
     found: dict[tuple, results.Record] = {}
     for data in folder_data(folder):
         for record in data["records"]:
+            if (record["reason"] or "").startswith(results.DISAGREES):
+                continue
             known = found.get(results.key(record))
             if known is None or known["time"] <= record["time"]:
                 found[results.key(record)] = record
@@ -187,7 +189,7 @@ def step(folder: Path) -> str:
     """Whole training steps: speed, price against the cheaper methods, memory."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
-        for impl in (impl for impl in load()["step"].implementations if impl in setting):
+        for impl in (impl for impl in load("step").implementations if impl in setting):
             record = setting[impl]
             w = NAMED[record["workload"]]
             images = w.labeled if impl == "supervised" else w.images
@@ -396,7 +398,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 
 def rewritten(text: str, folder: Path, document: str) -> str:
     """``text`` with every table made anew from the results in ``folder``."""
-    entries = load()
+    entries = names()
 
     def table(match: re.Match) -> str:
         begin, name, device, end = match.groups()

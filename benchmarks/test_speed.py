@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from . import compiled
-from .registry import Call, Setting, load
+from .registry import Call, Setting, load, names
 from .workloads import NAMED, REPORTED
 
 pytest.importorskip("pytest_benchmark")
 
-OPS = load()
+OPS = {name: load(name) for name in names()}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

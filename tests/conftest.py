@@ -16,6 +16,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--aot-full", action="store_true", help="compile every specialisation of every kernel")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU; `pytest -m gpu` takes these alone")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        chosen = item.callspec.params if hasattr(item, "callspec") else {}
+        if chosen.get("backend") in ("triton", "cuda"):  # the fixture says where it cannot run
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

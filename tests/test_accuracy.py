@@ -20,7 +20,7 @@ def test_every_cell_is_a_run_of_its_own():
     settings = {}
     for cell in found:
         config = resolve(parse(list(cell.flags)))
-        assert config.seed == cell.seed and config.dataset == cell.bed
+        assert config.seed == cell.seed and config.dataset == {"msrc": "folder"}.get(cell.bed, cell.bed)
         settings[tuple(sorted((k, str(v)) for k, v in config.to_dict().items()))] = cell.name
     assert len(settings) == len(found), "two cells train the same thing"
 
@@ -33,7 +33,7 @@ def test_what_is_wanted_most_comes_first():
 
 def test_a_run_is_trained_once_and_remembered(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cells_module.BEDS, "shapes", TINY)
-    arguments = ["--data-root", "unread", "--only", "shapes-80-supervised-seed0"]
+    arguments = ["--only", "shapes-80-supervised-seed0"]
     arguments += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
 
     assert suite.main([*arguments, "--dry-run"]) == 0
@@ -69,10 +69,11 @@ def test_a_run_is_trained_once_and_remembered(tmp_path, monkeypatch, capsys):
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cells_module.BEDS, "shapes", TINY)
     only = ["--only", "shapes-80-supervised-seed0", "camvid-23-supervised-seed0"]
-    arguments = ["--data-root", str(tmp_path / "nowhere"), "--work", str(tmp_path / "w"), *only]
+    (tmp_path / "empty").mkdir()
+    arguments = ["--camvid", str(tmp_path / "empty"), "--work", str(tmp_path / "w"), *only]
     assert suite.main([*arguments, "--results", str(tmp_path / "r")]) == 1
     told = capsys.readouterr().out
-    assert "camvid-23-supervised-seed0: failed" in told and "no such folder" in told
+    assert "camvid-23-supervised-seed0: failed" in told and "--num-labeled 23" in told
     assert (tmp_path / "r/shapes-80-supervised-seed0.json").exists()
 
 
@@ -171,6 +172,8 @@ def test_pictures_are_drawn_from_the_runs(some_runs, tmp_path):
 def test_bad_arguments_are_told(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no cell is called"):
         suite.main(["--only", "nothing-like-it", "--list", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--msrc: name the folder"):
+        suite.main(["--only", "msrc", "--results", str(tmp_path)])
     with pytest.raises(SystemExit):
-        suite.main(["--results", str(tmp_path)])
-    assert "--data-root" in capsys.readouterr().err
+        suite.main(["--camvid", str(tmp_path / "none"), "--results", str(tmp_path)])
+    assert "--camvid: no folder" in capsys.readouterr().err

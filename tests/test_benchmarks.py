@@ -13,7 +13,7 @@ from benchmarks import growth, inputs, memory, registry, results, roofline, runn
 from benchmarks.__main__ import main
 from benchmarks.workloads import NAMED, REPORTED, Workload
 
-OPS = registry.load()
+OPS = {name: registry.load(name) for name in registry.names()}
 
 
 @pytest.fixture(scope="module", autouse=True)

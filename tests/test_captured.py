@@ -60,7 +60,7 @@ def test_capturing_changes_nothing(stand_in, negatives):
     assert len(stand_in) == 1 and any(True for _ in stand_in[0].parameters())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("negatives", ["per_anchor", "full"])
 def test_cuda_graph_replays_steps(negatives):
     plain, captured = (criterion(negatives=negatives, key_encoder="teacher-head") for _ in range(2))

@@ -127,7 +127,7 @@ def test_the_histogram_of_gpus_equals_bincount(bins):
     assert torch.equal(_scatter_histogram(index, bins), torch.bincount(index, minlength=bins))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_update_does_not_wait_for_the_gpu():
     confusion = ConfusionMatrix(21, device="cuda")
     label = torch.randint(21, (2, 64, 64), device="cuda").byte()

@@ -154,7 +154,7 @@ def forbidden_syncs():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["per_anchor", "shared", "full"])
 def test_cuda_never_waits_and_is_captured(mode: str) -> None:
     device = torch.device("cuda")

@@ -260,7 +260,7 @@ def test_wrong_arguments(changed: dict, error: type[Exception], name: str) -> No
         ops.ring_push(**arguments)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_cuda_graph_replays_pushes() -> None:
     if not hasattr(_backend.extension(), "ring_push_cuda"):
         pytest.skip("the extension was built without CUDA")

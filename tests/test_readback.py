@@ -14,9 +14,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_arrive_as_they_were(device):
     values = {name: value.to(device) for name, value in VALUES.items()}
     readback = Readback(values)

@@ -1,5 +1,6 @@
-"""``python -m benchmarks.accuracy --data-root CAMVID --encoder-weights FILE``: trains the runs that the tables of
-docs/accuracy.md lack, one after another, what is wanted most first.
+"""``python -m benchmarks.accuracy --camvid DIR --msrc DIR --encoder-weights FILE``: trains the runs that the tables of
+docs/accuracy.md lack, one after another, what is wanted most first. Runs on images that no folder is named for are
+left out.
 
 Each finished run becomes a JSON file of its own in ``--results``; a run that was interrupted goes on from its last
 checkpoint in ``--work``. ``--list`` shows what there is and what is missing; ``--dry-run`` says how long that takes.
@@ -19,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from .. import machine
-from .cells import Cell, cells
+from .cells import FOLDERS, Cell, cells
 from .runs import RESULTS, current, load, meaning, record, save, settled
 
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
@@ -30,7 +31,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-root", type=Path, help="CamVid: images/ and labels/, train and val")
+    parser.add_argument("--camvid", type=Path, metavar="DIR", help="CamVid: images/ and labels/, train and val")
+    parser.add_argument("--msrc", type=Path, metavar="DIR", help="MSRC-21, in the same layout, with classes.txt")
     parser.add_argument(
         "--encoder-weights", default="imagenet", help="imagenet (downloaded) or a timm .safetensors file"
     )
@@ -46,13 +48,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.results = args.results or RESULTS / args.device.partition(":")[0]
     args.work = args.work.resolve()  # the runs have the project's folder as theirs
-    args.data_root = args.data_root and args.data_root.resolve()
+    args.folders = {bed: path.resolve() for bed in FOLDERS if (path := getattr(args, bed)) is not None}
     if Path(args.encoder_weights).exists():
         args.encoder_weights = str(Path(args.encoder_weights).resolve())
     if args.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {args.jobs}")
-    if not (args.list or args.dry_run) and args.data_root is None:
-        parser.error("--data-root: name the folder of CamVid")
+    for bed, path in args.folders.items():
+        if not path.is_dir():
+            parser.error(f"--{bed}: no folder {path}")
     return args
 
 
@@ -60,7 +63,15 @@ def wanted(args: argparse.Namespace) -> list[Cell]:
     chosen = [c for c in cells() if not args.only or any(text in c.name for text in args.only)]
     if not chosen:
         sys.exit(f"error: --only: no cell is called like {' or '.join(args.only)}; --list names them")
-    return chosen
+    if args.list or args.dry_run:
+        return chosen
+    able = [c for c in chosen if c.bed not in FOLDERS or c.bed in args.folders]
+    lacking = [bed for bed in FOLDERS if bed not in args.folders and any(c.bed == bed for c in chosen)]
+    if not able:
+        sys.exit(f"error: --{lacking[0]}: name the folder of its images")
+    for bed in lacking:
+        print(f"{bed}: left out, name its folder with --{bed}", flush=True)
+    return able
 
 
 def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
@@ -98,9 +109,9 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
         machine_flags += ["--threads", str(threads), "--workers", "0"]
     else:
         machine_flags += ["--amp"]
-    data = (
-        ["--data-root", str(args.data_root), "--encoder-weights", args.encoder_weights] if cell.bed == "camvid" else []
-    )
+    data = []
+    if cell.bed in FOLDERS:
+        data = ["--data-root", str(args.folders[cell.bed]), "--encoder-weights", args.encoder_weights]
     out = args.work / cell.name
     return [sys.executable, "-m", "u2pl_fast.train", *cell.flags, *data, *machine_flags, "--out", str(out), "--resume"]
 

@@ -1,29 +1,59 @@
 """One whole training step: networks, losses, backward, update; channels_last, bfloat16 where it is computed in."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from u2pl_fast.learner import PHASES
 from u2pl_fast.precision import cpu_computes_in
 
-from .. import step
+from .. import step, whole_step
 from ..inputs import Inputs
-from ..registry import STEP, Arguments, Implementation, Op, Outputs, no_mark
+from ..registry import STEP, Arguments, Implementation, Op, Outputs, Setting, no_mark
+from ..workloads import trained
 
 
-def implementation(compared: bool = False, **choices: object) -> Implementation:
+def needs_gpu(setting: Setting) -> str | None:
+    return None if setting.device == "cuda" else "needs a GPU"
+
+
+def always(setting: Setting) -> None:
+    """It runs anywhere."""
+
+
+def arguments(x: Inputs, **choices: object) -> Arguments:
+    sized = Inputs(trained(x.workload), x.device, x.dtype, x.layout, x.bank)
+    return {"learner": step.learner(sized, **choices), "batch": step.batch(sized)}
+
+
+def implementation(
+    compared: bool = False, missing: Callable[[Setting], str | None] = always, **choices: object
+) -> Implementation:
     """Learners of ``choices``; where ``compared``, their first losses must agree."""
-
-    def arguments(x: Inputs) -> Arguments:
-        sized = Inputs(step.sized(x.workload), x.device, x.dtype, x.layout, x.bank)
-        return {"learner": step.learner(sized, **choices), "batch": step.batch(sized)}
 
     def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
         losses = a["learner"].train_step(a["batch"]).losses
         return losses.supervised, losses.unsupervised, losses.contrastive
 
-    return Implementation(arguments, forward, collect=lambda _, outputs, __: outputs if compared else (), phases=PHASES)
+    def collect(_: Arguments, outputs: Outputs, __: object) -> Outputs:
+        return outputs if compared else ()
+
+    return Implementation(partial(arguments, **choices), forward, None, collect, missing, PHASES)
+
+
+def replayed() -> Implementation:
+    """The whole step as one CUDA graph, captured at the first call: what is left if Python costs nothing."""
+
+    def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
+        if "graph" not in a:
+            a["graph"], a["losses"] = whole_step.captured(whole_step.Repeated(a["learner"], a["batch"]))
+        a["graph"].replay()
+        return a["losses"]
+
+    return Implementation(
+        arguments, forward, collect=lambda *_: (), missing=needs_gpu, no_peak="a graph keeps its memory between replays"
+    )
 
 
 # What a learner under --amp computes in here.
@@ -36,6 +66,8 @@ OP = Op(
         "mean-teacher-eager": implementation(method="mean-teacher", criterion=step.Eager),
         "networks-only": implementation(criterion=step.NetworksOnly),
         "u2pl-lean": implementation(compared=True),
+        "u2pl-lean-cuda-graph": implementation(compared=True, missing=needs_gpu, cuda_graph=True),  # as --cuda-graph
+        "u2pl-lean-one-graph": replayed(),
         # What u2pl-paper costs is added up from these: mean-teacher, + labelled images, + head, + loss.
         "labeled-teacher": implementation(method="mean-teacher", criterion=step.LabeledTeacher),
         "paper-networks": implementation(recipe="paper", criterion=step.NetworksOnly),

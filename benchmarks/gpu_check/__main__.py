@@ -1,0 +1,200 @@
+"""Checks and measures what needs a GPU, and keeps each result the moment there is one.
+
+    python -m benchmarks.gpu_check --part right --out DIR     is it right? tests, memory checker, graphs: 3 minutes
+    python -m benchmarks.gpu_check --part fast --out DIR      how fast is it? ops, training steps, counters: 6 minutes
+    python -m benchmarks.gpu_check --part learn --out DIR --msrc DIR --encoder-weights FILE      accuracy runs
+
+Needs an unpacked checkout, torch ≥ 2.10, and no network. A machine that is lent for minutes starts sooner with a folder
+that is made beforehand on any machine (``--prepare``, then ``--carried``). Afterwards ``--install DIR`` puts the
+figures where the documentation reads them.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .out import RESULTS, TESTS, TRAINING, Out, rows
+from .parts import SECONDS, Plan
+from .schedule import Stage, run, timetable
+
+PARTS = tuple(SECONDS)
+PATIENCE = 6  # a rehearsal on a CPU may take so many times the seconds that a stage has on a GPU
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="default: all, one after another")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="results; what is there already is kept and added to")
+    parser.add_argument("--carried", type=Path, metavar="DIR", help="a folder made with --prepare")
+    parser.add_argument("--msrc", type=Path, metavar="DIR", help="MSRC-21, for learn; default: that of --carried")
+    parser.add_argument("--encoder-weights", metavar="FILE", help="for learn; default: those of --carried")
+    parser.add_argument("--minutes", type=float, help=f"of each part; default: {_minutes()}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal, on tiny workloads")
+    parser.add_argument("--timetable", action="store_true", help="print what each stage is expected to take, and end")
+    other = parser.add_argument_group("before and after")
+    other.add_argument("--prepare", type=Path, metavar="DIR", help="make the folder for --carried, without a GPU")
+    other.add_argument("--target", default="sm_90", help="of --prepare: the GPU's architecture (default: %(default)s)")
+    other.add_argument("--wheels", type=Path, metavar="DIR", help="of --prepare, --missing: wheels of lacking packages")
+    other.add_argument(
+        "--missing", action="store_true", help="print the needed packages that are not installed, and end"
+    )
+    other.add_argument(
+        "--installed", type=Path, metavar="FILE", help="of --missing: what the other machine's `pip freeze` prints"
+    )
+    other.add_argument(
+        "--install", type=Path, nargs="+", metavar="DIR", help="copy these results into benchmarks/results, and end"
+    )
+    args = parser.parse_args(argv)
+    for name in ("carried", "msrc", "wheels", "installed"):
+        path = getattr(args, name)
+        if path is not None and not path.exists():
+            parser.error(f"--{name}: there is no {path}")
+    if not (args.out or args.prepare or args.missing or args.install or args.timetable):
+        parser.error("--out DIR is needed")
+    args.seconds = {part: 60 * args.minutes if args.minutes else SECONDS[part] for part in PARTS}
+    return args
+
+
+def _minutes() -> str:
+    return ", ".join(f"{part} {seconds / 60:g}" for part, seconds in SECONDS.items())
+
+
+def check(args: argparse.Namespace) -> int:
+    """Run the parts. Exit status: 1 where a stage failed or was stopped."""
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU here; rehearse with --device cpu --quick")
+    out = Out(args.out)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if args.carried:
+        from .carried import MSRC, take
+
+        taken = take(args.carried)
+        # A stage's imports are looked up in this process, so it must see the packages too.
+        sys.path += [path for path in [taken.environment.get("PYTHONPATH")] if path]
+        paths = [os.environ.get("PYTHONPATH"), taken.environment.get("PYTHONPATH")]
+        environment |= taken.environment | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        print(f"carried: {', '.join(taken.said)}", flush=True)
+        args.msrc = args.msrc or next(iter(args.carried.glob(MSRC)), None)
+        args.encoder_weights = args.encoder_weights or next(map(str, args.carried.glob("*.safetensors")), None)
+    args.msrc = args.msrc and args.msrc.resolve()
+    args.encoder_weights = str(Path(args.encoder_weights).resolve()) if args.encoder_weights else "imagenet"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages are ended, and told
+    told: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as work:
+        plan = Plan(args, out, Path(work))
+        for part in args.part:
+            stages, seconds = plan.part(part), args.seconds[part]
+            if args.device == "cpu":
+                seconds *= PATIENCE
+                for stage in stages:
+                    stage.limit *= PATIENCE
+            print(f"\n{part}: at most {seconds / 60:.1f} minutes", flush=True)
+            told += run(part, stages, seconds, environment, out)
+    print("\n" + summary(out))
+    return int(any(row["status"] in ("failed", "stopped") for row in told))
+
+
+def summary(out: Out) -> str:
+    """What matters of all that is in the folder, short enough for the end of a log."""
+    lines = [f"{row['part']:<6} {row['stage']:<16} {row['status']:<9} {row.get('note', '')}" for row in out.stages()]
+    last = {row["test"]: row["outcome"] for row in rows(out / TESTS)}
+    if last:
+        counts = {outcome: list(last.values()).count(outcome) for outcome in sorted(set(last.values()))}
+        lines.append("tests: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+        lines += [f"  {test}" for test, outcome in last.items() if outcome not in ("passed", "skipped")][:20]
+    lines += _training(out)
+    lines += _figures(out)
+    return "\n".join(lines)
+
+
+def _training(out: Out) -> list[str]:
+    path = out / TRAINING
+    found = json.loads(path.read_text()) if path.exists() else {}
+    losses = [found[name]["loss"] for name in ("train fused", "train reference") if name in found]
+    if len(losses) < 2:
+        return []
+    pairs = list(zip(*losses, strict=False))
+    apart = sum(abs(a - b) for a, b in pairs) / sum(abs(b) for _, b in pairs)
+    first = f"first losses {pairs[0][0]:.5f} and {pairs[0][1]:.5f}"
+    return [f"training, fused and reference: {first}, {100 * apart:.2f} % apart over {len(pairs)} steps"]
+
+
+def _figures(out: Out) -> list[str]:
+    """A line for each fused op and each training step that was measured."""
+    path = out / RESULTS
+    records = json.loads(path.read_text())["records"] if path.exists() else []
+    lines = []
+    for r in records:
+        if r["ms_median"] is None or (r["op"] != "step" and r["impl"] != "fused"):
+            continue
+        name = " ".join(str(r[k]) for k in ("op", "workload", "dtype", "layout", "bank", "pass", "impl") if r[k])
+        figures = [f"{r['ms_median']:.4g} ms"]
+        for label, key in (("graph", "graph_ms"), ("host", "host_ms"), ("eager ÷", "ratio_vs_eager")):
+            figures += [f"{label} {r[key]:.3g}"] if r.get(key) else []
+        figures += [f"compile ÷ {r['ratio_vs_compile']:.3g}"] if r["ratio_vs_compile"] else []
+        figures += [f"floor {100 * r['floor_ms'] / r['ms_median']:.0f} %"] if r["floor_ms"] else []
+        lines.append(f"{name}: {', '.join(figures)}{'  DISAGREES' if 'disagrees' in (r['reason'] or '') else ''}")
+    return lines
+
+
+def print_timetable(stages: Sequence[Stage], part: str, seconds: float) -> None:
+    expected, limits = timetable(stages, "expected"), timetable(stages, "limit")
+    end = max(end for _, end in expected.values())
+    print(f"\n{part}: {seconds:.0f} s, expected to end after {end:.0f} s")
+    for stage in stages:
+        begin, end = expected[stage.name]
+        by = limits[stage.name][1]
+        print(f"  {stage.name:<18} {begin:4.0f} to {end:4.0f} s, limit {stage.limit:4.0f} s, at the latest {by:4.0f} s")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.missing:
+        from .needs import missing
+
+        absent, unknown = missing(args.installed, args.wheels)
+        print("\n".join(absent))
+        if unknown:
+            print(f"what {', '.join(unknown)} need is unknown here: install them, or name --wheels", file=sys.stderr)
+        return 0
+    if args.timetable:
+        with tempfile.TemporaryDirectory() as folder:
+            for part in args.part:
+                stages = Plan(args, Out(Path(folder)), Path(folder)).part(part)
+                print_timetable(stages, part, args.seconds[part])
+        return 0
+    if args.prepare:
+        return _prepare(args)
+    if args.install:
+        from .install import install
+
+        print("\n".join(install(args.install)))
+        return 0
+    return check(args)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from .carried import prepare
+
+    weights = Path(args.encoder_weights) if args.encoder_weights else None
+    said = prepare(args.prepare, target=args.target, wheels=args.wheels, msrc=args.msrc, weights=weights)
+    print("\n".join(said))
+    print("\nTake this folder along with the checkout, and there, with its Python:")
+    for part in PARTS if args.msrc else PARTS[:2]:
+        print(f"  python3 -m benchmarks.gpu_check --part {part} --carried {args.prepare} --out gpu-results")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""``python -m benchmarks.gpu_check.counters OUT``: hardware counters of the heaviest kernels, by Nsight Compute.
+
+Which kernels those are is read from OUT/results.json: of the `voc` workload in float32, the ones that took longest. The
+counters go to OUT/counters.json.
+"""
+
+import argparse
+import csv
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from u2pl_fast.atomic import write_text
+
+from .. import machine, results
+from .out import COUNTERS, RESULTS
+from .schedule import ROOT
+
+HEAVIEST = 5
+WORKLOAD, DTYPE, LAYOUT = "voc", "float32", "contiguous"
+METRICS = {
+    "gpu__time_duration.sum": "time",
+    "dram__bytes.sum": "bytes from memory",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "% of memory bandwidth",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "% of SM throughput",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "% occupancy",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active": "% issue slots",
+    "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active": "% special functions",
+    "smsp__inst_executed.sum": "warp instructions",
+    "launch__registers_per_thread": "registers",
+}
+
+
+@functools.cache
+def own() -> tuple[str, ...]:
+    """Names of the project's kernels, from their sources: torch's own are nobody's business here."""
+    found: list[str] = []
+    for pattern, definition in (("kernels/*.py", r"^def (\w+_kernel)\("), ("csrc/cuda/*.cu", r"(\w+_kernel)\(\w+::")):
+        for path in sorted(ROOT.glob(pattern)):
+            found += re.findall(definition, path.read_text(), re.MULTILINE)
+    return tuple(found)
+
+
+def name_of(kernel: str) -> str | None:
+    """Which of the project's kernels a profiler means: it adds namespaces, template arguments, a signature."""
+    return next((name for name in own() if re.search(rf"\b{name}\b", kernel)), None)
+
+
+def heaviest(data: dict[str, Any], count: int = HEAVIEST) -> dict[str, str]:
+    """The op that launches it, by name of the kernel; the heaviest first."""
+    times: dict[str, tuple[float, str]] = {}
+    for row in data.get("kernels", ()):
+        # The branch launches what the others do.
+        if (row["workload"], row["dtype"], row["layout"]) != (WORKLOAD, DTYPE, LAYOUT) or row["op"] == "contrastive":
+            continue
+        for kernel in row["kernels"]:
+            name = name_of(kernel["kernel"])
+            if name and kernel["ms"] > times.get(name, (0.0, ""))[0]:
+                times[name] = kernel["ms"], row["op"]
+    ranked = sorted(times, key=lambda name: -times[name][0])
+    return {name: times[name][1] for name in ranked[:count]}
+
+
+def parsed(lines: Iterable[str]) -> list[dict[str, str]]:
+    """A dict for each launch, from the "raw" page as CSV: a row of names, one of units, then launches."""
+    rows = list(csv.reader(line for line in lines if line.startswith('"')))
+    if len(rows) < 3:
+        return []
+    header, units, launches = rows[0], rows[1], rows[2:]
+    columns = [(i, name) for i, name in enumerate(header) if name in METRICS or name == "Kernel Name"]
+    return [
+        {("kernel" if name == "Kernel Name" else name): f"{row[i]} {units[i]}".strip() for i, name in columns}
+        for row in launches
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check.counters", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args(argv)
+    chosen = heaviest(results.load(args.out / RESULTS))
+    if not chosen:
+        print("FAILED no kernel of the `voc` workload is in results.json")
+        return 1
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        print("FAILED ncu is not found")
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "ncu.csv"
+        watched = [ncu, "--clock-control", "none", "--csv", "--page", "raw", "--log-file", str(log)]
+        watched += ["--metrics", ",".join(METRICS), "--kernel-name", f"regex:{'|'.join(chosen)}"]
+        program = [sys.executable, "-m", "benchmarks.exercise", "--workload", WORKLOAD, "--dtype", DTYPE]
+        program += ["--layout", LAYOUT, "--op", *dict.fromkeys(chosen.values())]
+        done = subprocess.run([*watched, *program], cwd=ROOT, capture_output=True, text=True, errors="replace")
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    launches = parsed(lines)
+    last = {row["kernel"]: row for row in launches}  # of each kernel the last launch, which found everything warm
+    if not last:
+        print((done.stdout + done.stderr)[-2000:], *lines[-10:], "FAILED ncu measured nothing", sep="\n")
+        return 1
+    rows = [{"workload": WORKLOAD, "dtype": DTYPE, "layout": LAYOUT, **row} for row in last.values()]
+    data = {"machine": machine.name("cuda"), "commit": machine.commit(), "time": machine.now(), "kernels": rows}
+    write_text(args.out / COUNTERS, json.dumps(data, indent=1) + "\n")
+    for row in rows:
+        print(", ".join([row["kernel"], *(f"{label} {row[m]}" for m, label in METRICS.items() if m in row)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The folder that a check leaves: flat, at most eight files, each kept up to date while the check runs.
+
+A machine that is lent for minutes may take itself back at any of them. So a fact is written when it is known: a line is
+appended to a ``.jsonl`` file, or a ``.json`` file is replaced whole. A later check adds to what it finds in the folder.
+"""
+
+import json
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from u2pl_fast.atomic import write_text
+
+LOG, STAGES, TESTS = "log.txt", "stages.jsonl", "tests.jsonl"
+RESULTS, GROWTH, TRAINING, COUNTERS, ACCURACY = (
+    "results.json",  # benchmarks/results.py has its schema
+    "growth.json",
+    "training.json",
+    "counters.json",
+    "accuracy.jsonl",
+)
+FILES = (LOG, STAGES, TESTS, RESULTS, GROWTH, TRAINING, COUNTERS, ACCURACY)
+LOG_BYTES, STAGE_LOG_BYTES = 12 * 2**20, 2**20
+
+Row = dict[str, Any]
+
+
+class Out:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._logged: dict[str, int] = {}
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def log(self, stage: str, line: str) -> None:
+        """Add a line of a stage's output, unless the stage or the log has become too long."""
+        text = f"{stage} | {line.rstrip()}\n".encode()
+        with self._lock:
+            used = self._logged.get(stage, 0) + len(text)
+            path = self / LOG
+            size = path.stat().st_size if path.exists() else 0
+            if used > STAGE_LOG_BYTES or size > LOG_BYTES:
+                return
+            self._logged[stage] = used
+            with path.open("ab") as file:
+                file.write(text)
+
+    def stage(self, row: Row) -> None:
+        append(self / STAGES, row)
+
+    def stages(self) -> list[Row]:
+        """The last word on each stage of each part, in the order they began."""
+        found: dict[tuple[str, str], Row] = {}
+        for row in rows(self / STAGES):
+            key = (row["part"], row["stage"])
+            if row["status"] == "running":
+                found.pop(key, None)
+            found[key] = row
+        return list(found.values())
+
+
+def append(path: Path, row: Row) -> None:
+    """Add one line of JSON in a single write, so that a process that is killed leaves whole lines."""
+    with path.open("ab") as file:
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def rows(path: Path) -> list[Row]:
+    """The lines of a ``.jsonl`` file; none where there is no file. A last line that was cut short is left out."""
+    found: list[Row] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def replace(path: Path, found: Iterable[Row]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in found))

@@ -1,0 +1,243 @@
+"""What a check does: the stages of each part, in seconds of a machine with an H200, 16 cores and what was carried.
+
+``right`` asks whether the kernels are right, all at once, since nothing there is timed. ``fast`` measures, one stage
+after another, and what is wanted most first; only compiling goes on beside it. ``learn`` trains for the accuracy tables
+with the time that is left. ``benchmarks.tables`` writes the timetable into docs/benchmarks.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from u2pl_fast.atomic import write_text
+
+from .out import ACCURACY, GROWTH, RESULTS, TESTS, TRAINING, Out, replace, rows
+from .schedule import ROOT, Stage
+
+SECONDS = {"right": 180, "fast": 360, "learn": 240}
+TRAINED_WITH = ("tyro", "segmentation_models_pytorch", "timm")
+TEST_FILES = (
+    *sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_ops_*.py")),
+    "tests/test_captured.py",
+    "tests/test_metrics.py",
+    "tests/test_readback.py",
+)
+TEST_SECONDS = 40  # of one test
+TRAINING_FLAGS = ("--dataset", "shapes", "--amp", "--channels-last", "--log-every", "1", "--seed", "0")
+MAIN_FORMATS = ("--dtype", "float32", "bfloat16", "--layout", "contiguous", "channels_last", "--paired")
+SINGLE_FORMAT = ("--dtype", "float32", "--layout", "contiguous")
+STEPS = ("mean-teacher", "networks-only", "u2pl-lean", "u2pl-lean-cuda-graph", "u2pl-lean-one-graph", "u2pl-paper")
+COMPILED = ("pixel_stats", "upsampled_cross_entropy")
+
+
+class Plan:
+    """Builds the stages for one call; ``quick`` rehearses them with tiny workloads."""
+
+    def __init__(self, args: argparse.Namespace, out: Out, work: Path) -> None:
+        self.device, self.quick, self.out, self.work = args.device, args.quick, out, work
+        self.args = args
+        self.on_gpu = None if args.device == "cuda" else "needs a GPU"
+
+    def part(self, name: str) -> list[Stage]:
+        return {"right": self.right, "fast": self.fast, "learn": self.learn}[name]()
+
+    # --- right --------------------------------------------------------------------------------------------------------
+
+    def right(self) -> list[Stage]:
+        begun = ("extension",)
+        return [
+            self.extension(),
+            self.kernels(limit=30),
+            self.tests(),
+            Stage(
+                "tests again",
+                [sys.executable, "-m", "benchmarks.gpu_check.again", str(self.out.folder)],
+                15,
+                30,
+                ("tests",),
+                ("pytest",),
+            ),
+            self.sanitized("memcheck", "--padding", "512"),
+            self.sanitized("racecheck"),
+            Stage(
+                "whole step",
+                [sys.executable, "-m", "benchmarks.whole_step"],
+                30,
+                75,
+                ("kernels",),
+                TRAINED_WITH,
+                left_out=self.on_gpu,
+            ),
+            self.train("train fused", begun),
+            self.train("train reference", begun, U2PL_FAST_BACKEND="reference"),
+        ]
+
+    def extension(self) -> Stage:
+        """Builds the compiled ops for the card at hand, unless they are there."""
+        command = [sys.executable, "-m", "benchmarks.gpu_check.extension", "--device", self.device]
+        return Stage("extension", command, 6, 60, imports=("torch", "setuptools"))
+
+    def kernels(self, limit: float) -> Stage:
+        chosen = ["--workload", "tiny", "--dtype", "float32"] if self.quick else []
+        target = [] if self.device == "cuda" else ["--target", "sm_90"]
+        command = [sys.executable, "-m", "benchmarks.precompile", *chosen, *target]
+        return Stage("kernels", command, 15, limit, ("extension",), ("torch", "triton"))
+
+    def tests(self) -> Stage:
+        marked, files = ("gpu", TEST_FILES) if self.device == "cuda" else ("not gpu", ("tests/test_ops_thin_mask.py",))
+        processes = str(12 if self.device == "cuda" else 2)
+        command = [sys.executable, "-m", "pytest", "-q", "-rN", "--tb", "short", "-m", marked]
+        command += ["-p", "benchmarks.gpu_check.reporter", "--report-to", str(self.out / TESTS)]
+        command += ["-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
+        command += ["-n", processes, "--dist", "worksteal", "--max-worker-restart", "100", *files]
+        return Stage("tests", command, 60, 85, ("extension",), ("pytest", "xdist", "pytest_timeout"))
+
+    def sanitized(self, tool: str, *options: str) -> Stage:
+        """Every op under compute-sanitizer. Without torch's cache of memory, an overrun meets what is not allocated."""
+        from .counters import own
+
+        found = shutil.which("compute-sanitizer")
+        toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/compute-sanitizer")
+        sanitizer = found or (str(toolkit) if toolkit.exists() else None)
+        watched = [option for kernel in own() for option in ("--kernel-name", f"kns={kernel}")]
+        command = [sanitizer or "compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "9"]
+        command += ["--target-processes", "application-only", *watched]
+        command += [sys.executable, "-m", "benchmarks.exercise", "--device", "cuda"]
+        reason = self.on_gpu or (None if sanitizer else "compute-sanitizer is not found")
+        return Stage(
+            tool,
+            command,
+            60,
+            80,
+            ("kernels",),
+            ("torch",),
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            reason,
+        )
+
+    def train(self, name: str, after: tuple[str, ...], **environment: str) -> Stage:
+        """A short training whose every loss is kept."""
+        steps = "6" if self.quick else "100"
+        folder = self.work / name.replace(" ", "-")
+        flags = [*TRAINING_FLAGS, "--device", self.device, "--steps", steps, "--eval-every", steps]
+        command = [sys.executable, "-m", "u2pl_fast.train", *flags, "--out", str(folder)]
+        return Stage(
+            name, command, 40, 80, after, TRAINED_WITH, environment, collect=self.collect_training(name, folder)
+        )
+
+    def collect_training(self, name: str, folder: Path) -> Callable[[Out], None]:
+        def collect(out: Out) -> None:
+            log = folder / "log.jsonl"
+            steps = [row for row in rows(log) if "loss" in row]
+            if steps:
+                path = out / TRAINING
+                found = json.loads(path.read_text()) if path.exists() else {}
+                found[name] = {"step": [s["step"] for s in steps], "loss": [s["loss"] for s in steps]}
+                write_text(path, json.dumps(found) + "\n")
+
+        return collect
+
+    # --- fast ---------------------------------------------------------------------------------------------------------
+
+    def fast(self) -> list[Stage]:
+        if self.quick:
+            return self._quick_fast()
+        return [
+            self.extension(),
+            self.kernels(limit=25),
+            # On cores that nobody else uses: torch.compile takes minutes, and keeps what it compiled on the disk.
+            self.bench("compilers", 90, 150, ("extension",), *self._compiled("voc", "ade20k"), keep=False),
+            self.bench("ops voc", 35, 50, ("kernels",), *self._ops("voc")),
+            self.bench("ops ade20k", 35, 45, ("ops voc",), *self._ops("ade20k")),
+            self.bench("class loop", 12, 25, ("ops ade20k",), *self._class_loop("voc")),
+            self.bench("steps camvid", 20, 30, ("class loop",), *self._steps("camvid")),
+            self.bench("steps voc", 35, 45, ("steps camvid",), *self._steps("voc")),
+            self.bench("ops compiled", 25, 35, ("steps voc", "compilers"), *self._compiled("voc", "ade20k")),
+            self.counters(("ops compiled",)),
+            self.bench("ops others", 25, 60, ("counters",), *self._ops("cityscapes", "camvid")),
+            self.growth(("ops others",)),
+        ]
+
+    def _quick_fast(self) -> list[Stage]:
+        """The same stages where they can run: tiny workloads, and a compiler for one op."""
+        names = {"pixel": ("pixel_stats", "thin_mask"), "bank": ("contrastive", "ring_push")}
+        return [
+            self.extension(),
+            self.kernels(limit=25),
+            self.bench("ops pixel", 35, 50, ("kernels",), "--op", *names["pixel"], "--impl", "eager", "fused"),
+            self.bench(
+                "class loop", 12, 25, ("ops pixel",), "--op", *names["bank"], "--impl", "eager", "class-loop", "fused"
+            ),
+            self.bench("steps", 20, 30, ("class loop",), "--op", "step", "--impl", *STEPS),
+            self.counters(("steps",)),
+            self.growth(("counters",)),
+        ]
+
+    def _ops(self, *workloads: str) -> list[str]:
+        names = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[a-z]*.py") if path.stem != "step")
+        # The four that the project is about come first.
+        first = ("pixel_stats", "upsampled_cross_entropy", "contrastive", "ring_push")
+        ordered = [*first, *(name for name in names if name not in first)]
+        return ["--op", *ordered, "--workload", *workloads, *MAIN_FORMATS, "--impl", "eager", "fused"]
+
+    def _class_loop(self, workload: str) -> list[str]:
+        chosen = ["--workload", workload, *SINGLE_FORMAT, "--rounds", "5"]
+        return ["--op", "contrastive", *chosen, "--impl", "eager", "class-loop", "fused"]
+
+    def _compiled(self, *workloads: str) -> list[str]:
+        return ["--op", *COMPILED, "--workload", *workloads, *SINGLE_FORMAT, "--impl", "eager", "compile", "fused"]
+
+    def _steps(self, workload: str) -> list[str]:
+        return ["--op", "step", "--workload", workload, "--impl", *STEPS]
+
+    def bench(
+        self, name: str, expected: float, limit: float, after: tuple[str, ...], *arguments: str, keep: bool = True
+    ) -> Stage:
+        """Part of the suite. ``keep``: its records go to the results; else the stage only warms a cache."""
+        file = self.out / RESULTS if keep else self.work / f"{name}.json"
+        command = [sys.executable, "-m", "benchmarks", "--device", self.device, *arguments]
+        command += ["--json", str(file), "--merge", "--keep-disagreeing", *(["--quick"] if self.quick else [])]
+        command += [] if self.device == "cuda" and keep else ["--no-memory"]
+        imports = ("torch", *TRAINED_WITH) if "step" in arguments else ("torch",)
+        return Stage(name, command, expected, limit, after, imports)
+
+    def counters(self, after: tuple[str, ...]) -> Stage:
+        reason = self.on_gpu or (None if shutil.which("ncu") else "ncu is not found")
+        command = [sys.executable, "-m", "benchmarks.gpu_check.counters", str(self.out.folder)]
+        return Stage("counters", command, 30, 45, after, ("torch",), left_out=reason)
+
+    def growth(self, after: tuple[str, ...]) -> Stage:
+        command = [sys.executable, "-m", "benchmarks", "--growth", "--impl", "fused", "--device", self.device]
+        command += ["--json", str(self.out / GROWTH), *(["--quick"] if self.quick else [])]
+        return Stage("growth", command, 20, 60, after, ("torch",))
+
+    # --- learn --------------------------------------------------------------------------------------------------------
+
+    def learn(self) -> list[Stage]:
+        args, seconds = self.args, self.args.seconds["learn"]
+        results = self.work / "accuracy-results"
+        command = [sys.executable, "-m", "benchmarks.accuracy", "--device", self.device, "--only", "msrc"]
+        command += ["--msrc", str(args.msrc), "--encoder-weights", str(args.encoder_weights)]
+        command += [
+            "--minutes",
+            f"{(seconds - 10) / 60:.2f}",
+            "--jobs",
+            str(min(6, max(1, (os.cpu_count() or 1) // 2))),
+        ]
+        command += ["--work", str(self.work / "accuracy"), "--results", str(results)]
+
+        def collect(out: Out) -> None:
+            known = {row["name"]: row for row in rows(out / ACCURACY)}
+            known |= {path.stem: {"name": path.stem} | json.loads(path.read_text()) for path in results.glob("*.json")}
+            if known:
+                replace(out / ACCURACY, known.values())
+
+        reason = None if args.msrc else "no --msrc"
+        return [
+            self.extension(),
+            Stage("accuracy", command, seconds - 10, seconds, ("extension",), TRAINED_WITH, {}, reason, collect),
+        ]

@@ -1,0 +1,81 @@
+"""A pytest plugin for a GPU that is lent for minutes: ``-p benchmarks.gpu_check.reporter --report-to FILE``.
+
+- What becomes of a test is a line of FILE at once, and a failure is printed at once.
+- A kernel that reads what it must not ends the GPU context of its process, and every later test there would fail with
+  it. The process of a test that did so ends before the next one, and pytest-xdist starts another in its place. The test
+  that was next is blamed for that; ``again`` runs it alone.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from .out import append
+
+CRASHED = "crashed"
+LOST = 17  # exit status of a process without a context
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report-to", type=Path, metavar="FILE", help="add a line of JSON for each test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Worker())
+    else:
+        config.pluginmanager.register(Reporter(config))
+
+
+class Reporter:
+    """Writes and prints, in the process that sees all reports."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.path: Path | None = config.getoption("--report-to")
+        self.manager = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        crashed = report.when not in ("setup", "call", "teardown")  # xdist's word on a process that ended
+        if report.when != "call" and not report.failed and not (report.when == "setup" and report.skipped):
+            return
+        outcome = CRASHED if crashed else report.outcome
+        message = _message(report)
+        row = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 3), "message": message}
+        if self.path is not None:
+            append(self.path, row)
+        if outcome in ("failed", CRASHED):
+            terminal = self.manager.get_plugin("terminalreporter")  # what a hook prints itself is captured
+            terminal.write_line(f"\nFAILED {report.nodeid}: {message}")
+            terminal.flush()
+
+
+def _message(report: pytest.TestReport) -> str:
+    """Of a failure the line that pytest ends with; of a skipped test its reason."""
+    if report.passed:
+        return ""
+    if report.skipped:
+        return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else str(report.longrepr)
+    return " ".join(text.split())[:400]
+
+
+class Worker:
+    """Ends a process whose GPU context is lost."""
+
+    lost = False
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo) -> None:
+        if call.excinfo is not None and torch.cuda.is_available():
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                self.lost = True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self) -> None:
+        if self.lost:
+            os._exit(LOST)
