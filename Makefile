@@ -1,13 +1,15 @@
 # `make demo` and `make test` need nothing but Python ≥ 3.11 and pip; the first call of either sets up .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+GPU_PYTHON ?= python3.12
+GPU_STACK ?= torch==2.11.0 triton==3.6.0
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Two tests at a time, and one thread for each of the processes that they start.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal -p no:benchmark
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench docs gpu-check sanitize clean
+.PHONY: demo test lint bench docs gpu-check gpu-prepare sanitize clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -41,11 +43,18 @@ $(VENV)-docs/ready: pyproject.toml
 	    | xargs $(VENV)-docs/bin/python -m pip install -q
 	touch $@
 
-# On a machine with a GPU, torch and nvcc; nothing is downloaded. OUT: a folder; WHEELS: one with pure-Python wheels.
-# CAMVID, WEIGHTS: images/ and labels/, and a timm .safetensors file, to train for the accuracy tables as well.
+# On a machine with a GPU and torch; nothing is downloaded. OUT: a folder for the results; CARRIED: what gpu-prepare made.
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),gpu-check) $(if $(WHEELS),--wheels $(WHEELS)) \
-	    $(if $(CAMVID),--camvid $(CAMVID)) $(if $(WEIGHTS),--encoder-weights $(WEIGHTS))
+	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),gpu-check) $(if $(CARRIED),--carried $(CARRIED))
+
+# Without a GPU: makes DIR, which saves that machine's time. GPU_PYTHON, GPU_STACK: the Python and the versions that it has.
+# WHEELS: a folder of wheels that it lacks. MSRC, WEIGHTS: MSRC-21 and a timm .safetensors file, to train there as well.
+gpu-prepare:
+	@test -x $(VENV)-gpu/bin/python || $(GPU_PYTHON) -m venv $(VENV)-gpu || \
+	    { echo "error: GPU_PYTHON=$(GPU_PYTHON) does not run; name a Python of the other machine's version"; exit 1; }
+	$(VENV)-gpu/bin/python -m pip install -q $(GPU_STACK) numpy setuptools wheel ninja pybind11
+	$(VENV)-gpu/bin/python -m benchmarks.gpu_check --prepare $(or $(DIR),build/gpu) $(if $(WHEELS),--wheels $(WHEELS)) \
+	    $(if $(MSRC),--msrc $(MSRC)) $(if $(WEIGHTS),--encoder-weights $(WEIGHTS))
 
 # The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behaviour. The
 # sanitizer must be loaded before Python, and libstdc++ with it, or it does not see exceptions.

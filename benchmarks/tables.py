@@ -20,9 +20,10 @@ from u2pl_fast import ops
 from u2pl_fast.learner import PHASES
 from u2pl_fast.traffic import step_traffic
 
-from . import results, roofline, step_memory
+from . import gpu_tables, results, roofline, step_memory
 from .accuracy import tables as accuracy
 from .markdown import markdown
+from .records import folder_data, grouped, number, ratio, records_of, times
 from .registry import load, names
 from .workloads import NAMED, REPORTED
 
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md")
 DOCUMENTS = (*(ROOT / "docs" / page for page in PAGES), ROOT / "README.md")
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
-SETTING = tuple(name for name in results.KEY if name != "impl")
 IMPLS = ("eager", "class-loop", "compile", "fused")
 WORLDS = (2, 4, 8, 32, 128, 1024)
 PAPER_PARTS = {
@@ -42,51 +42,6 @@ PAPER_PARTS = {
 MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
 
 Rows = list[list[str]]
-
-
-def number(value: float | None) -> str:
-    """Three digits that count."""
-    if value is None:
-        return "—"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def times(value: float | None) -> str:
-    return "—" if value is None else f"{number(value)}×"
-
-
-def folder_data(folder: Path) -> list[dict]:
-    return [results.load(path) for path in sorted(folder.glob("*.json")) if path.stem != "growth"]
-
-
-def records_of(folder: Path) -> list[results.Record]:
-    """The records of a folder; of two with the same key, the later. Wrong results have no place in a table."""
-    found: dict[tuple, results.Record] = {}
-    for data in folder_data(folder):
-        for record in data["records"]:
-            if (record["reason"] or "").startswith(results.DISAGREES):
-                continue
-            known = found.get(results.key(record))
-            if known is None or known["time"] <= record["time"]:
-                found[results.key(record)] = record
-    return list(found.values())
-
-
-def grouped(records: Iterable[results.Record]) -> list[dict[str, results.Record]]:
-    """One dict by implementation for each setting; reported workloads only, in their order."""
-    settings: dict[tuple, dict[str, results.Record]] = {}
-    for record in records:
-        if record["workload"] in REPORTED:
-            settings.setdefault(tuple(record[name] for name in SETTING), {})[record["impl"]] = record
-    return sorted(settings.values(), key=lambda s: REPORTED.index(next(iter(s.values()))["workload"]))
-
-
-def ratio(setting: dict[str, results.Record], other: str, own: str = "fused") -> float | None:
-    """How many times as fast as ``other``: the median over the rounds that both have."""
-    theirs, mine = (setting.get(impl, {}).get("ms_all") for impl in (other, own))
-    if not theirs or not mine:
-        return None
-    return statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
 
 
 def op_table(op: str, folder: Path) -> str:
@@ -146,8 +101,13 @@ def headline(folder: Path) -> str:
     return headline_of(records_of(folder)) or nothing
 
 
+def gpu_headline(folder: Path) -> str:
+    """The same, or that there is none."""
+    return headline_of(records_of(folder)) or gpu_tables.NOTHING
+
+
 def headline_of(records: Iterable[results.Record]) -> str:
-    """The same from records; empty where none of them is among the figures."""
+    """Empty where none of the records is among the figures."""
     wanted = (
         ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
         (
@@ -344,13 +304,25 @@ def workloads(_: Path) -> str:
     return markdown(["name", "images", "C", "crop", "h×w", "align_corners", "D", "M", "N", "K"], rows)
 
 
-def predictions(_: Path) -> str:
-    """Floors of machines that nobody measured."""
+def predictions(folder: Path) -> str:
+    """Floors of machines that nobody measured, beside what was measured on one that somebody did."""
+    measured = {}
+    for record in records_of(folder / "cuda"):
+        chosen = (record["impl"], record["dtype"], record["layout"]) == ("fused", "float32", "contiguous")
+        # As the floors: with gradient where the op has one, and the literal bank.
+        if chosen and record["bank"] != "capped" and record["ms_median"]:
+            key = record["op"], record["workload"]
+            measured[key] = max(measured.get(key, 0), record["ms_median"])
+    header = ["op", "workload", *(f"{machine}, *predicted*" for machine in roofline.PUBLISHED)]
+    if measured:
+        (name,) = {data["machine"]["name"] for data in folder_data(folder / "cuda")}
+        header.append(f"{name}, measured")
     rows = []
     for op, name in ((op, name) for op in roofline.COSTS for name in REPORTED):
         floors = roofline.predictions(op, NAMED[name], itemsize=4, gradient=True, capped=False)
-        rows.append([f"`{op}`", name, *(f"{number(ms)} ({kind})" for ms, kind in floors.values())])
-    return markdown(["op", "workload", *(f"{machine}, *predicted*" for machine in roofline.PUBLISHED)], rows)
+        row = [f"`{op}`", name, *(f"{number(ms)} ({kind})" for ms, kind in floors.values())]
+        rows.append([*row, *([number(measured.get((op, name)))] if measured else [])])
+    return markdown(header, rows)
 
 
 def networks(folder: Path) -> str:
@@ -378,6 +350,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     f.__name__: f
     for f in (
         headline,
+        gpu_headline,
         pixel_costs,
         contrastive_costs,
         step,
@@ -392,6 +365,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
         workloads,
     )
     + (predictions, traffic, networks)
+    + gpu_tables.TABLES
     + accuracy.TABLES
 }
 

@@ -106,16 +106,23 @@ def check(args: argparse.Namespace) -> int:
 
 
 def summary(out: Out) -> str:
-    """What matters of all that is in the folder, short enough for the end of a log."""
-    lines = [f"{row['part']:<6} {row['stage']:<16} {row['status']:<9} {row.get('note', '')}" for row in out.stages()]
+    """What matters of all that is in the folder, the more the later, since often only the end of a log is kept."""
+    return "\n".join([*_figures(out), *_training(out), *_tests(out), *_stages(out)])
+
+
+def _stages(out: Out) -> list[str]:
+    return [
+        f"{row['part']:<6} {row['stage']:<16} {row['status']:<9} {row.get('note', '')[:100]}" for row in out.stages()
+    ]
+
+
+def _tests(out: Out) -> list[str]:
     last = {row["test"]: row["outcome"] for row in rows(out / TESTS)}
-    if last:
-        counts = {outcome: list(last.values()).count(outcome) for outcome in sorted(set(last.values()))}
-        lines.append("tests: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
-        lines += [f"  {test}" for test, outcome in last.items() if outcome not in ("passed", "skipped")][:20]
-    lines += _training(out)
-    lines += _figures(out)
-    return "\n".join(lines)
+    if not last:
+        return []
+    counts = {outcome: list(last.values()).count(outcome) for outcome in sorted(set(last.values()))}
+    told = [f"  {outcome}: {test}" for test, outcome in last.items() if outcome not in ("passed", "skipped")]
+    return ["tests: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()), *told[:20]]
 
 
 def _training(out: Out) -> list[str]:

@@ -31,6 +31,9 @@ TRAINING_FLAGS = ("--dataset", "shapes", "--amp", "--channels-last", "--log-ever
 MAIN_FORMATS = ("--dtype", "float32", "bfloat16", "--layout", "contiguous", "channels_last", "--paired")
 SINGLE_FORMAT = ("--dtype", "float32", "--layout", "contiguous")
 STEPS = ("mean-teacher", "networks-only", "u2pl-lean", "u2pl-lean-cuda-graph", "u2pl-lean-one-graph", "u2pl-paper")
+QUICKLY_COMPILED = "class_sample"  # integers: compilers round as they like
+REHEARSED = {"voc": "tiny", "camvid": "tiny", "ade20k": "tiny-wide", "cityscapes": "tiny-wide"}
+MAIN_OPS = ("pixel_stats", "upsampled_cross_entropy", "contrastive", "ring_push")  # measured first
 COMPILED = ("pixel_stats", "upsampled_cross_entropy")
 
 
@@ -79,7 +82,7 @@ class Plan:
     def extension(self) -> Stage:
         """Builds the compiled ops for the card at hand, unless they are there."""
         command = [sys.executable, "-m", "benchmarks.gpu_check.extension", "--device", self.device]
-        return Stage("extension", command, 6, 60, imports=("torch", "setuptools"))
+        return Stage("extension", command, 6, 40, imports=("torch", "setuptools"))
 
     def kernels(self, limit: float) -> Stage:
         chosen = ["--workload", "tiny", "--dtype", "float32"] if self.quick else []
@@ -144,55 +147,44 @@ class Plan:
     # --- fast ---------------------------------------------------------------------------------------------------------
 
     def fast(self) -> list[Stage]:
-        if self.quick:
-            return self._quick_fast()
         return [
             self.extension(),
             self.kernels(limit=25),
             # On cores that nobody else uses: torch.compile takes minutes, and keeps what it compiled on the disk.
             self.bench("compilers", 90, 150, ("extension",), *self._compiled("voc", "ade20k"), keep=False),
-            self.bench("ops voc", 35, 50, ("kernels",), *self._ops("voc")),
-            self.bench("ops ade20k", 35, 45, ("ops voc",), *self._ops("ade20k")),
-            self.bench("class loop", 12, 25, ("ops ade20k",), *self._class_loop("voc")),
+            self.bench("ops voc", 42, 55, ("kernels",), *self._ops("voc")),
+            self.bench("ops ade20k", 40, 50, ("ops voc",), *self._ops("ade20k")),
+            self.bench("class loop", 25, 35, ("ops ade20k",), *self._class_loop("voc")),
             self.bench("steps camvid", 20, 30, ("class loop",), *self._steps("camvid")),
-            self.bench("steps voc", 35, 45, ("steps camvid",), *self._steps("voc")),
-            self.bench("ops compiled", 25, 35, ("steps voc", "compilers"), *self._compiled("voc", "ade20k")),
+            self.bench("steps voc", 42, 55, ("steps camvid",), *self._steps("voc")),
+            self.bench("ops compiled", 25, 30, ("steps voc", "compilers"), *self._compiled("voc", "ade20k")),
             self.counters(("ops compiled",)),
-            self.bench("ops others", 25, 60, ("counters",), *self._ops("cityscapes", "camvid")),
-            self.growth(("ops others",)),
-        ]
-
-    def _quick_fast(self) -> list[Stage]:
-        """The same stages where they can run: tiny workloads, and a compiler for one op."""
-        names = {"pixel": ("pixel_stats", "thin_mask"), "bank": ("contrastive", "ring_push")}
-        return [
-            self.extension(),
-            self.kernels(limit=25),
-            self.bench("ops pixel", 35, 50, ("kernels",), "--op", *names["pixel"], "--impl", "eager", "fused"),
-            self.bench(
-                "class loop", 12, 25, ("ops pixel",), "--op", *names["bank"], "--impl", "eager", "class-loop", "fused"
-            ),
-            self.bench("steps", 20, 30, ("class loop",), "--op", "step", "--impl", *STEPS),
-            self.counters(("steps",)),
             self.growth(("counters",)),
+            self.bench("ops others", 20, 60, ("growth",), *self._others("cityscapes", "camvid")),
         ]
 
-    def _ops(self, *workloads: str) -> list[str]:
+    def _on(self, *workloads: str) -> list[str]:
+        return ["--workload", *(REHEARSED[w] if self.quick else w for w in workloads)]
+
+    def _ops(self, workload: str) -> list[str]:
         names = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[a-z]*.py") if path.stem != "step")
-        # The four that the project is about come first.
-        first = ("pixel_stats", "upsampled_cross_entropy", "contrastive", "ring_push")
-        ordered = [*first, *(name for name in names if name not in first)]
-        return ["--op", *ordered, "--workload", *workloads, *MAIN_FORMATS, "--impl", "eager", "fused"]
+        ordered = [*MAIN_OPS, *(name for name in names if name not in MAIN_OPS)]
+        return ["--op", *ordered, *self._on(workload), *MAIN_FORMATS, "--impl", "eager", "fused"]
+
+    def _others(self, *workloads: str) -> list[str]:
+        return ["--op", *MAIN_OPS, *self._on(*workloads), *SINGLE_FORMAT, "--impl", "eager", "fused"]
 
     def _class_loop(self, workload: str) -> list[str]:
-        chosen = ["--workload", workload, *SINGLE_FORMAT, "--rounds", "5"]
+        """Few rounds: it copies its bank to the GPU and back in each, for a second or two."""
+        chosen = [*self._on(workload), *SINGLE_FORMAT, "--bank", "literal", "--rounds", "3"]
         return ["--op", "contrastive", *chosen, "--impl", "eager", "class-loop", "fused"]
 
     def _compiled(self, *workloads: str) -> list[str]:
-        return ["--op", *COMPILED, "--workload", *workloads, *SINGLE_FORMAT, "--impl", "eager", "compile", "fused"]
+        ops, workloads = ((QUICKLY_COMPILED,), workloads[:1]) if self.quick else (COMPILED, workloads)
+        return ["--op", *ops, *self._on(*workloads), *SINGLE_FORMAT, "--impl", "eager", "compile", "fused"]
 
     def _steps(self, workload: str) -> list[str]:
-        return ["--op", "step", "--workload", workload, "--impl", *STEPS]
+        return ["--op", "step", *self._on(workload), "--impl", *STEPS]
 
     def bench(
         self, name: str, expected: float, limit: float, after: tuple[str, ...], *arguments: str, keep: bool = True
@@ -208,12 +200,12 @@ class Plan:
     def counters(self, after: tuple[str, ...]) -> Stage:
         reason = self.on_gpu or (None if shutil.which("ncu") else "ncu is not found")
         command = [sys.executable, "-m", "benchmarks.gpu_check.counters", str(self.out.folder)]
-        return Stage("counters", command, 30, 45, after, ("torch",), left_out=reason)
+        return Stage("counters", command, 30, 40, after, ("torch",), left_out=reason)
 
     def growth(self, after: tuple[str, ...]) -> Stage:
         command = [sys.executable, "-m", "benchmarks", "--growth", "--impl", "fused", "--device", self.device]
         command += ["--json", str(self.out / GROWTH), *(["--quick"] if self.quick else [])]
-        return Stage("growth", command, 20, 60, after, ("torch",))
+        return Stage("growth", command, 20, 40, after, ("torch",))
 
     # --- learn --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,224 @@
+"""What of the benchmark suite only a GPU reaches, with a stand-in for ``torch.cuda`` that computes on the CPU.
+
+It shows that the code runs and keeps its promises about failures; that the clocks are right, only a GPU can show.
+"""
+
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from benchmarks import __main__ as suite
+from benchmarks import clocks, registry, results, runner, step, whole_step
+from benchmarks.inputs import Inputs
+from benchmarks.roofline import Ceilings
+from benchmarks.workloads import NAMED, trained
+
+TINY = NAMED["tiny"]
+
+
+class Event:
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.time = 0.0
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1e3 * (other.time - self.time) + 1e-3
+
+
+class Stream:
+    def wait_stream(self, other: object) -> None: ...
+
+
+class Graph:
+    """Replays what ran last within ``torch.cuda.graph``: the stand-in for ``graph`` sets it."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        type(self).replays += 1
+
+    def register_generator_state(self, generator: torch.Generator) -> None: ...
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    @contextmanager
+    def block(*_: object, **__: object):
+        yield
+
+    for name, value in {
+        "Event": Event,
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": block,
+        "stream": block,
+        "current_stream": Stream,
+        "synchronize": lambda: None,
+        "_sleep": lambda cycles: None,
+        "is_available": lambda: True,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 0,
+        "max_memory_allocated": lambda: 3 * 2**20,
+        "get_rng_state": torch.get_rng_state,
+        "set_rng_state": torch.set_rng_state,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device=None, **more: empty(*size, **more))
+    return monkeypatch
+
+
+def an_op(**functions: object) -> registry.Op:
+    """An op whose implementations are functions of a tensor."""
+
+    def implementation(function: object) -> registry.Implementation:
+        return registry.Implementation(lambda x: {"x": torch.ones(4)}, lambda a, mark: (function(a["x"]),))
+
+    return registry.Op("pixel_stats", {name: implementation(function) for name, function in functions.items()})
+
+
+SETTING = registry.Setting("pixel_stats", TINY, "cuda", "float32", "contiguous", None, registry.FORWARD)
+
+
+def measure(op: registry.Op, **options: object) -> runner.Measured:
+    inputs = Inputs(TINY, "cpu", torch.float32, "contiguous")
+    return runner.measure(op, SETTING, list(op.implementations), Ceilings(1e9, 1e9, 1e9), inputs, rounds=3, **options)
+
+
+def test_a_call_is_timed_on_the_device_on_the_host_and_as_a_graph(card: pytest.MonkeyPatch):
+    before = Graph.replays
+    measured = measure(an_op(eager=lambda x: x + 1, fused=lambda x: 1 + x))
+    eager, fused = measured.records
+    assert fused["host_ms"] > 0 and fused["graph_ms"] > 0 and Graph.replays == before + 3
+    assert eager["host_ms"] > 0 and eager["graph_ms"] is None
+    assert fused["peak_mb"] == 3 and len(fused["ms_all"]) == 3
+    assert measured.kernels[0]["impl"] == "fused"
+    block = dict.fromkeys(results.MACHINE)
+    results.validate({"machine": block, "records": measured.records})
+    with pytest.raises(ValueError, match="graph_ms"):
+        results.validate({"machine": block, "records": [{k: v for k, v in fused.items() if k != "graph_ms"}]})
+
+
+def test_what_cannot_be_captured_is_timed_all_the_same(card: pytest.MonkeyPatch):
+    @contextmanager
+    def graph(_: object):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    card.setattr(torch.cuda, "graph", graph)
+    (record,) = measure(an_op(fused=lambda x: x + 1)).records
+    assert record["ms_median"] > 0 and record["graph_ms"] is None
+    assert "graph_ms: not captured: RuntimeError: operation not permitted" in record["reason"]
+
+
+def test_a_kernel_that_fails_in_any_way_leaves_the_others(card: pytest.MonkeyPatch):
+    class CompilationError(Exception):  # Triton's are no RuntimeError
+        pass
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise CompilationError("\nat 3:5: cannot compile")
+
+    eager, fused = measure(an_op(eager=lambda x: x + 1, fused=broken)).records
+    assert eager["ms_median"] > 0
+    assert fused["ms_median"] is None and fused["reason"] == "failed: CompilationError: at 3:5: cannot compile"
+
+
+def test_a_wrong_result_is_kept_apart_if_asked_for(card: pytest.MonkeyPatch):
+    op = an_op(eager=lambda x: x + 1, fused=lambda x: x + 1.1)
+    with pytest.raises(runner.Disagreement):
+        measure(op)
+    eager, fused = measure(op, keep_disagreeing=True).records
+    assert fused["ms_median"] > 0 and fused["reason"].startswith("disagrees: pixel_stats tiny cuda")
+    assert not (eager["reason"] or "").startswith("disagrees")
+
+
+def test_a_lost_context_ends_the_process_and_another_goes_on(card: pytest.MonkeyPatch, tmp_path, capsys):
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        card.setattr(torch.cuda, "synchronize", lost)
+        raise RuntimeError("illegal memory access\nmore")
+
+    ops = {"pixel_stats": an_op(eager=lambda x: x + 1, fused=broken)}
+    path, executed = tmp_path / "r.json", []
+    arguments = ["--op", "pixel_stats", "--workload", "tiny", "--json", str(path), "--rounds", "3", "--no-memory"]
+    card.setattr(suite, "entries", lambda args: ops)
+    card.setattr(
+        suite, "describe", lambda *_, **__: dict.fromkeys(results.MACHINE) | {"ceilings": dict.fromkeys("abc")}
+    )
+    card.setattr(suite.roofline, "Ceilings", lambda **_: Ceilings(1e9, 1e9, 1e9))
+    card.setattr(registry.Setting, "inputs", lambda self: Inputs(TINY, "cpu", torch.float32, "contiguous"))
+    card.setattr(suite.os, "execv", lambda *call: executed.append(call))
+    card.setattr(sys, "argv", ["benchmarks", *arguments, "--skip", "0"])
+    assert suite.main([*arguments, "--device", "cuda", "--impl", "eager", "fused"]) == 1
+    assert executed == [(sys.executable, [sys.executable, "-m", "benchmarks", *arguments, "--skip", "1"])]
+    reasons = {r["reason"] for r in results.load(path)["records"]}
+    assert reasons == {"fused: failed: RuntimeError: illegal memory access"}
+    assert "a new process goes on with setting 2" in capsys.readouterr().out
+
+
+def test_steps_are_timed_in_a_row(card: pytest.MonkeyPatch):
+    calls = []
+    timed = clocks.take_turns({"a": lambda: calls.append(1)}, "cuda", 2, steps=True)
+    # Three to see what the host takes, then what fits, and two rounds.
+    assert len(calls) == 3 + clocks.STEPS_IN_A_ROW * (1 + 2) and len(timed["a"].rounds) == 2
+
+
+def test_a_whole_step_repeats_and_its_replay_is_compared(card: pytest.MonkeyPatch):
+    """The stand-in's graph replays nothing, so a replay that moves nothing must be told from the step."""
+    card.setattr(torch.cuda, "is_available", lambda: False)  # the optimizer asks a real one
+    inputs = Inputs(trained(TINY), "cpu", torch.float32, "channels_last", "capped")
+    learner = step.learner(inputs)
+    repeated = whole_step.Repeated(learner, step.batch(inputs))
+    number = learner.step
+    graph, losses = whole_step.captured(repeated)
+    assert len(losses) == 3 and learner.step == number + 1 and repeated._sent
+    apart = whole_step.replay_agrees(repeated, graph, losses)
+    assert apart["state"] > 0 and apart["losses"] > 0
+
+    class Steps(Graph):
+        def replay(self) -> None:
+            with torch.enable_grad():
+                new = repeated.step()
+            for own, value in zip(losses, new, strict=True):
+                own.copy_(value)
+
+    assert whole_step.replay_agrees(repeated, Steps(), losses) == {"losses": 0, "state": 0}
+
+
+def test_waits_are_counted_with_their_place(card: pytest.MonkeyPatch):
+    import warnings
+
+    modes = []
+    card.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def call() -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    (place,) = whole_step.waits(call)
+    assert __file__ in place and modes == ["warn", "default"]
+
+
+def test_other_rounds_of_a_setting_that_is_measured_again_go():
+    key = ("contrastive", "voc", "cpu", "float32", "contiguous", "literal", "eager", "forward")
+
+    def record(impl: str, rounds: int) -> dict:
+        values = dict(zip(results.KEY, key, strict=True)) | {"impl": impl, "ms_all": [1.0] * rounds}
+        return values | {"reason": None}
+
+    block = {name: 1 for name in ("name", "device", "threads", "versions")}
+    old = {"machine": block, "records": [record("eager", 5), record("compile", 5), record("fused", 5)], "parts": []}
+    new = {"machine": block, "records": [record("eager", 7), record("fused", 7)], "parts": []}
+    both = results.merged(old, new)["records"]
+    assert [(r["impl"], len(r["ms_all"])) for r in both] == [("eager", 7), ("fused", 7)]
+    same = results.merged(old, {**new, "records": [record("fused", 5)]})["records"]
+    assert {r["impl"] for r in same} == {"eager", "compile", "fused"}
