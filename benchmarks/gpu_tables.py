@@ -59,7 +59,7 @@ def _ops(folder: Path) -> str:
         if not fused.get("ms_median"):
             continue
         row = [f"`{fused['op']}`", *(fused[n] or "" for n in ("workload", "dtype", "layout", "bank", "pass"))]
-        row += [number(fused[n]) for n in ("ms_median", "graph_ms", "host_ms")]
+        row += [number(fused.get(n)) for n in ("ms_median", "graph_ms", "host_ms")]
         row += [times(ratio(setting, other)) for other in ("eager", "compile", "class-loop")]
         row.append(f"{100 * fused['floor_ms'] / fused['ms_median']:.0f} %" if fused["floor_ms"] else "—")
         peaks = [number(setting.get(impl, {}).get("peak_mb")) for impl in ("eager", "fused")]
@@ -76,7 +76,7 @@ def _steps(folder: Path) -> str:
                 continue
             w = NAMED[record["workload"]]
             images = number(1e3 * w.images / record["ms_median"])
-            row = [record["workload"], f"`{impl}`", number(record["ms_median"]), number(record["host_ms"]), images]
+            row = [record["workload"], f"`{impl}`", number(record["ms_median"]), number(record.get("host_ms")), images]
             row += [times(ratio(setting, impl, other)) for other in ("mean-teacher", "networks-only")]
             rows.append([*row, number(record["peak_mb"])])
     header = ["workload", "method", "ms", "host ms", "images/s", "÷ mean-teacher", "÷ networks-only", "+MiB"]

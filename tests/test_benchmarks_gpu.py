@@ -9,12 +9,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from benchmarks import __main__ as suite
 from benchmarks import clocks, registry, results, runner, step, whole_step
 from benchmarks.inputs import Inputs
 from benchmarks.roofline import Ceilings
 from benchmarks.workloads import NAMED, trained
+from u2pl_fast import mixing
+from u2pl_fast.ops import draws
+from u2pl_fast.optim import BufferGuard, build_optimizer
 
 TINY = NAMED["tiny"]
 
@@ -192,6 +196,37 @@ def test_a_whole_step_repeats_and_its_replay_is_compared(card: pytest.MonkeyPatc
                 own.copy_(value)
 
     assert whole_step.replay_agrees(repeated, Steps(), losses) == {"losses": 0, "state": 0}
+
+
+@pytest.mark.parametrize("choices", whole_step.METHODS.values(), ids=whole_step.METHODS)
+def test_no_step_reads_anything_back(choices: dict[str, object]):
+    """Tensors without data refuse to be read: forward, backward and update of a whole step must not try."""
+    inputs = Inputs(trained(TINY), "cpu", torch.float32, "channels_last", "capped")
+    learner, batch = step.learner(inputs, **choices), step.batch(inputs)
+
+    def dataless(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
+
+    with FakeTensorMode(), pytest.MonkeyPatch.context() as patch:
+        for module in [
+            m for root in (learner.student, learner.criterion, learner.teacher.module) for m in root.modules()
+        ]:
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = torch.nn.Parameter(dataless(p), requires_grad=p.requires_grad)
+            module._buffers.update({k: dataless(b) for k, b in module._buffers.items() if b is not None})
+        learner._parameters, learner._buffers = list(learner.student.parameters()), BufferGuard(learner.student)
+        learner.optimizer = build_optimizer(learner.student, learner.config)
+        for name in ("_window_ok", "skipped", "skipped_in_a_row"):
+            setattr(learner, name, dataless(getattr(learner, name)))
+        # What Python draws and sends. It reads its own numbers.
+        patch.setattr(mixing, "region_masks", lambda *_, **__: dataless(batch["valid"]))
+        patch.setattr(mixing, "partner_index", lambda first, count, device: torch.empty(count, dtype=torch.int64))
+        patch.setattr(draws, "draw32", lambda shape, generator: torch.empty(shape, dtype=torch.int64))
+        batch = {k: v.tolist() if k == "unlabeled_index" else dataless(v) for k, v in batch.items()}
+        losses = learner.train_step(batch).losses
+        with pytest.raises(DataDependentOutputException):  # the net has no hole: a read does raise
+            losses.total.item()
 
 
 def test_waits_are_counted_with_their_place(card: pytest.MonkeyPatch):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, precompile, results
+from benchmarks import machine, precompile, results, tables
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import again, carried, counters, extension, needs, reporter
 from benchmarks.gpu_check.install import install
-from benchmarks.gpu_check.out import FILES, LOG, RESULTS, STAGES, TESTS, TRAINING, Out, append, rows
+from benchmarks.gpu_check.out import COUNTERS, FILES, LOG, RESULTS, STAGES, TESTS, TRAINING, Out, append, rows
 from benchmarks.gpu_check.parts import SECONDS, TEST_FILES, Plan
 from benchmarks.gpu_check.schedule import ROOT, Stage, run, timetable
 
@@ -390,7 +390,7 @@ def measured(folder: Path, device: str = "cuda", name: str = "a card") -> dict:
         {"kernel": "void at::native::vectorized_elementwise_kernel<4>(int)", "launches": 2, "ms": 0.5},
         {"kernel": "void (anonymous namespace)::write_kernel<float, float>(cpu::Features)", "launches": 1, "ms": 0.2},
     ]
-    block = dict.fromkeys(results.MACHINE) | {"name": name, "device": device, "threads": 1, "versions": {}}
+    block = dict.fromkeys(results.MACHINE, "") | {"name": name, "device": device, "threads": 1, "versions": {}}
     row = {name: record[name] for name in results.KEY}
     data = {"machine": block, "records": [record], "parts": [], "kernels": [row | {"kernels": kernels}]}
     results.save(folder / RESULTS, data)
@@ -418,6 +418,36 @@ def test_results_are_put_where_the_pages_read_them(tmp_path: Path):
     measured(tmp_path / "other", name="another card")
     with pytest.raises(SystemExit, match="another card"):
         install([tmp_path / "other"], parent)
+
+
+def test_pages_show_gpu_figures_as_soon_as_there_are_some(tmp_path: Path):
+    """One sentence before; afterwards tables, and a measured column beside the predictions."""
+    page, parent, folder = tmp_path / "page.md", tmp_path / "results", tmp_path / "out"
+    names = ("gpu cuda", "gpu_headline cuda", "predictions", "timetable")
+    page.write_text("".join(f"<!-- table: {name} -->\n<!-- end of table -->\n\n" for name in names))
+    tables.main(["--results", str(parent)], [page])
+    before = page.read_text()
+    assert before.count("No figure comes from a GPU yet") == 2 and "measured |" not in before
+
+    data = measured(folder)
+    data["machine"]["ceilings"] = {"bytes": 4e12, "flops": 5e13, "exps": 4e12}
+    (fused,) = data["records"]
+    eager = fused | {"impl": "eager", "ms_median": 1.0, "ms_all": [1.0], "graph_ms": None}
+    lean = fused | {"op": "step", "impl": "u2pl-lean", "pass": "step", "ms_median": 60.0, "ms_all": [60.0]}
+    teacher = lean | {"impl": "mean-teacher", "ms_median": 50.0, "ms_all": [50.0]}
+    wrong = fused | {"workload": "ade20k", "ms_median": 0.7777, "reason": "disagrees: by much"}
+    data["records"] += [eager, lean, teacher, wrong]
+    results.save(folder / RESULTS, data)
+    losses = {"step": [1, 2], "loss": [2.0, 1.0]}
+    (folder / TRAINING).write_text(json.dumps({"train fused": losses, "train reference": losses}))
+    kernel = {"kernel": "void write_kernel<float>(int)", "dram__bytes.sum": "12 Mbyte"}
+    (folder / COUNTERS).write_text(json.dumps({"kernels": [kernel]}))
+    install([folder], parent)
+    tables.main(["--results", str(parent)], [page])
+    after = page.read_text()
+    assert "No figure" not in after and "0.7777" not in after
+    for shown in ("20×", "a card, measured", "`write_kernel` 200.0 µs", "12 Mbyte", "1.2×", "4,000 GB/s", "0.00 %"):
+        assert shown in after, shown
 
 
 def test_the_heaviest_kernels_are_the_projects_own(tmp_path: Path):
