@@ -13,7 +13,7 @@ import torch
 from . import results, roofline, runner
 from .inputs import Inputs
 from .machine import describe
-from .registry import BANKS, DTYPES, LAYOUTS, PASSES, Op, Setting, load, names
+from .registry import BANKS, DTYPES, LAYOUTS, PASSES, TRAININGS, Op, Setting, load, names
 from .workloads import NAMED, REPORTED
 
 DEFAULT_DTYPES = ("float32", "bfloat16")
@@ -89,7 +89,7 @@ def settings(args: argparse.Namespace, ops: dict[str, Op]) -> Iterator[Setting]:
     for workload, (dtype, layout), op in itertools.product(args.workload, formats, ops.values()):
         if not set(args.impl) & set(op.implementations):
             continue
-        if args.quick and op.name == "step":  # it has one format of its own
+        if args.quick and op.name in TRAININGS:  # they have one format of their own
             dtype, layout = op.dtypes[0], op.layouts[0]
         if dtype not in op.dtypes or layout not in op.layouts:
             continue
@@ -194,14 +194,19 @@ def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace
             failures.append(str(error))
             print(f"{setting}: not timed, {error}", file=sys.stderr, flush=True)
             continue
-        except runner.ContextLost as error:
-            report.add(runner.Measured([runner.unmeasured(setting, impl, str(error)) for impl in impls]))
-            failures.append(str(error))
-            if args.json and number < len(chosen):
-                _go_on_after(number)
-            break
+        except Exception as error:
+            if args.device == "cpu":
+                raise
+            reason = str(error) if isinstance(error, runner.ContextLost) else runner.failure(error)
+            # Whatever a GPU made of it, the settings after this one are to be measured, in a process without a past.
+            records = [runner.unmeasured(setting, impl, reason) for impl in impls]
+            measured = runner.Measured(records, reliable=False)
+            failures.append(reason)
         failures += [r["reason"] for r in measured.records if _failed(r)]
         report.add(measured)
+        if not measured.reliable and args.json and number < len(chosen):
+            _go_on_after(number)
+            break
     return failures
 
 
@@ -211,7 +216,7 @@ def _failed(record: results.Record) -> bool:
 
 def _go_on_after(number: int) -> None:
     """Measure the settings after the first ``number`` in a new process in place of this one. Does not return."""
-    print(f"the GPU's context is lost: a new process goes on with setting {number + 1}", flush=True)
+    print(f"a new process goes on with setting {number + 1}", flush=True)
     arguments = [a for i, a in enumerate(sys.argv[1:]) if "--skip" not in sys.argv[i : i + 2]]
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments, "--skip", str(number)])
 

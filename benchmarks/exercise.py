@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .inputs import Inputs
-from .registry import DTYPES, LAYOUTS, STEP, Call, Op, Setting, load, names
+from .registry import DTYPES, LAYOUTS, STEP, TRAININGS, Call, Op, Setting, load, names
 from .runner import FUSED, failure
 from .workloads import NAMED, Workload
 
@@ -19,8 +19,8 @@ SMALL = ("tiny", "tiny-wide")
 
 
 def entries(chosen: Sequence[str]) -> list[Op]:
-    """The ops with a fused implementation; `step` has none, and needs packages that may be missing."""
-    return [op for op in map(load, (name for name in chosen if name != "step")) if FUSED in op.implementations]
+    """The ops with a fused implementation: all but steps of a training, whose packages may be missing."""
+    return [load(name) for name in chosen if name not in TRAININGS]
 
 
 def settings(op: Op, workload: Workload, device: str, dtype: str, layout: str) -> Iterator[Setting]:

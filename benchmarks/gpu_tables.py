@@ -16,6 +16,7 @@ from .gpu_check.parts import SECONDS, Plan
 from .gpu_check.schedule import timetable as times_of
 from .markdown import markdown
 from .records import folder_data, grouped, number, ratio, records_of, times
+from .registry import TRAININGS
 from .workloads import NAMED
 
 NOTHING = "No figure comes from a GPU yet. `make gpu-check` measures there.\n"
@@ -54,7 +55,7 @@ def _machines(folder: Path) -> str:
 
 def _ops(folder: Path) -> str:
     rows = []
-    for setting in grouped(r for r in records_of(folder) if r["op"] != "step"):
+    for setting in grouped(r for r in records_of(folder) if r["op"] not in TRAININGS):
         fused = setting.get("fused", {})
         if not fused.get("ms_median"):
             continue
@@ -70,7 +71,7 @@ def _ops(folder: Path) -> str:
 
 def _steps(folder: Path) -> str:
     rows = []
-    for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
+    for setting in grouped(r for r in records_of(folder) if r["op"] in TRAININGS):
         for impl, record in setting.items():
             if not record["ms_median"]:
                 continue

@@ -109,7 +109,8 @@ def _curves(
     for x, workload in axis.points:
         setting = Setting(name, workload, device, "float32", "contiguous", bank, passes)
         chosen = [impl for impl in op.implementations if impl in impls]
-        measured = runner.measure(op, setting, chosen, ceilings, setting.inputs(), rounds=rounds, peak=False)
+        options = {"rounds": rounds, "peak": False, "details": False}
+        measured = runner.measure(op, setting, chosen, ceilings, setting.inputs(), **options)
         for record in measured.records:
             if record["ms_median"] is not None:
                 times.setdefault(record["impl"], []).append((x, record["ms_median"]))

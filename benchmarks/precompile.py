@@ -154,11 +154,18 @@ class Job(NamedTuple):
     layout: str
 
 
-def jobs(workloads: Sequence[str], dtypes: Sequence[str], layouts: Sequence[str]) -> list[Job]:
-    """What the benchmarks launch, and what a training step of the chosen workloads does."""
-    formats = [(NAMED[w], dtype, layout) for w in workloads for dtype in dtypes for layout in layouts]
+def jobs(workloads: Sequence[str], dtypes: Sequence[str] | None, layouts: Sequence[str]) -> list[Job]:
+    """What the benchmarks launch, and what a training step of the chosen workloads does.
+
+    Without ``dtypes``: those of the benchmarks, and for the small workloads all, which ``exercise`` goes through.
+    """
+
+    def chosen(workload: str) -> Sequence[str]:
+        return dtypes or (tuple(DTYPES) if workload in exercise.SMALL else DEFAULT_DTYPES)
+
+    formats = [(NAMED[w], dtype, layout) for w in workloads for dtype in chosen(w) for layout in layouts]
     formats += [(trained(NAMED[w]), *TRAINED_FORMAT) for w in TRAINED if w in workloads]
-    return [Job(op, *chosen) for chosen in formats for op in names()]
+    return [Job(op, *one) for one in formats for op in names()]
 
 
 def compile_job(job: Job, target: str | None) -> tuple[list[str], str | None]:
@@ -233,8 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 1 where a kernel does not compile."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precompile", description=__doc__.splitlines()[0])
     parser.add_argument("--target", choices=list(TARGETS), help="default: the GPU at hand")
-    parser.add_argument("--workload", nargs="+", choices=list(NAMED), default=REPORTED)
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=DEFAULT_DTYPES)
+    parser.add_argument("--workload", nargs="+", choices=list(NAMED), default=(*REPORTED, *exercise.SMALL))
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: those of the benchmarks")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--pack", type=Path, metavar="FILE", help="also write the cache to one file")

@@ -27,6 +27,7 @@ FORWARD, BOTH, STEP = PASSES = ("forward", "forward+backward", "step")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 BANKS = ("literal", "capped")
+TRAININGS = ("step", "step_as_graph")  # ops that are steps of a training, and need its packages
 
 Arguments = dict[str, Any]
 Outputs = tuple[Tensor, ...]
@@ -163,5 +164,5 @@ def names() -> list[str]:
 
 @functools.cache
 def load(name: str) -> Op:
-    """One op. ImportError where its file needs a package that is not here: only `step` needs more than torch."""
+    """One op. ImportError where its file needs a package that is not here: only ``TRAININGS`` need more than torch."""
     return importlib.import_module(f".ops.{name}", __package__).OP

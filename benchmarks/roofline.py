@@ -26,6 +26,7 @@ KINDS = ("bytes", "flops", "exp")
 LABELED_KEYS_PER_PIXEL = 2.3  # of the r_l = 3 likeliest classes, those that are not the label
 UNRELIABLE_SHARE = 0.2
 EXP_FLOPS = 16  # range reduction in two steps, a polynomial of degree 5, the power of two: 8 multiply-adds or as long
+IN_A_ROW = 5  # calls of a GPU that are timed together
 EXPS_A_CLOCK = 16  # of a multiprocessor's special-function units, in all generations named here
 
 
@@ -205,19 +206,24 @@ def best_time(call: Callable[[], object], device: str, repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):
         if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(IN_A_ROW):  # so that launching is no part of the time
+                call()
+            end.record()
+            end.synchronize()
+            best = min(best, start.elapsed_time(end) / 1e3 / IN_A_ROW)
+        else:
+            start = time.perf_counter()
+            call()
+            best = min(best, time.perf_counter() - start)
     return best
 
 
 def ceilings(device: str, *, quick: bool = False) -> Ceilings:
     """Measured here: a copy too large for any cache, a matrix product in fp32 (no TF32). Computed: exp."""
-    repeats = 3 if quick else 15
-    size = 2**22 if quick else 2**26
+    repeats = 3 if quick else (5 if device == "cuda" else 15)
+    size = 2**22 if quick else (2**29 if device == "cuda" else 2**26)
     source = torch.rand(size, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / best_time(lambda: target.copy_(source), device, repeats)

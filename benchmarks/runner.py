@@ -7,10 +7,12 @@ each of them once, so that what the machine does meanwhile hits all alike, and r
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, profiler
@@ -52,11 +54,12 @@ class ContextLost(RuntimeError):
 
 @dataclass
 class Measured:
-    """Rows of a results file."""
+    """Rows of a results file, and whether the process can go on: not after a failed capture."""
 
     records: list[results.Record]
     parts: list[results.Record] = field(default_factory=list)
     kernels: list[results.Record] = field(default_factory=list)
+    reliable: bool = True
 
 
 def measure(
@@ -70,22 +73,25 @@ def measure(
     peak: bool = True,
     trace: Path | None = None,
     keep_disagreeing: bool = False,
+    details: bool = True,
 ) -> Measured:
-    """The chosen implementations of one setting; profiles of a step go to the folder ``trace``."""
+    """The chosen implementations of one setting; profiles of a step go to the folder ``trace``.
+
+    ``details``: also the parts, and on a GPU the kernels and the time as a graph.
+    """
     inputs.bank = setting.bank
     on_gpu, steps = setting.device == "cuda", setting.passes == STEP
     calls, reasons, wrong = _agreeing(op, setting, impls, inputs, keep_disagreeing)
     timed = clocks.take_turns(calls, setting.device, rounds, steps=steps)
     floor_ms, floor_kind = _floor(op, setting, inputs, ceilings)
     parts, kernels = [], []
-    for impl, call in calls.items():
+    for impl, call in calls.items() if details else ():
         phases = call.implementation.phases
         file = trace and trace / f"{str(setting).replace(' ', '-')}-{impl}.json"
         times_of = _phases(call, phases, setting.device, file) if phases else _stages(call, setting.device)
         if times_of:
             parts.append(_key(setting, impl) | {"parts": times_of})
         if on_gpu and impl == FUSED:
-            _replay(call, timed[impl])
             kernels.append(_key(setting, impl) | {"kernels": _launched(call)})
 
     peaks: dict[str, float | str] = {}
@@ -96,6 +102,8 @@ def measure(
             peaks[impl] = call.implementation.no_peak
         elif on_gpu:
             peaks[impl] = memory.allocator_growth(call)
+    if on_gpu and details and FUSED in calls:
+        _replay(calls[FUSED], timed[FUSED])  # last: a capture that fails leaves its process unreliable
     call = None
     del calls, inputs
     gc.collect()  # learners hold themselves in cycles, and the processes below need the room
@@ -125,7 +133,8 @@ def measure(
                 record["peak_mb"] = peaks[impl]
             record["reason"] = "; ".join(why) or None
         records.append(record)
-    return Measured(records, parts, kernels)
+    captured = all(t.why is None for t in timed.values())
+    return Measured(records, parts, kernels, reliable=captured)
 
 
 def unmeasured(setting: Setting, impl: str, reason: str | None) -> results.Record:
@@ -181,13 +190,15 @@ def _agreeing(
             else:
                 result = call()
             got = call.compared(*result)
+            if setting.device == "cuda":
+                torch.cuda.synchronize()  # a kernel that fails does so after its launch
         except compiled.CompileFailed as error:
             reasons[impl] = str(error)
-            _check_context(setting, impl, error)
+            check_context(setting, impl, error)
             continue
         except Exception as error:  # out of memory, a kernel that does not compile or fails: the others still count
             reasons[impl] = failure(error)
-            _check_context(setting, impl, error)
+            check_context(setting, impl, error)
             continue
         if got and expected is None:
             expected = impl, got
@@ -203,13 +214,14 @@ def _agreeing(
 
 
 def failure(error: Exception) -> str:
-    """The reason of an implementation that raised, in a line."""
+    """The reason of an implementation that raised, in a line; where one error led to another, both."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{FAILED} {type(error).__name__}: {first}"[:200]
+    cause = f", after {failure(error.__context__).removeprefix(FAILED)}" if error.__context__ else ""
+    return f"{FAILED} {type(error).__name__}: {first}"[:200] + cause[:200]
 
 
-def _check_context(setting: Setting, impl: str, error: Exception) -> None:
-    """A CUDA error may end the context of the whole process."""
+def check_context(setting: Setting, impl: str, error: Exception) -> None:
+    """A CUDA error may end the context of the whole process: then ContextLost."""
     if setting.device != "cuda":
         return
     try:
@@ -264,17 +276,39 @@ def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
 
 
 def _phases(call: Call, phases: Sequence[str], device: str, trace: Path | None) -> dict[str, float]:
-    """Milliseconds of the profiler scopes of one call; on CUDA of the kernels that they launch."""
-    with profiler.profile() as profile:
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-    if trace is not None:
-        trace.parent.mkdir(parents=True, exist_ok=True)
-        profile.export_chrome_trace(str(trace))
-    total = "device_time_total" if device == "cuda" else "cpu_time_total"
-    times = {event.key: getattr(event, total) / 1e3 for event in profile.key_averages()}
+    """Milliseconds of the profiler scopes of one call; on CUDA between events at their ends."""
+    if trace is not None or device == "cpu":
+        with profiler.profile() as profile:
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+        if trace is not None:
+            trace.parent.mkdir(parents=True, exist_ok=True)
+            profile.export_chrome_trace(str(trace))
+        times = {event.key: event.cpu_time_total / 1e3 for event in profile.key_averages()}
+    if device == "cuda":
+        times = _between_events(call)
     return {phase: times[phase] for phase in phases if phase in times}
+
+
+def _between_events(call: Call) -> dict[str, float]:
+    """Milliseconds of each profiler scope on the device. A profile would miss the backward pass, which another thread
+    launches."""
+    from u2pl_fast import learner
+
+    pairs: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+
+    @contextmanager
+    def scope(name: str) -> Iterator[None]:
+        pairs[name] = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pairs[name][0].record()
+        yield
+        pairs[name][1].record()
+
+    with mock.patch.object(learner, "record_function", scope):
+        call()
+    torch.cuda.synchronize()
+    return {name: start.elapsed_time(end) for name, (start, end) in pairs.items()}
 
 
 def _peak_in_child(setting: Setting, impl: str) -> float | str:

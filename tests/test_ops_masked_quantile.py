@@ -101,7 +101,8 @@ def test_more_elements_than_float_counts(backend: str, device: torch.device) -> 
 
 def test_opcheck(backend: str, device: torch.device) -> None:
     x = numbers("normal", 100).to(device)
-    torch.library.opcheck(torch.ops.u2pl_fast.masked_quantile, (x, x > 0, torch.full((), 0.3, dtype=torch.float64)))
+    q = torch.full((), 0.3, dtype=torch.float64, device=device)
+    torch.library.opcheck(torch.ops.u2pl_fast.masked_quantile, (x, x > 0, q))
 
 
 def test_compiles_whole(backend: str, device: torch.device) -> None:

@@ -12,7 +12,6 @@ figures where the documentation reads them.
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from .out import RESULTS, TESTS, TRAINING, Out, rows
 from .parts import SECONDS, Plan
-from .schedule import Stage, run, timetable
+from .schedule import Stage, end_on_signals, run, timetable
 
 PARTS = tuple(SECONDS)
 PATIENCE = 6  # a rehearsal on a CPU may take so many times the seconds that a stage has on a GPU
@@ -31,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="default: all, one after another")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS[:2], help="default: right, then fast")
     parser.add_argument("--out", type=Path, metavar="DIR", help="results; what is there already is kept and added to")
     parser.add_argument("--carried", type=Path, metavar="DIR", help="a folder made with --prepare")
     parser.add_argument("--msrc", type=Path, metavar="DIR", help="MSRC-21, for learn; default: that of --carried")
@@ -89,7 +88,7 @@ def check(args: argparse.Namespace) -> int:
         args.encoder_weights = args.encoder_weights or next(map(str, args.carried.glob("*.safetensors")), None)
     args.msrc = args.msrc and args.msrc.resolve()
     args.encoder_weights = str(Path(args.encoder_weights).resolve()) if args.encoder_weights else "imagenet"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages are ended, and told
+    end_on_signals()
     told: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
         plan = Plan(args, out, Path(work))
@@ -143,7 +142,7 @@ def _figures(out: Out) -> list[str]:
     records = json.loads(path.read_text())["records"] if path.exists() else []
     lines = []
     for r in records:
-        if r["ms_median"] is None or (r["op"] != "step" and r["impl"] != "fused"):
+        if r["ms_median"] is None or (r["op"] not in ("step", "step_as_graph") and r["impl"] != "fused"):
             continue
         name = " ".join(str(r[k]) for k in ("op", "workload", "dtype", "layout", "bank", "pass", "impl") if r[k])
         figures = [f"{r['ms_median']:.4g} ms"]

@@ -26,6 +26,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from u2pl_fast.atomic import replacing
+
 from .. import machine
 from ..precompile import cache_folder, unpacked
 from .schedule import ROOT
@@ -147,13 +149,21 @@ def take(folder: Path) -> Taken:
         other.append("its sources have changed")
     files = list(folder.glob("_C*.so"))
     if files and not other:
-        shutil.copyfile(files[0], ROOT / "u2pl_fast" / files[0].name)
+        # In one rename: a process that has the old file loaded would crash if its bytes changed.
+        with replacing(ROOT / "u2pl_fast" / files[0].name) as temporary:
+            shutil.copyfile(files[0], temporary)
         said.append("the compiled ops")
     elif files:
         said.append(f"not the compiled ops: {'; '.join(other)}")
     if (folder / KERNELS).exists():
-        if made["triton"] == here["triton"]:
-            said.append(f"{unpacked(folder / KERNELS, cache_folder())} kernels")
-        else:
-            said.append(f"not the kernels: triton {made['triton']} there, {here['triton']} here")
+        said.append(_take_kernels(folder, made["triton"], here["triton"]))
     return Taken(environment, said)
+
+
+def _take_kernels(folder: Path, made: str, here: str) -> str:
+    if made != here:
+        return f"not the kernels: triton {made} there, {here} here"
+    try:
+        return f"{unpacked(folder / KERNELS, cache_folder())} kernels"
+    except Exception as error:  # a damaged archive: they can be compiled here, too
+        return f"not the kernels: {error!r}"

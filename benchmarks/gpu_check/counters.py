@@ -24,6 +24,7 @@ from .out import COUNTERS, RESULTS
 from .schedule import ROOT
 
 HEAVIEST = 5
+PATIENCE = 34  # seconds
 WORKLOAD, DTYPE, LAYOUT = "voc", "float32", "contiguous"
 METRICS = {
     "gpu__time_duration.sum": "time",
@@ -81,6 +82,24 @@ def parsed(lines: Iterable[str]) -> list[dict[str, str]]:
     ]
 
 
+def profiler() -> str | None:
+    """Where Nsight Compute lies."""
+    found = sorted(Path("/opt/nvidia/nsight-compute").glob("*/ncu")) + [Path("/usr/local/cuda/bin/ncu")]
+    return shutil.which("ncu") or next((str(path) for path in found if path.exists()), None)
+
+
+def _run(command: list[str]) -> str:
+    """What it prints. It is ended before its stage is, and what it has written until then counts."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    try:
+        return process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return process.communicate()[0]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check.counters", description=__doc__.splitlines()[0]
@@ -91,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         print("FAILED no kernel of the `voc` workload is in results.json")
         return 1
-    ncu = shutil.which("ncu")
+    ncu = profiler()
     if ncu is None:
         print("FAILED ncu is not found")
         return 1
@@ -101,12 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         watched += ["--metrics", ",".join(METRICS), "--kernel-name", f"regex:{'|'.join(chosen)}"]
         program = [sys.executable, "-m", "benchmarks.exercise", "--workload", WORKLOAD, "--dtype", DTYPE]
         program += ["--layout", LAYOUT, "--op", *dict.fromkeys(chosen.values())]
-        done = subprocess.run([*watched, *program], cwd=ROOT, capture_output=True, text=True, errors="replace")
+        printed = _run([*watched, *program])
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     launches = parsed(lines)
     last = {row["kernel"]: row for row in launches}  # of each kernel the last launch, which found everything warm
     if not last:
-        print((done.stdout + done.stderr)[-2000:], *lines[-10:], "FAILED ncu measured nothing", sep="\n")
+        print(printed[-2000:], *lines[-10:], "FAILED ncu measured nothing", sep="\n")
         return 1
     rows = [{"workload": WORKLOAD, "dtype": DTYPE, "layout": LAYOUT, **row} for row in last.values()]
     data = {"machine": machine.name("cuda"), "commit": machine.commit(), "time": machine.now(), "kernels": rows}

@@ -67,7 +67,7 @@ class Worker:
 
     lost = False
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)  # pytest's own makes the report, after which no other is asked
     def pytest_runtest_makereport(self, call: pytest.CallInfo) -> None:
         if call.excinfo is not None and torch.cuda.is_available():
             try:

@@ -22,6 +22,14 @@ RESULT, FAILED = "RESULT ", "FAILED"  # how a line begins that is kept with the 
 SHOWN = 12  # failures of one stage
 
 
+ended_by: list[int] = []  # signals that asked the check to end
+
+
+def end_on_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: ended_by.append(received))
+
+
 @dataclass
 class Stage:
     """One command.
@@ -119,7 +127,8 @@ class _Running:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process may hang in the driver: the others go on
+            self.process.wait(5)
         self.reader.join(2)
 
 
@@ -159,6 +168,8 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
                     running.remove(one)
                     told(one.stage, row)
             time.sleep(TICK)
+            if ended_by:  # looked at here alone, where every process that was started is known
+                raise SystemExit(128 + ended_by[0])
     finally:
         for one in running:  # this check itself is being ended
             one.kill()

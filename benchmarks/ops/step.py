@@ -8,7 +8,7 @@ import torch
 from u2pl_fast.learner import PHASES
 from u2pl_fast.precision import cpu_computes_in
 
-from .. import step, whole_step
+from .. import step
 from ..inputs import Inputs
 from ..registry import STEP, Arguments, Implementation, Op, Outputs, Setting, no_mark
 from ..workloads import trained
@@ -42,20 +42,6 @@ def implementation(
     return Implementation(partial(arguments, **choices), forward, None, collect, missing, PHASES)
 
 
-def replayed() -> Implementation:
-    """The whole step as one CUDA graph, captured at the first call: what is left if Python costs nothing."""
-
-    def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
-        if "graph" not in a:
-            a["graph"], a["losses"] = whole_step.captured(whole_step.Repeated(a["learner"], a["batch"]))
-        a["graph"].replay()
-        return a["losses"]
-
-    return Implementation(
-        arguments, forward, collect=lambda *_: (), missing=needs_gpu, no_peak="a graph keeps its memory between replays"
-    )
-
-
 # What a learner under --amp computes in here.
 DTYPE = "bfloat16" if torch.cuda.is_available() or cpu_computes_in(torch.bfloat16) else "float32"
 OP = Op(
@@ -67,7 +53,6 @@ OP = Op(
         "networks-only": implementation(criterion=step.NetworksOnly),
         "u2pl-lean": implementation(compared=True),
         "u2pl-lean-cuda-graph": implementation(compared=True, missing=needs_gpu, cuda_graph=True),  # as --cuda-graph
-        "u2pl-lean-one-graph": replayed(),
         # What u2pl-paper costs is added up from these: mean-teacher, + labelled images, + head, + loss.
         "labeled-teacher": implementation(method="mean-teacher", criterion=step.LabeledTeacher),
         "paper-networks": implementation(recipe="paper", criterion=step.NetworksOnly),

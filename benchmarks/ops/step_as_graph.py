@@ -1,0 +1,31 @@
+"""One whole u2pl step as one CUDA graph: what is left of it if Python costs nothing. It trains nothing: it repeats."""
+
+from collections.abc import Callable
+
+from .. import whole_step
+from ..registry import STEP, Arguments, Implementation, Op, Outputs, no_mark
+from .step import DTYPE, arguments, implementation, needs_gpu
+
+
+def replayed() -> Implementation:
+    """The whole step as one CUDA graph, captured at the first call: what is left if Python costs nothing."""
+
+    def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
+        if "graph" not in a:
+            a["repeated"] = whole_step.Repeated(a["learner"], a["batch"])  # its graph reads what it sent
+            a["graph"], a["losses"] = whole_step.captured(a["repeated"])
+        a["graph"].replay()
+        return a["losses"]
+
+    return Implementation(
+        arguments, forward, collect=lambda *_: (), missing=needs_gpu, no_peak="a graph keeps its memory between replays"
+    )
+
+
+OP = Op(
+    "step_as_graph",
+    {"u2pl-lean": implementation(missing=needs_gpu), "one-graph": replayed()},
+    passes=(STEP,),
+    dtypes=(DTYPE,),
+    layouts=("channels_last",),
+)
