@@ -13,10 +13,10 @@ import torch
 from . import results, roofline, runner
 from .inputs import Inputs
 from .machine import describe
-from .registry import BANKS, DTYPES, LAYOUTS, PASSES, TRAININGS, Op, Setting, load, names
+from .ops import TRAININGS, names
+from .registry import BANKS, DEFAULT_DTYPES, DTYPES, LAYOUTS, PASSES, Op, Setting, load
 from .workloads import NAMED, REPORTED
 
-DEFAULT_DTYPES = ("float32", "bfloat16")
 MARKS = (runner.FAILED, results.DISAGREES)
 
 
@@ -201,7 +201,6 @@ def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace
             # Whatever a GPU made of it, the settings after this one are to be measured, in a process without a past.
             records = [runner.unmeasured(setting, impl, reason) for impl in impls]
             measured = runner.Measured(records, reliable=False)
-            failures.append(reason)
         failures += [r["reason"] for r in measured.records if _failed(r)]
         report.add(measured)
         if not measured.reliable and args.json and number < len(chosen):
@@ -211,7 +210,9 @@ def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace
 
 
 def _failed(record: results.Record) -> bool:
-    return (record["reason"] or "").startswith(MARKS)
+    """Also where the reason names the implementation first, as that of a lost context does."""
+    reason = record["reason"] or ""
+    return reason.startswith(MARKS) or reason.partition(": ")[2].startswith(MARKS)
 
 
 def _go_on_after(number: int) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .inputs import Inputs
-from .registry import DTYPES, LAYOUTS, STEP, TRAININGS, Call, Op, Setting, load, names
+from .ops import TRAININGS, names
+from .registry import DTYPES, LAYOUTS, STEP, Call, Op, Setting, load
 from .runner import FUSED, failure
 from .workloads import NAMED, Workload
 

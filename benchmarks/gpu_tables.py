@@ -11,12 +11,12 @@ from pathlib import Path
 
 from . import results
 from .gpu_check.counters import METRICS, name_of
-from .gpu_check.out import Out
+from .gpu_check.out import Out, loss_pairs
 from .gpu_check.parts import SECONDS, Plan
 from .gpu_check.schedule import timetable as times_of
 from .markdown import markdown
-from .records import folder_data, grouped, number, ratio, records_of, times
-from .registry import TRAININGS
+from .ops import TRAININGS
+from .records import folder_data, grouped, machine_rows, number, ratio, records_of, times
 from .workloads import NAMED
 
 NOTHING = "No figure comes from a GPU yet. `make gpu-check` measures there.\n"
@@ -44,13 +44,11 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _machines(folder: Path) -> str:
-    rows = []
-    for data in folder_data(folder):
-        m, c = data["machine"], data["machine"]["ceilings"]
-        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
-        ceilings = f"{c['bytes'] / 1e9:,.0f} GB/s, {c['flops'] / 1e12:.1f} TFLOP/s, {c['exps'] / 1e12:.2f} T/s"
-        rows.append([m["name"], versions, m["commit"], m["time"], ceilings])
-    return _table(["GPU", "versions", "commit", "time", "copy, fp32 matmul, exp"], rows)
+    def ceilings(c: dict[str, float]) -> str:
+        return f"{c['bytes'] / 1e9:,.0f} GB/s, {c['flops'] / 1e12:.1f} TFLOP/s, {c['exps'] / 1e12:.2f} T/s"
+
+    header = ["GPU", "CPU threads", "versions", "commit", "time", "copy, fp32 matmul, exp"]
+    return _table(header, machine_rows(folder, ceilings))
 
 
 def _ops(folder: Path) -> str:
@@ -105,12 +103,9 @@ def _counters(folder: Path) -> str:
 
 
 def _training(folder: Path) -> str:
-    path = folder / "training.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    losses = [found[name]["loss"] for name in ("train fused", "train reference") if name in found]
-    if len(losses) < 2:
+    pairs = loss_pairs(folder / "training.json")
+    if not pairs:
         return ""
-    pairs = list(zip(*losses, strict=False))
     apart = [abs(a - b) / abs(b) for a, b in pairs if b]
     row = [str(len(pairs)), number(pairs[0][0]), number(pairs[-1][0]), number(pairs[-1][1])]
     header = ["steps", "first loss", "last loss, fused", "last loss, reference", "median distance"]

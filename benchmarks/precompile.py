@@ -32,12 +32,12 @@ from u2pl_fast.ops import _backend
 
 from . import exercise
 from .inputs import Inputs
-from .registry import DTYPES, LAYOUTS, Setting, names
+from .ops import names
+from .registry import DEFAULT_DTYPES, DTYPES, LAYOUTS, Setting
 from .workloads import NAMED, REPORTED, Workload, trained
 
 WARP = 32
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-DEFAULT_DTYPES = ("float32", "bfloat16")
 # What a training step of a workload launches: the format of a training, and crops that its network divides by.
 TRAINED, TRAINED_FORMAT = ("camvid", "voc"), ("bfloat16", "channels_last")
 

@@ -1,7 +1,7 @@
 """Records of a folder of results, and how tables write their numbers."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import results
@@ -54,3 +54,12 @@ def ratio(setting: dict[str, results.Record], other: str, own: str = "fused") ->
     if not theirs or not mine:
         return None
     return statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
+
+
+def machine_rows(folder: Path, ceilings: Callable[[dict[str, float]], str]) -> list[list[str]]:
+    """What each file was measured on: name, threads, versions, commit, time, and its ceilings in units that suit it."""
+    rows = []
+    for m in (data["machine"] for data in folder_data(folder)):
+        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
+        rows.append([m["name"], str(m["threads"]), versions, m["commit"], m["time"], ceilings(m["ceilings"])])
+    return rows

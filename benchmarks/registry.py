@@ -7,7 +7,6 @@ file may add others of its own, as long as all return the same tensors for the s
 
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,7 @@ FORWARD, BOTH, STEP = PASSES = ("forward", "forward+backward", "step")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 BANKS = ("literal", "capped")
-TRAININGS = ("step", "step_as_graph")  # ops that are steps of a training, and need its packages
+DEFAULT_DTYPES = ("float32", "bfloat16")  # of what is measured unless told
 
 Arguments = dict[str, Any]
 Outputs = tuple[Tensor, ...]
@@ -155,14 +154,7 @@ def drop_in(
     }
 
 
-def names() -> list[str]:
-    """Every op of ``benchmarks/ops/``; nothing is imported."""
-    from . import ops as folder
-
-    return [module.name for module in pkgutil.iter_modules(folder.__path__)]
-
-
 @functools.cache
 def load(name: str) -> Op:
-    """One op. ImportError where its file needs a package that is not here: only ``TRAININGS`` need more than torch."""
+    """One op. ImportError where its file needs a package that is not here: ``ops.TRAININGS`` need more than torch."""
     return importlib.import_module(f".ops.{name}", __package__).OP

@@ -23,8 +23,9 @@ from u2pl_fast.traffic import step_traffic
 from . import gpu_tables, results, roofline, step_memory
 from .accuracy import tables as accuracy
 from .markdown import markdown
-from .records import folder_data, grouped, number, ratio, records_of, times
-from .registry import load, names
+from .ops import names
+from .records import folder_data, grouped, machine_rows, number, ratio, records_of, times
+from .registry import load
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,12 +222,11 @@ def parts(folder: Path) -> str:
 
 def machines(folder: Path) -> str:
     """What the results of a folder were measured on."""
-    rows = []
-    for data in folder_data(folder):
-        m, c = data["machine"], data["machine"]["ceilings"]
-        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)
-        ceilings = f"{c['bytes'] / 1e9:.1f} GB/s, {c['flops'] / 1e9:.0f} GFLOP/s, {c['exps'] / 1e9:.2f} G/s"
-        rows.append([m["name"], str(m["threads"]), versions, m["commit"], m["time"], ceilings])
+
+    def ceilings(c: dict[str, float]) -> str:
+        return f"{c['bytes'] / 1e9:.1f} GB/s, {c['flops'] / 1e9:.0f} GFLOP/s, {c['exps'] / 1e9:.2f} G/s"
+
+    rows = machine_rows(folder, ceilings)
     if not rows:
         return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
     return markdown(["machine", "threads", "versions", "commit", "time", "measured copy, matmul, exp"], rows)

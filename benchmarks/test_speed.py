@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from . import compiled
-from .registry import Call, Setting, load, names
+from .ops import names
+from .registry import Call, Setting, load
 from .workloads import NAMED, REPORTED
 
 pytest.importorskip("pytest_benchmark")

@@ -12,7 +12,8 @@ import torch
 
 from . import compiled, exercise
 from .inputs import Inputs
-from .registry import DTYPES, LAYOUTS, Call, load, names
+from .ops import names
+from .registry import DTYPES, LAYOUTS, Call, load
 from .workloads import NAMED
 
 

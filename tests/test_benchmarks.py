@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 
-from benchmarks import growth, inputs, memory, registry, results, roofline, runner, step_memory, tables
+from benchmarks import growth, inputs, memory, ops, registry, results, roofline, runner, step_memory, tables
 from benchmarks.__main__ import main
 from benchmarks.workloads import NAMED, REPORTED, Workload
 
-OPS = {name: registry.load(name) for name in registry.names()}
+OPS = {name: registry.load(name) for name in ops.names()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -174,7 +174,7 @@ def test_floors_fall_as_ceilings_rise():
 
 
 def test_every_op_has_a_cost():
-    assert set(OPS) == {*roofline.COSTS, *registry.TRAININGS}
+    assert set(OPS) == {*roofline.COSTS, *ops.TRAININGS}
 
 
 def test_literal_voc_offers_what_was_counted():

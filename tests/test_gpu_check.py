@@ -339,6 +339,8 @@ def test_the_closure_of_needs_is_printed(wheels: Path, tmp_path: Path, capsys: p
     told = subprocess.run([*there, "--wheels", wheels], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert set(told.stdout.split()) == lacking and not told.stderr
     assert needs.missing() == ([], [])
+    without_torch = "import sys; sys.modules['torch'] = None; from benchmarks.gpu_check import __main__"
+    assert subprocess.run([sys.executable, "-c", without_torch], cwd=ROOT).returncode == 0
 
 
 def test_what_does_not_fit_is_left_with_the_reason(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .out import RESULTS, TESTS, TRAINING, Out, rows
+from ..ops import TRAININGS
+from .out import RESULTS, TESTS, TRAINING, Out, loss_pairs, rows
 from .parts import SECONDS, Plan
 from .schedule import Stage, end_on_signals, run, timetable
 
@@ -125,12 +126,9 @@ def _tests(out: Out) -> list[str]:
 
 
 def _training(out: Out) -> list[str]:
-    path = out / TRAINING
-    found = json.loads(path.read_text()) if path.exists() else {}
-    losses = [found[name]["loss"] for name in ("train fused", "train reference") if name in found]
-    if len(losses) < 2:
+    pairs = loss_pairs(out / TRAINING)
+    if not pairs:
         return []
-    pairs = list(zip(*losses, strict=False))
     apart = sum(abs(a - b) for a, b in pairs) / sum(abs(b) for _, b in pairs)
     first = f"first losses {pairs[0][0]:.5f} and {pairs[0][1]:.5f}"
     return [f"training, fused and reference: {first}, {100 * apart:.2f} % apart over {len(pairs)} steps"]
@@ -142,7 +140,7 @@ def _figures(out: Out) -> list[str]:
     records = json.loads(path.read_text())["records"] if path.exists() else []
     lines = []
     for r in records:
-        if r["ms_median"] is None or (r["op"] not in ("step", "step_as_graph") and r["impl"] != "fused"):
+        if r["ms_median"] is None or (r["op"] not in TRAININGS and r["impl"] != "fused"):
             continue
         name = " ".join(str(r[k]) for k in ("op", "workload", "dtype", "layout", "bank", "pass", "impl") if r[k])
         figures = [f"{r['ms_median']:.4g} ms"]

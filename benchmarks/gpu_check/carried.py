@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def prepare(folder: Path, *, target: str, wheels: Path | None, msrc: Path | None, weights: Path | None) -> list[str]:
-    """Fill ``folder``; what to say about it. Raises CalledProcessError where something does not build."""
+    """Fill ``folder``; what to say about it. Raises SystemExit where something does not build."""
     folder.mkdir(parents=True, exist_ok=True)
     said = []
     if wheels:

@@ -21,6 +21,7 @@ RESULTS, GROWTH, TRAINING, COUNTERS, ACCURACY = (
     "accuracy.jsonl",
 )
 FILES = (LOG, STAGES, TESTS, RESULTS, GROWTH, TRAINING, COUNTERS, ACCURACY)
+COMPARED = FUSED, REFERENCE = ("train fused", "train reference")  # the trainings in TRAINING
 LOG_BYTES, STAGE_LOG_BYTES = 12 * 2**20, 2**20
 
 Row = dict[str, Any]
@@ -78,6 +79,13 @@ def rows(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             continue
     return found
+
+
+def loss_pairs(path: Path) -> list[tuple[float, float]]:
+    """The losses of the fused and of the reference training, step by step; none where one of them is missing."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    losses = [found[name]["loss"] for name in COMPARED if name in found]
+    return list(zip(*losses, strict=False)) if len(losses) == len(COMPARED) else []
 
 
 def replace(path: Path, found: Iterable[Row]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from u2pl_fast.atomic import write_text
 
-from ..registry import TRAININGS
-from .out import ACCURACY, GROWTH, RESULTS, TESTS, TRAINING, Out, replace, rows
+from ..ops import TRAININGS, names
+from .out import ACCURACY, FUSED, GROWTH, REFERENCE, RESULTS, TESTS, TRAINING, Out, replace, rows
 from .schedule import ROOT, Stage
 
 SECONDS = {"right": 180, "fast": 360, "learn": 240}
@@ -77,8 +77,8 @@ class Plan:
                 TRAINED_WITH,
                 left_out=self.on_gpu,
             ),
-            self.train("train fused", begun),
-            self.train("train reference", begun, U2PL_FAST_BACKEND="reference"),
+            self.train(FUSED, begun),
+            self.train(REFERENCE, begun, U2PL_FAST_BACKEND="reference"),
         ]
 
     def extension(self) -> Stage:
@@ -181,8 +181,7 @@ class Plan:
         return ["--workload", *(REHEARSED[w] if self.quick else w for w in workloads)]
 
     def _ops(self, workload: str) -> list[str]:
-        names = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[a-z]*.py") if path.stem not in TRAININGS)
-        ordered = [*MAIN_OPS, *(name for name in names if name not in MAIN_OPS)]
+        ordered = [*MAIN_OPS, *(name for name in names() if name not in (*MAIN_OPS, *TRAININGS))]
         return ["--op", *ordered, *self._on(workload), *MAIN_FORMATS, "--impl", "eager", "fused"]
 
     def _others(self, *workloads: str) -> list[str]:
