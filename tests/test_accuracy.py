@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy import cells as cells_module
-from benchmarks.accuracy import plots, tables
+from benchmarks.accuracy import draws, paired, plots, tables
 from benchmarks.accuracy.cells import ALL, ROWS, cells
 from u2pl_fast.config import DATASET_DEFAULTS, resolve
 from u2pl_fast.train import parse
@@ -77,6 +79,61 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, ca
     assert (tmp_path / "r/shapes-80-supervised-seed0.json").exists()
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    """Eight images of two scenes, called as MSRC calls them."""
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (tmp_path / "msrc" / part / split).mkdir(parents=True)
+        for number in range(1, 9):
+            name = f"{1 + number % 2}_{number}_s"
+            pixels = np.full((40, 48), number % 2, np.uint8)
+            Image.fromarray(np.repeat(120 * pixels[..., None], 3, 2)).save(tmp_path / f"msrc/images/{split}/{name}.png")
+            Image.fromarray(pixels).save(tmp_path / f"msrc/labels/{split}/{name}.png")
+    (tmp_path / "msrc/classes.txt").write_text("a\nb\n")
+    return tmp_path / "msrc"
+
+
+def test_draws_are_even_over_scenes_nested_and_of_their_seed(photographs):
+    names = [f"{scene}_{number}_s" for scene in (1, 2, 10) for number in range(7)]
+    four, nine = draws.labeled_ids(names, 4, 0), draws.labeled_ids(names, 9, 0)
+    assert set(four) < set(nine) and len(nine) == 9
+    assert {scene: sum(name.startswith(f"{scene}_") for name in nine) for scene in (1, 2, 10)} == {1: 3, 2: 3, 10: 3}
+    assert nine == draws.labeled_ids(names[::-1], 9, 0) != draws.labeled_ids(names, 9, 1)
+    listed = draws.write_list(photographs, 4, 0, photographs / "lists" / "four.txt").read_text().split()
+    assert len(listed) == 4 and sum(name.startswith("1_") for name in listed) == 2
+
+
+def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, monkeypatch, capsys):
+    tiny = ("--dataset", "folder", *TINY[2:], "--encoder", "mobilenetv3_small_050", "--encoder-lr", "1e-3")
+    monkeypatch.setitem(cells_module.BEDS, "msrc", tiny)
+    monkeypatch.setattr(cells_module, "MSRC_LABELS", (4, 6))
+    arguments = ["--msrc", str(photographs), "--encoder-weights", "none", "--work", str(tmp_path / "work")]
+    arguments += ["--results", str(tmp_path / "results"), "--jobs", "2", "--only", "msrc-4-self-training-seed0"]
+    assert suite.main(arguments) == 0
+    said = capsys.readouterr().out
+    order = [
+        said.index(f"msrc-4-{row}-seed0: {what}") for row, what in (("supervised", "mIoU"), ("self-training", "t"))
+    ]
+    assert order == sorted(order) and {path.stem for path in (tmp_path / "results").iterdir()} == {
+        "msrc-4-supervised-seed0",
+        "msrc-4-self-training-seed0",
+    }
+    assert suite.main(arguments) == 0
+    assert "0 runs to train" in capsys.readouterr().out
+
+
+def test_paired_differences():
+    assert paired.difference([1.0, None], [None, 2.0]) is None
+    one = paired.difference([3.0, None], [1.0, 2.0])
+    assert one == paired.Difference(1, 2.0, None, None) and paired.shown(one) == "+2.0"
+    five = paired.difference([1.0, 2, 3, 4, 5], [0.0, 0, 0, 0, 0])  # standard deviation 1.5811, t of 4 degrees 2.776
+    assert five.mean == 3 and five.half_width == pytest.approx(1.963, abs=1e-3)
+    # t(11) · 1.5811 / √12 = 1.005, t(12) · 1.5811 / √13 = 0.956
+    assert five.seeds_for_one == 13 and paired.shown(five) == "+3.0 ± 2.0"
+    assert paired.difference([1.0, 1.0], [0.0, 0.0]).half_width == 0
+
+
 def made_up(name: str, miou: float) -> dict:
     (cell,) = [cell for cell in cells() if cell.name == name]
     evaluations = [
@@ -109,7 +166,9 @@ def some_runs(tmp_path):
     name = "camvid-23-classmix-seed0"
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.58)))
     name = "camvid-23-u2pl-paper-seed0"  # trained when the bed was another one
-    (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.7) | {"flags": ["--steps", "9"]}))
+    run = made_up(name, 0.7)
+    run["settings"] |= {"steps": 9}
+    (folder / f"{name}.json").write_text(json.dumps(run))
     for name in ("camvid-23-u2pl-paper-seed1", "camvid-23-mean-teacher-seed1"):  # when flags meant something else,
         run = made_up(name, 0.7 if "paper" in name else 0.5)  # of which mean-teacher reads nothing
         run["settings"] |= {"key_encoder": "student"}

@@ -120,6 +120,18 @@ def test_contrastive_loss_is_a_loop_over_classes(dense, key_encoder):
     assert got.contrastive.item() == pytest.approx(sum(per_class) / len(per_class), rel=1e-5)
 
 
+def test_the_confidence_gate_averages_over_all_pixels():
+    student, labels, pseudo, teacher = batch()
+    got = criterion(gate="confidence", confidence_threshold=0.6)(student, labels, pseudo)
+    up = F.interpolate(student.logits, SIZE, mode="bilinear", align_corners=False)
+    sure = pseudo.valid & (F.interpolate(teacher.logits, SIZE, mode="bilinear").softmax(1).amax(1) >= 0.6)
+    nll = F.cross_entropy(up[2:], pseudo.label.long(), reduction="none")
+    assert 0 < sure.sum() < pseudo.valid.sum()
+    torch.testing.assert_close(got.unsupervised, (nll[sure].sum() / pseudo.valid.sum()).detach())
+    with pytest.raises(ValueError, match="gate: expected one of entropy, class-entropy, confidence, got 'sure'"):
+        criterion(gate="sure")
+
+
 def test_gradient_reaches_only_anchors_of_the_student():
     crit, parts = criterion(), batch(dense=True)
     student = parts[0]

@@ -49,8 +49,25 @@ def test_a_batch_has_the_promised_fields():
         "strong": ((3, 3, 32, 48), torch.uint8),
         "valid": ((3, 32, 48), torch.bool),
         "unlabeled_index": ((3,), torch.int64),
+        "window": ((3, 10), torch.int64),
     }
     assert {name: (tuple(x.shape), x.dtype) for name, x in batch.items()} == expected
+
+
+def test_further_strong_views_leave_the_rest_as_it_was():
+    one = StepDataset(small_split(), OPTIONS, seed=0, batch_size=2)[1]
+    two = StepDataset(small_split(), OPTIONS, seed=0, batch_size=2, strong_views=2)[1]
+    first, second = two.pop("strong").chunk(2)
+    assert torch.equal(first, one.pop("strong")) and not torch.equal(first, second)
+    assert_same(one, two)
+
+
+def test_windows_name_the_image_and_lie_in_it():
+    split = small_split()
+    batch = StepDataset(split, OPTIONS, seed=0, batch_size=4)[2]
+    for index, top, left, height, width, *_, flip, image_height, image_width in batch["window"].tolist():
+        assert index in split.unlabeled and split.dataset.image(index).shape[:2] == (image_height, image_width)
+        assert 0 <= top <= image_height - height and 0 <= left <= image_width - width and flip in (0, 1)
 
 
 def test_supervised_batches_are_the_labelled_half():

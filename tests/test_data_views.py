@@ -169,3 +169,28 @@ def test_options_are_checked():
         ViewOptions((8, 8), scale_range=(2.0, 0.5))
     with pytest.raises(ValueError, match="crop_size"):
         ViewOptions((0, 8))
+
+
+def test_recolored_labeled_views_keep_their_geometry():
+    image, label = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8), torch.randint(0, 9, (50, 60))
+    plain, recolored = (
+        Views(ViewOptions((32, 32), jitter_prob=1, jitter_labeled=on), 255).labeled(image, label, 5)
+        for on in (False, True)
+    )
+    assert torch.equal(plain[1], recolored[1]) and not torch.equal(plain[0], recolored[0])
+    still = ViewOptions((32, 32), jitter_prob=0, grayscale_prob=0, blur_prob=0, jitter_labeled=True)
+    assert torch.equal(Views(still, 255).labeled(image, label, 5)[0], plain[0])
+
+
+def test_intensity_changes_colors_and_moves_nothing():
+    torch.manual_seed(0)
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    image[:, :, 20:] = torch.tensor([200, 120, 40], dtype=torch.uint8)[:, None, None]
+    views = Views(ViewOptions((40, 40), scale_range=(1, 1), flip_prob=0, strong_colors="intensity"), 255)
+    strong = torch.stack([views.unlabeled(image, 1, seed)[1] for seed in range(40)])
+    changed = [not torch.equal(view, image) for view in strong]
+    assert 20 < sum(changed) and len({tuple(view[:, 5, 30].tolist()) for view in strong}) > 15
+    away = strong.float().index_select(3, torch.tensor([*range(12), *range(28, 40)]))  # out of the reach of a blur
+    assert (away[..., :12].std((2, 3)).max() == 0) and (away[..., 12:].std((2, 3)).max() == 0)
+    with pytest.raises(ValueError, match="strong_colors: intensity changes colors"):
+        Views(ViewOptions((8, 8), color=(0,), strong_colors="intensity"), 255)

@@ -386,6 +386,41 @@ def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scales():
         network("upernet", "convnext_atto", freeze_batchnorm=True)
 
 
+@pytest.mark.parametrize("encoder", [SMALL, "mit_b0"])
+def test_fusing_before_the_upsampling_changes_nothing(encoder):
+    net = network("segformer", encoder, projection="pointwise").eval()  # no dropout
+    ours = net(images(), representations=True)
+    ours.logits.square().mean().backward()
+    gradients = [p.grad for p in net.decoder.parameters()]
+    net.zero_grad()
+    net.decoder.__class__ = type(net.decoder).__base__
+    theirs = net(images(), representations=True)
+    theirs.logits.square().mean().backward()
+    torch.testing.assert_close(ours.features, theirs.features)
+    torch.testing.assert_close(gradients, [p.grad for p in net.decoder.parameters()])
+
+
+def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns():
+    net = network(projection="pointwise", freeze_stages=2)
+    before = {name: x.clone() for name, x in net.encoder.state_dict().items()}
+    one_step(net, 64, 64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer.step()
+    changed = {name for name, x in net.encoder.state_dict().items() if not torch.equal(x, before[name])}
+    stages = net.encoder(torch.rand(1, 3, 64, 64))
+    frozen = {name for name, p in net.encoder.named_parameters() if not p.requires_grad}
+    for depth, stage in enumerate(stages[1:], 1):  # the first map is the image itself
+        assert stage.requires_grad == (depth > 2)
+    assert frozen and not frozen & changed
+    assert changed >= {name for name, p in net.encoder.named_parameters() if p.requires_grad and p.grad.any()}
+    norms = [m for m in net.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {m.training for m in norms if not m.weight.requires_grad} == {False}
+    assert {m.training for m in norms if m.weight.requires_grad} == {True}
+    for stages in (-1, 6):
+        with pytest.raises(ValueError, match="freeze_stages: expected 0 to 5, the stages of this encoder"):
+            network(freeze_stages=stages)
+
+
 def test_synchronised_batch_norm_keeps_the_activations_joined_to_it():
     net = network().eval()
     before = net(images()).logits

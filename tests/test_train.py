@@ -110,8 +110,11 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
         {"method": "u2pl", "recipe": "paper", "optimizer": "sgd", "accumulate": 2},
         {"method": "mean-teacher", "mix": "classmix"},
         {"method": "supervised", "ohem": True, "ohem_min_kept": 500, "auxiliary": True},
+        {"method": "supervised", "average_weights": True, "mix_labeled_prob": 1.0, "jitter_labeled": True},
+        {"method": "mean-teacher", "strong_views": 2, "feature_dropout": 0.5, "gate": "confidence"},
+        {"method": "u2pl", "teacher_input": "whole", "teacher_every": 3, "num_labeled": 390},
     ],
-    ids=["lean", "paper-sgd-accumulate", "mean-teacher", "supervised-ohem"],
+    ids=["lean", "paper-sgd-accumulate", "mean-teacher", "supervised-ohem", "averaged", "unimatch", "whole-images"],
 )
 def test_k_plus_k_steps_are_2k_steps_bit_for_bit(tmp_path, options):
     run(tiny(tmp_path / "straight", **options))

@@ -97,6 +97,12 @@ class TrainConfig:
     """Probability that brightness, contrast, saturation and hue of a strong view are jittered."""
     grayscale_prob: float = 0.2
     blur_prob: float = 0.5
+    strong_colors: Literal["jitter", "intensity"] = "jitter"
+    """Colors of the strong view: jitter, grayscale and blur, or one to three random changes of intensity (AugSeg)."""
+    strong_views: int = 1
+    """Strong views of each unlabelled image a step; UniMatch has 2."""
+    jitter_labeled: bool = False
+    """Give the labelled images the strong view's colors too."""
     cache: bool = True
     """Keep decoded images in memory where they fit."""
     in_channels: int = 3
@@ -127,6 +133,8 @@ class TrainConfig:
     """Compute the encoder's activations a second time in the backward pass instead of keeping them."""
     freeze_batchnorm: bool = False
     """The encoder's batch norm keeps the statistics of its pretrained weights; for small batches."""
+    freeze_stages: int = 0
+    """Keep the first stages of the encoder as they were pretrained, batch norm included; for few labels, and faster."""
     align_corners: bool = False
     """How logits map to pixels."""
     sync_batchnorm: bool = True
@@ -158,6 +166,10 @@ class TrainConfig:
     """Least probability of an anchor."""
     low_rank: int | None = None
     high_rank: int | None = None
+    gate: Literal["entropy", "class-entropy", "confidence"] = "entropy"
+    """Pixels that teach. entropy: the surest 1 − α_t of the batch; class-entropy: of each class; confidence: those of
+    at least confidence_threshold, averaged over all pixels, as in FixMatch."""
+    confidence_threshold: float = 0.95
     alpha_0: float = 0.2
     """Share of unlabelled pixels that counts as unreliable at the start."""
     unsupervised_weight: float = 1.0
@@ -177,9 +189,24 @@ class TrainConfig:
     """Published order: the teacher sees the mixed images too; entropies, probabilities and its keys are from there."""
     sup_only_epochs: float | None = None
     """Epochs on labels alone before the teacher starts; unset: 1, or 0 in a run of fewer than 4 epochs."""
+    teacher_input: Literal["crop", "whole"] = "crop"
+    """What the teacher labels: each weak crop, or whole images, mirrored too, every teacher_every steps."""
+    teacher_every: int = 150
+    """Steps between the teacher's looks at whole images."""
+    teacher_scales: tuple[float, ...] = (1.0,)
+    """Scales at which it looks at whole images; the mean counts."""
+    teacher_from: Path | None = None
+    """Checkpoint of an earlier run that labels the whole images once, in place of the teacher: self-training."""
+    feature_dropout: float = 0.0
+    """Share of the encoder's channels dropped in a further view, which is the weak one; UniMatch has 0.5. 0: no such
+    view."""
     ema_momentum: float = 0.99
+    average_weights: bool = False
+    """Evaluate the moving average of the weights where the method has no teacher: supervised."""
     mix: Literal["cutmix", "classmix", "cutout", "none"] = "cutmix"
     mix_prob: float = 1.0
+    mix_labeled_prob: float = 0.0
+    """Probability that a labelled image takes a CutMix box of its partner in the batch, label included."""
     ohem: bool = False
     """Train the supervised loss on hard pixels alone."""
     ohem_threshold: float = 0.7
@@ -204,7 +231,7 @@ class TrainConfig:
     lr: float | None = None
     """Learning rate of the decoder and heads, and of the encoder unless it has its own."""
     encoder_lr: float | None = None
-    """Learning rate of the encoder; unset: 0.3 times lr where it is pretrained, else lr."""
+    """Learning rate of the encoder; unset: a tenth of lr where it is pretrained, else lr."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 1e-4
@@ -357,7 +384,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.label_map is not None:
         config.label_map = label_map_entries(config.label_map)  # a checkpoint knows them without the file
     if config.encoder_lr is None:
-        config.encoder_lr = config.lr if config.encoder_weights == "none" else 0.3 * config.lr
+        config.encoder_lr = config.lr if config.encoder_weights == "none" else 0.1 * config.lr
     own = None if config.encoder_weights == "none" else pretrained_normalisation(config.encoder)
     if own not in (None, normalisation(3)):
         n = config.in_channels
@@ -379,6 +406,8 @@ def _check(config: TrainConfig) -> None:
         "in_channels",
         "batch_size",
         "accumulate",
+        "strong_views",
+        "teacher_every",
         "num_anchors",
         "num_negatives",
         "bank_capacity",
@@ -392,8 +421,11 @@ def _check(config: TrainConfig) -> None:
     for name in positive:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
-    strong = ("jitter_prob", "grayscale_prob", "blur_prob")
-    for name in ("alpha_0", "mix_prob", "ema_momentum", "positive_threshold", "label_smoothing", *strong):
+    shares = (
+        *("alpha_0", "mix_prob", "mix_labeled_prob", "ema_momentum", "positive_threshold", "confidence_threshold"),
+        *("label_smoothing", "feature_dropout", "jitter_prob", "grayscale_prob", "blur_prob"),
+    )
+    for name in shares:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(config, name)}")
     for name in ("temperature", "lr", "clip_norm"):
@@ -429,6 +461,21 @@ def _check(config: TrainConfig) -> None:
     if config.method == "u2pl" and config.projection == "conv" and config.key_encoder == "teacher-head":
         raise ValueError(
             "key_encoder: teacher-head applies a head to single pixels; use projection pointwise or key_encoder teacher"
+        )
+    if config.teacher_input == "whole":
+        if config.method == "u2pl" and "teacher" in (config.key_encoder, config.labeled_probs):
+            raise ValueError("teacher_input: whole images give no representations; use crop, or recipe lean")
+        if config.second_teacher_pass:
+            raise ValueError("teacher_input: a second teacher pass looks at mixed crops; use crop")
+        if not (config.teacher_scales and min(config.teacher_scales) > 0):
+            raise ValueError(f"teacher_scales: expected positive numbers, got {config.teacher_scales}")
+    elif config.teacher_from is not None:
+        raise ValueError("teacher_from: an earlier network labels whole images; add --teacher-input whole")
+    if config.freeze_stages < 0:
+        raise ValueError(f"freeze_stages: expected 0 or more, got {config.freeze_stages}")
+    if config.freeze_stages and config.encoder_weights == "none" and not (config.init_from or config.resume):
+        raise ValueError(
+            "freeze_stages: the stages have no pretrained weights to keep; give encoder_weights or init_from"
         )
     if config.freeze_batchnorm and config.encoder_weights == "none" and not (config.init_from or config.resume):
         raise ValueError(

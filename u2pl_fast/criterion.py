@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +9,12 @@ from torch import Tensor, nn
 from . import ops, reference
 from .captured import Captured
 from .distributed import Group, all_sum, all_true, world_size
+from .gates import GATES, PseudoLabels, apply_gate
 from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
 
 SOURCES = ("student", "teacher")
 KEY_ENCODERS = ("teacher-head", *SOURCES)
-
-
-class PseudoLabels(NamedTuple):
-    """The teacher's maps over the unlabelled images, each (B_u, H, W): class, entropy in nats, inside the image."""
-
-    label: Tensor
-    entropy: Tensor
-    valid: Tensor
 
 
 @dataclass
@@ -44,6 +36,8 @@ class U2PLCriterion(nn.Module):
         num_classes: C; labels are 0..C-1.
         representation_dim: D; None builds no bank and leaves L_c out (mean teacher, or labels only).
         ignore_index: label of pixels without one; must not be a class.
+        gate: which pixels teach in L_u, one of :data:`u2pl_fast.gates.GATES`. ``confidence_threshold``: of the gate
+            ``confidence``, whose λ_u is η · #reliable / #valid: the mean over all pixels, as FixMatch has it.
         alpha_0: share of unlabelled pixels that counts as unreliable at the start.
         unsupervised_weight: η. ``unsupervised_weight_cap``: the most that λ_u may become, None = no bound.
         contrastive_weight: λ_c.
@@ -70,6 +64,8 @@ class U2PLCriterion(nn.Module):
         representation_dim: int | None = 256,
         *,
         ignore_index: int = 255,
+        gate: str = "entropy",
+        confidence_threshold: float = 0.95,
         alpha_0: float = 0.2,
         unsupervised_weight: float = 1.0,
         unsupervised_weight_cap: float | None = None,
@@ -108,12 +104,14 @@ class U2PLCriterion(nn.Module):
         if not 0 <= low_rank < high_rank:
             raise ValueError(f"high_rank: expected more than low_rank={low_rank} ≥ 0, got {high_rank}")
         for name, value, allowed in (
+            ("gate", gate, GATES),
             ("negatives", negatives, ops.NEGATIVES),
             ("key_encoder", key_encoder, KEY_ENCODERS),
             ("labeled_probs", labeled_probs, SOURCES),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        self.gate, self.confidence_threshold = gate, confidence_threshold
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.align_corners, self.group = align_corners, group
         self.alpha_0, self.eta, self.eta_cap = alpha_0, unsupervised_weight, unsupervised_weight_cap
@@ -155,7 +153,7 @@ class U2PLCriterion(nn.Module):
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
         """The teacher's maps at H×W from its logits (B_u, C, h, w); ``valid`` (B_u, H, W) is false on padding."""
         stats = ops.pixel_stats(logits, valid.shape[-2:], align_corners=self.align_corners)
-        return PseudoLabels(stats.label, stats.entropy, valid)
+        return PseudoLabels(stats.label, stats.entropy, valid, stats.confidence)
 
     def forward(
         self,
@@ -188,8 +186,14 @@ class U2PLCriterion(nn.Module):
         outputs_finite = _finite(student.logits) & supervised.isfinite()
         if pseudo is not None:
             alpha = reference.unreliable_share(self.alpha_0, epoch, epochs)
-            gamma = ops.masked_quantile(pseudo.entropy, pseudo.valid, 1 - alpha, group=self.group)
-            reliable, unreliable = reference.partition(pseudo.entropy, pseudo.valid, gamma)
+            reliable, unreliable, gamma = apply_gate(
+                self.gate,
+                pseudo,
+                alpha=alpha,
+                threshold=self.confidence_threshold,
+                num_classes=self.num_classes,
+                group=self.group,
+            )
             unsupervised, weight, share = self._unsupervised(student.logits[num_labeled:], pseudo, reliable)
             outputs_finite &= unsupervised.isfinite()
             statistics |= {"gamma": gamma, "lambda_u": weight, "reliable_share": share}
@@ -252,6 +256,8 @@ class U2PLCriterion(nn.Module):
         counts = all_sum(torch.stack((pseudo.valid.sum(), reliable.sum())), self.group)
         num_valid, num_reliable = counts.unbind()
         weight = reference.unsupervised_weight(self.eta, num_valid, num_reliable, self.eta_cap)
+        if self.gate == "confidence":  # the mean over all valid pixels: what is not sure enough counts as a loss of 0
+            weight = self.eta * num_reliable / num_valid.clamp(min=1)
         den = all_sum(den, self.group) if self.weigh_pseudo_labels else num_reliable  # a count is exact as an integer
         loss = weight * _ratio(num, den) * world_size(self.group)
         return loss, weight, num_reliable / num_valid.clamp(min=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoint, exported, ops
@@ -117,6 +118,28 @@ def predict_logits(
     logits = _network_logits(model, padded, False, amp_dtype)
     full = upsample(logits, _padded_result(size, padded, image.shape[-2:]), model.align_corners)
     return full[..., : size[0], : size[1]]
+
+
+@torch.no_grad()
+def predict_cells(
+    model: nn.Module, image: Tensor, cells: Sequence[int], *, amp_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Logits fp32 ``(B, C, *cells)`` at the centers of equal cells that cover the image, as few as are wanted.
+
+    Bilinear between the network's own logits, whatever the image was padded to. Arguments and errors are those of
+    :func:`predict_labels`, in its ``whole`` protocol.
+    """
+    _check_image(image, getattr(model, "in_channels", 3))
+    padded = _pad(image, model)
+    logits = _network_logits(model, padded, False, amp_dtype).float()
+    axes = []
+    for number, side, pad in zip(cells, image.shape[-2:], padded.shape[-2:], strict=True):
+        place = (torch.arange(number, device=logits.device) + 0.5) * (side / number)  # pixels from the image's edge
+        axes.append(2 * (place - 0.5) / max(1, pad - 1) - 1 if model.align_corners else 2 * place / pad - 1)
+    rows, columns = axes
+    points = torch.stack(torch.broadcast_tensors(columns[None, :], rows[:, None]), -1)
+    points = points.expand(len(logits), -1, -1, -1)
+    return F.grid_sample(logits, points, padding_mode="border", align_corners=model.align_corners)
 
 
 def _padded_result(size: Sequence[int], padded: Tensor, sides: Sequence[int]) -> list[int]:

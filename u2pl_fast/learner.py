@@ -1,6 +1,6 @@
 """One training step: teacher, mixing, student, losses, update. Knows no files, no loader and no log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,8 +11,10 @@ from torch.profiler import record_function
 
 from . import mixing
 from .config import TrainConfig
-from .criterion import Losses, PseudoLabels, U2PLCriterion
+from .criterion import Losses, U2PLCriterion
 from .distributed import Group, all_true, broadcast_buffers, rank, world_size
+from .gates import PseudoLabels
+from .inference import load_model
 from .models import build_model, compile_network
 from .optim import BufferGuard, build_optimizer, gated_step, gradient_norm, set_learning_rate
 from .outputs import SegmentationOutput
@@ -20,6 +22,7 @@ from .precision import autocast_dtype
 from .randomness import generator, stream
 from .reference import sample_to_grid
 from .teacher import EMATeacher
+from .whole_images import WholeImagePredictions
 
 Autocast = Callable[[], torch.autocast]
 PHASES = ("teacher", "student", "losses", "backward", "update")  # names of a step's parts in a profile
@@ -34,9 +37,11 @@ class StudentLoss(nn.Module):
         self._autocast = autocast
         self._criterion = [criterion]  # hidden from nn.Module: each process keeps a bank of its own
 
-    def forward(self, images: Tensor, labels: Tensor, pseudo: PseudoLabels | None, teacher, **options) -> Losses:
+    def forward(
+        self, images: Tensor, labels: Tensor, pseudo: PseudoLabels | None, teacher, perturbed: int, **options
+    ) -> Losses:
         with record_function("student"), self._autocast():
-            output = self.student(images, representations=teacher is not None)
+            output = self.student(images, representations=teacher is not None, perturbed=perturbed)
         if output.project is not None:
             output = output._replace(project=self._autocast()(output.project))
         with record_function("losses"):
@@ -65,6 +70,7 @@ class Learner:
         teacher_start: the step at which the teacher begins; labels alone before.
         class_weight: (C,) of the cross-entropies.
         init: called with the fresh student, before the teacher copies it.
+        whole_images: gives (index, uint8 (N, h, w)) of every unlabelled image; needed where the teacher looks at those.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class Learner:
         group: Group = None,
         class_weight: Tensor | None = None,
         init: Callable[[nn.Module], None] | None = None,
+        whole_images: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
     ) -> None:
         self.config, self.num_classes, self.device, self.group = config, num_classes, device, group
         self.steps, self.steps_per_epoch, self.teacher_start = steps, steps_per_epoch, teacher_start
@@ -94,7 +101,14 @@ class Learner:
             self.student = convert_sync_batchnorm(self.student)  # timm's: torch's drops activations joined to a norm
         if init is not None:
             init(self.student)
-        self.teacher = EMATeacher(self.student, config.ema_momentum) if config.method != "supervised" else None
+        self.semi = config.method != "supervised"
+        averages = self.semi or config.average_weights
+        self.teacher = EMATeacher(self.student, config.ema_momentum) if averages else None
+        self.whole = self.fixed_teacher = self._grid = None
+        if self.semi and config.teacher_input == "whole":
+            self.whole, self._whole_images = WholeImagePredictions(config.teacher_scales), whole_images
+        if self.semi and config.teacher_from is not None:
+            self.fixed_teacher = load_fixed_teacher(config, num_classes, device)
         self.criterion = build_criterion(config, num_classes, ignore_index, group, class_weight).to(device)
         self.optimizer = build_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
@@ -134,8 +148,9 @@ class Learner:
         if self.teacher is not None and step == self.teacher_start:
             self.teacher.restart(self.student)
 
-        images, pseudo, teacher, draws = batch["images"], None, None, None
-        if self.teacher is not None and step >= self.teacher_start:
+        images, labels = self._mix_labeled(batch)
+        pseudo, teacher, draws = None, None, None
+        if self.semi and step >= self.teacher_start:
             with record_function("teacher"):
                 strong, pseudo, teacher = self._teach(batch)
             images = torch.cat((images, strong))
@@ -148,9 +163,10 @@ class Learner:
         with nullcontext() if last_of_window or self.group is None else self._loss.no_sync():
             losses = self._loss(
                 images,
-                batch["labels"],
+                labels,
                 pseudo,
                 teacher,
+                perturbed=len(batch["weak"]) if pseudo is not None and config.feature_dropout else 0,
                 epoch=step // self.steps_per_epoch,
                 epochs=self.steps / self.steps_per_epoch,
                 generator=draws,
@@ -171,53 +187,105 @@ class Learner:
             labeled = labeled[:0]
         again = config.second_teacher_pass
         num_labeled = 0 if again else len(labeled)
-        output = self._look(weak if again else torch.cat((labeled, weak)), represent=not again)
-        pseudo = self.criterion.pseudo_labels(output.logits[num_labeled:], batch["valid"])
-        first = int(batch["unlabeled_index"][0])
-        mask = self._regions(pseudo, first)
-        strong = batch["strong"]
-        if config.mix == "cutout":
-            pseudo = pseudo._replace(valid=pseudo.valid & ~mask)
-        elif config.mix != "none":
-            partner = mixing.partner_index(first, len(weak), device=mask.device)
-            pseudo = PseudoLabels(*(mixing.mix(x, partner, mask) for x in pseudo))
-            strong = mixing.mix(strong, partner, mask)
-
-            def mix_on_grid(x: Tensor) -> Tensor:
-                grid_mask = sample_to_grid(mask, x.shape[-2:], align_corners=config.align_corners)
-                mixed = mixing.mix(x[num_labeled:], partner, grid_mask)
-                return torch.cat((x[:num_labeled], mixed)) if num_labeled else mixed
-
-            features = None if output.features is None else mix_on_grid(output.features)
-            output = output._replace(logits=mix_on_grid(output.logits), features=features)
+        if self.whole is not None:
+            output = self._recall(batch)
+        else:
+            output = self._look(weak if again else torch.cat((labeled, weak)), represent=not again)
+        of_labeled, output = _split(output, num_labeled)
+        pseudo = self.criterion.pseudo_labels(output.logits, batch["valid"])
+        views = [
+            self._mixed(view, strong, pseudo, output, int(batch["unlabeled_index"][0]))
+            for view, strong in enumerate(batch["strong"].chunk(config.strong_views))
+        ]
+        if config.feature_dropout:
+            views.append((weak, pseudo, output))
+        images, maps, outputs = zip(*views, strict=True)
+        strong, pseudo, output = torch.cat(images), PseudoLabels.joined(maps), _joined((of_labeled, *outputs))
         if again:
             output = self._look(torch.cat((labeled, strong)))
             seen = self.criterion.pseudo_labels(output.logits[len(labeled) :], pseudo.valid)
             pseudo = pseudo._replace(entropy=seen.entropy)
         return strong, pseudo, output
 
+    def _mixed(
+        self, view: int, strong: Tensor, pseudo: PseudoLabels, output: SegmentationOutput, first: int
+    ) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
+        """A strong view of the unlabelled images, the teacher's maps and its outputs, moved by one mask."""
+        config = self.config
+        mask = self._regions(pseudo, first, view)
+        if config.mix == "cutout":
+            return strong, pseudo._replace(valid=pseudo.valid & ~mask), output
+        if config.mix == "none":
+            return strong, pseudo, output
+        partner = mixing.partner_index(first, len(strong), device=mask.device)
+
+        def mix(x: Tensor) -> Tensor:
+            return mixing.mix(x, partner, mask)
+
+        def mix_on_grid(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            return mixing.mix(x, partner, sample_to_grid(mask, x.shape[-2:], align_corners=config.align_corners))
+
+        output = output._replace(logits=mix_on_grid(output.logits), features=mix_on_grid(output.features))
+        return mix(strong), pseudo.changed(mix), output
+
+    def _recall(self, batch: dict[str, Tensor]) -> SegmentationOutput:
+        """What the teacher thought of the weak views when it last looked at their whole images."""
+        since = self.step - self.teacher_start
+        if not self.whole.maps or (self.fixed_teacher is None and since % self.config.teacher_every == 0):
+            network = self.teacher.module if self.fixed_teacher is None else self.fixed_teacher
+            self.whole.look(network, self._whole_images(), self.device, self.amp_dtype)
+        weak = batch["weak"]
+        if self._grid is None:
+            self._grid = self._look(weak[:1], represent=False).logits.shape[-2:]
+        logits = self.whole.crop(batch["window"], weak.shape[-2:], self._grid, self.config.align_corners)
+        return self._with_head(SegmentationOutput(logits))
+
+    def _mix_labeled(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The labelled images and their labels, boxes of them exchanged with the partner's."""
+        images, labels, config = batch["images"], batch["labels"], self.config
+        if config.mix_labeled_prob == 0:
+            return images, labels
+        first = int(batch["labeled_index"][0])
+        mask = mixing.region_masks(
+            "cutmix",
+            labels,
+            seed=stream(config.seed, "labeled"),
+            step=self.step,
+            first_index=first,
+            mix_prob=config.mix_labeled_prob,
+            num_classes=self.num_classes,
+        )
+        partner = mixing.partner_index(first, len(images), device=mask.device)
+        return mixing.mix(images, partner, mask), mixing.mix(labels, partner, mask)
+
     @torch.no_grad()
     def _look(self, images: Tensor, represent: bool = True) -> SegmentationOutput:
         """The teacher's outputs, with representations where the criterion reads them."""
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        keys = self.config.key_encoder if self.criterion.bank is not None else None
+        dense = represent and self.criterion.bank is not None and self.config.key_encoder == "teacher"
         with self._autocast():
-            output = self.teacher.module(images, representations=represent and keys == "teacher")
-        if keys == "teacher-head":
+            output = self.teacher.module(images, representations=dense)
+        return self._with_head(output)
+
+    def _with_head(self, output: SegmentationOutput) -> SegmentationOutput:
+        """The output with the teacher's head as ``project`` where the criterion applies that to the student's."""
+        if self.criterion.bank is not None and self.config.key_encoder == "teacher-head":
             output = output._replace(project=self.teacher.module.projection)
         if output.project is not None:
             output = output._replace(project=self._autocast()(output.project))
         return output
 
-    def _regions(self, pseudo: PseudoLabels, first: int) -> Tensor | None:
+    def _regions(self, pseudo: PseudoLabels, first: int, view: int) -> Tensor | None:
         config = self.config
         if config.mix == "none":
             return None
         return mixing.region_masks(
             config.mix,
             pseudo.label,
-            seed=config.seed,
+            seed=stream(config.seed, "view", view) if view else config.seed,
             step=self.step,
             first_index=first,
             mix_prob=config.mix_prob,
@@ -255,6 +323,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "bank": None if self.criterion.bank is None else self.criterion.bank.state_dict(),
+            "whole_images": None if self.whole is None else self.whole.maps,
             "skipped": int(self.skipped),
             "skipped_in_a_row": int(self.skipped_in_a_row),
         }
@@ -265,12 +334,38 @@ class Learner:
             self.teacher.load_state_dict({"module": state["teacher"], "updates": state["teacher_updates"]})
         if self.criterion.bank is not None:
             self.criterion.bank.load_state_dict(state["bank"])
+        if self.whole is not None:
+            self.whole.maps = {index: x.to(self.device) for index, x in state["whole_images"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where float16 was left off, as on a CPU
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.skipped.fill_(state["skipped"])
         self.skipped_in_a_row.fill_(state["skipped_in_a_row"])
+
+
+def _split(output: SegmentationOutput, number: int) -> tuple[SegmentationOutput, SegmentationOutput]:
+    """The outputs of the first ``number`` images, and those of the rest."""
+    first, rest = ({"logits": output.logits[part]} for part in (slice(number), slice(number, None)))
+    if output.features is not None:
+        first["features"], rest["features"] = output.features[:number], output.features[number:]
+    return output._replace(**first), output._replace(**rest)
+
+
+def _joined(outputs: Sequence[SegmentationOutput]) -> SegmentationOutput:
+    """The outputs of several batches as one."""
+    features = None if outputs[0].features is None else torch.cat([output.features for output in outputs])
+    return outputs[0]._replace(logits=torch.cat([output.logits for output in outputs]), features=features)
+
+
+def load_fixed_teacher(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
+    """The network that ``teacher_from`` names."""
+    network, _, state = load_model(config.teacher_from, device)
+    if state["num_classes"] != num_classes:
+        raise ValueError(
+            f"teacher_from: {config.teacher_from} knows {state['num_classes']} classes, this data set has {num_classes}"
+        )
+    return network
 
 
 def build_criterion(
@@ -290,6 +385,8 @@ def build_criterion(
         num_classes,
         config.representation_dim if config.method == "u2pl" else None,
         ignore_index=ignore_index,
+        gate=config.gate,
+        confidence_threshold=config.confidence_threshold,
         alpha_0=config.alpha_0,
         unsupervised_weight=config.unsupervised_weight,
         unsupervised_weight_cap=config.unsupervised_weight_cap,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import segmentation_models_pytorch as smp
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ class SegmentationNetwork(nn.Module):
         checkpoint_encoder: keep no activations of the encoder, compute them again in the backward pass.
         freeze_batchnorm: the encoder's batch norm keeps the running statistics of its weights, in training as well;
             its scales and shifts are trained.
+        freeze_stages: this many stages of the encoder, first ones first, keep their weights and statistics.
+        feature_dropout: share of the encoder's channels that perturbed images lose.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class SegmentationNetwork(nn.Module):
         image_std: Sequence[float] | None = None,
         checkpoint_encoder: bool = False,
         freeze_batchnorm: bool = False,
+        freeze_stages: int = 0,
+        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         pretrained = encoder_weights == "imagenet"
@@ -87,11 +92,16 @@ class SegmentationNetwork(nn.Module):
         self.encoder, self.decoder, self.classifier = parts.encoder, parts.decoder, parts.classifier
         if encoder_weights not in (None, "imagenet"):
             load_encoder_weights(getattr(self.encoder, "model", self.encoder), Path(encoder_weights))
-        self.freeze_batchnorm = freeze_batchnorm
+        self.freeze_batchnorm, self.freeze_stages, self.feature_dropout = (
+            freeze_batchnorm,
+            freeze_stages,
+            feature_dropout,
+        )
         if freeze_batchnorm and not any(_batch_norms(self.encoder)):
             raise ValueError(
                 f"freeze_batchnorm: {encoder} has no batch norm; leave it out, or add --no-freeze-batchnorm"
             )
+        _freeze_stages(self.encoder, freeze_stages, in_channels)
         if checkpoint_encoder:
             _checkpoint(self.encoder, encoder, freeze_batchnorm)
         self.in_channels, self.align_corners, self.pad_multiple = in_channels, align_corners, parts.pad_multiple
@@ -107,8 +117,8 @@ class SegmentationNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> "SegmentationNetwork":
         super().train(mode)
-        if self.freeze_batchnorm:
-            for norm in _batch_norms(self.encoder):
+        for norm in _batch_norms(self.encoder):
+            if self.freeze_batchnorm or (self.freeze_stages and not norm.weight.requires_grad):
                 norm.eval()
         return self
 
@@ -118,8 +128,11 @@ class SegmentationNetwork(nn.Module):
         encoder = {id(p) for p in self.encoder.parameters()}
         return [p for p in self.parameters() if id(p) not in encoder]
 
-    def forward(self, images: Tensor, *, representations: bool = False) -> SegmentationOutput:
-        """Logits, and where asked for what the contrastive loss reads."""
+    def forward(self, images: Tensor, *, representations: bool = False, perturbed: int = 0) -> SegmentationOutput:
+        """Logits, and where asked for what the contrastive loss reads.
+
+        The last ``perturbed`` images lose a share ``feature_dropout`` of the channels of each encoder stage.
+        """
         height, width = images.shape[-2:]
         if images.shape[1] != self.in_channels:
             raise ValueError(f"images: {images.shape[1]} channels, this network was built for {self.in_channels}")
@@ -130,6 +143,8 @@ class SegmentationNetwork(nn.Module):
                 f"pad to {padded[0]}×{padded[1]}"
             )
         stages = self.encoder((images - self.image_mean) / self.image_std)
+        if perturbed:
+            stages = [torch.cat((x[:-perturbed], F.dropout2d(x[-perturbed:], self.feature_dropout))) for x in stages]
         decoded = self.decoder(stages)
         logits = self.classifier(decoded)
         maps = stages[0] if isinstance(stages, tuple) else stages  # dpt: beside them the class tokens
@@ -235,6 +250,8 @@ def _create_smp(
     multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
     if arch == "pspnet":
         _freeze_unread(network.encoder, in_channels)
+    if arch == "segformer":
+        network.decoder.__class__ = SegformerDecoder  # the same parameters, drawn alike
     return _Parts(network.encoder, network.decoder, classifier, classifier.in_channels, multiple)
 
 
@@ -244,10 +261,55 @@ def _freeze_unread(encoder: nn.Module, in_channels: int) -> None:
     Data-parallel training waits for the gradient of every parameter that wants one.
     """
     traced = copy.deepcopy(encoder).to("meta").train()
-    features = traced(torch.empty(2, in_channels, 64, 64, device="meta"))
-    sum(x.sum() for x in features if x.requires_grad).backward()
-    for parameter, trace in zip(encoder.parameters(), traced.parameters(), strict=True):
-        parameter.requires_grad_(trace.grad is not None)
+    read = _behind(traced, _trace(traced, in_channels))
+    for parameter, is_read in zip(encoder.parameters(), read, strict=True):
+        parameter.requires_grad_(is_read)
+
+
+def _freeze_stages(encoder: nn.Module, stages: int, in_channels: int) -> None:
+    """Freeze every parameter that the first ``stages`` feature maps depend on; the image itself is none of them."""
+    if not stages:
+        return
+    traced = copy.deepcopy(encoder).to("meta").train()
+    features = _trace(traced, in_channels)
+    if not 0 <= stages <= len(features):
+        raise ValueError(f"freeze_stages: expected 0 to {len(features)}, the stages of this encoder, got {stages}")
+    for parameter, is_behind in zip(encoder.parameters(), _behind(traced, features[:stages]), strict=True):
+        parameter.requires_grad_(parameter.requires_grad and not is_behind)
+
+
+def _trace(encoder: nn.Module, in_channels: int) -> list[Tensor]:
+    """The feature maps of an encoder on the meta device that depend on its parameters, finest first."""
+    features = encoder(torch.empty(2, in_channels, 64, 64, device="meta"))
+    maps = features[0] if isinstance(features, tuple) else features  # dpt: beside them the class tokens
+    return [x for x in maps if x.requires_grad and x.numel()]
+
+
+def _behind(encoder: nn.Module, features: list[Tensor]) -> list[bool]:
+    """For each parameter, whether one of the feature maps depends on it."""
+    wanted = [p for p in encoder.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad([x.sum() for x in features], wanted, allow_unused=True, retain_graph=True)
+    behind = {id(p) for p, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
+    return [id(p) in behind for p in encoder.parameters()]
+
+
+class SegformerDecoder(smp.decoders.segformer.decoder.SegformerDecoder):
+    """The library's decoder with its 1×1 fusion before the upsampling, where there are 4 to 64 times fewer pixels.
+
+    Σ W_i up(x_i) = Σ up(W_i x_i), since a 1×1 convolution and an interpolation commute: equal up to rounding.
+    """
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        size = [side // 4 for side in features[0].shape[-2:]]
+        features = [x for x in features[1:] if x.shape[1]][::-1]  # some encoders have an empty map at stride 2
+        convolution, norm, activation = self.fuse_stage
+        weights = convolution.weight.chunk(len(self.mlp_stage), dim=1)
+        fused = 0
+        for x, mlp, weight in zip(features, self.mlp_stage, weights, strict=False):
+            linear = mlp.linear
+            x = F.conv2d(F.conv2d(x, linear.weight[:, :, None, None], linear.bias), weight)
+            fused = fused + F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return activation(norm(fused))
 
 
 def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
@@ -342,6 +404,8 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
         image_std=config.image_std,
         checkpoint_encoder=config.checkpoint_encoder,
         freeze_batchnorm=config.freeze_batchnorm,
+        freeze_stages=config.freeze_stages,
+        feature_dropout=config.feature_dropout,
     )
 
 

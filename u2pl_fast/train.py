@@ -41,7 +41,7 @@ from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 LOGGED_AT_CHANCE, AT_CHANCE = 10, 0.99  # so many logged values of L_c, so near to log(N + 1), are suspicious
-RESUME_ONLY = ("bank", "optimizer")  # the largest part of a checkpoint, which nobody reads in best.pt
+RESUME_ONLY = ("bank", "optimizer", "whole_images")  # the largest part of a checkpoint, which nobody reads in best.pt
 
 
 class Noted(NamedTuple):
@@ -88,6 +88,7 @@ class Trainer:
             group=group,
             class_weight=class_weights(config.class_weights, self.split),
             init=None if config.init_from is None else lambda student: _init_from(student, config),
+            whole_images=lambda: data.whole_images(dataset, self.split.unlabeled, config.resize),
         )
         self.best_miou = -1.0
         self.scores: dict = {}
@@ -147,7 +148,7 @@ class Trainer:
             started = waiting_since = time.perf_counter()
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        on_host = ("labeled_index", "unlabeled_index")
+        on_host = ("labeled_index", "unlabeled_index", "window")
         return {k: v if k in on_host else v.to(self.device, non_blocking=True) for k, v in batch.items()}
 
     # --- Telling ------------------------------------------------------------------------------------------------------
@@ -345,7 +346,7 @@ class Trainer:
         last = self.config.out / LAST
         state, path, complaint = checkpoint.load_first(last, last.with_name(PREVIOUS))
         checkpoint.check_layout(state, path)
-        if not set(RESUME_ONLY) <= state.keys():
+        if "optimizer" not in state:
             raise ValueError(f"resume: {path} holds networks alone, as best.pt does; start a new run with --init-from")
         checkpoint.check_match(state, self.learner.student, num_classes=self.num_classes, source=path)
         _check_same_run(state, self.config, self.world, path)

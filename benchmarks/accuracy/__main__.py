@@ -16,11 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from .. import machine
-from .cells import FOLDERS, Cell, cells
+from .cells import FOLDERS, IN_WORK_FOLDER, Cell, cells
+from .draws import write_list
 from .runs import RESULTS, current, load, meaning, record, save, settled
 
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
@@ -113,7 +115,13 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
     if cell.bed in FOLDERS:
         data = ["--data-root", str(args.folders[cell.bed]), "--encoder-weights", args.encoder_weights]
     out = args.work / cell.name
-    return [sys.executable, "-m", "u2pl_fast.train", *cell.flags, *data, *machine_flags, "--out", str(out), "--resume"]
+    flags = list(cell.flags)
+    for place, flag in enumerate(cell.flags):
+        if flag in IN_WORK_FOLDER:
+            flags[place + 1] = str(args.work / flags[place + 1])
+        if flag == "--labeled-list":
+            write_list(args.folders[cell.bed], cell.labels, cell.seed, Path(flags[place + 1]))
+    return [sys.executable, "-m", "u2pl_fast.train", *flags, *data, *machine_flags, "--out", str(out), "--resume"]
 
 
 def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
@@ -146,8 +154,7 @@ def run(missing: list[Cell], args: argparse.Namespace) -> int:
                     queue.clear()
                     for process in list(running.values()):
                         process.send_signal(signal.SIGTERM)  # it saves and ends
-                while queue and len(pending) < args.jobs:
-                    cell = queue.pop(0)
+                while len(pending) < args.jobs and (cell := _next(queue, pending.values())):
                     print(f"{cell.name}: training", flush=True)
                     pending[pool.submit(train, cell, args, running)] = cell
                 timeout = None if deadline is None or late else max(0.1, deadline - time.monotonic())
@@ -159,6 +166,26 @@ def run(missing: list[Cell], args: argparse.Namespace) -> int:
             print("interrupted: runs are saved, the same command goes on", flush=True)
             return failures
     return failures
+
+
+def _next(queue: list[Cell], pending: Iterable[Cell]) -> Cell | None:
+    """Take from the queue the first cell whose needed run has ended, or will never."""
+    coming = {cell.name for cell in (*queue, *pending)}
+    for place, cell in enumerate(queue):
+        if cell.needs not in coming:
+            return queue.pop(place)
+    return None
+
+
+def with_needed(missing: list[Cell], args: argparse.Namespace) -> list[Cell]:
+    """The cells, and before each the one whose checkpoint it reads, where that is neither there nor among them."""
+    by_name = {cell.name: cell for cell in cells()}
+    found: dict[str, Cell] = {}
+    for cell in missing:
+        if cell.needs is not None and not settled(args.work / cell.needs):
+            found.setdefault(cell.needs, by_name[cell.needs])
+        found[cell.name] = cell
+    return list(found.values())
 
 
 def _finish(cell: Cell, status: int, args: argparse.Namespace) -> bool:
@@ -190,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         for cell in chosen:
             state = f"{done[cell.name]['miou']['last']:.4f}" if cell.name in done else "missing"
             print(f"{cell.name:42} {state}{'' if cell.name in fits or cell.name not in done else ' (other settings)'}")
-    missing = missing[: args.limit]
+    missing = with_needed(missing[: args.limit], args)
     print(forecast(missing, fits, args.jobs), flush=True)
     if args.list or args.dry_run:
         return 0

@@ -17,7 +17,10 @@ from .cells import Cell, cells
 
 RESULTS = ALL_RESULTS / "accuracy"
 MACHINE = {"device", "threads", "workers", "channels_last", "amp", "cache", "save_every", "log_every"}
-PATHS = {"out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"}
+PATHS = {
+    *("out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"),
+    *("labeled_list", "teacher_from"),  # decided by the cell's number of labels and seed
+}
 
 
 def settled(out: Path) -> bool:
@@ -65,7 +68,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def current(folder: Path) -> dict[str, dict[str, Any]]:
-    """Those that were trained as their cell is now described, and with what its flags now mean."""
+    """Those that were trained with what the flags of their cell now mean."""
     described = {cell.name: cell for cell in cells()}
     return {name: run for name, run in load(folder).items() if name in described and _fits(run, described[name])}
 
@@ -79,7 +82,7 @@ def meaning(cell: Cell) -> dict[str, Any]:
 def _fits(run: dict[str, Any], cell: Cell) -> bool:
     """A setting that the run did not know yet had its default's effect."""
     saved = TrainConfig().to_dict() | run["settings"]
-    return run["flags"] == list(cell.flags) and all(saved[k] == v for k, v in meaning(cell).items())
+    return all(saved[k] == v for k, v in meaning(cell).items())
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

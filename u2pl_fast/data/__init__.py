@@ -10,7 +10,7 @@ from .base import DataError, SegmentationDataset
 from .cityscapes import CityscapesDataset
 from .files import read_image
 from .folder import CAMVID_CLASSES, FolderDataset
-from .loader import StepDataset, evaluation_samples, train_loader
+from .loader import StepDataset, evaluation_samples, train_loader, whole_images
 from .pairs import PairDataset
 from .shapes import Shapes
 from .splits import Split, evenly, split_dataset
@@ -45,6 +45,7 @@ __all__ = [
     "split_dataset",
     "train_loader",
     "training_data",
+    "whole_images",
 ]
 
 TRAIN_SPLIT = "train"

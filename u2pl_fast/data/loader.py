@@ -2,10 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .views import ViewOptions, Views, resize_image, view_seed
 if TYPE_CHECKING:
     from ..config import TrainConfig
 
+Item = TypeVar("Item")
 CACHE_BYTES = 2**30  # of all loader processes of a rank together
 _MAX_WORKERS = 8
 _EVALUATION_THREADS = 4
@@ -35,8 +36,9 @@ class StepDataset(Dataset):
     of workers and a restart change nothing.
 
     A batch is a dict: `images` uint8 (B, N, H, W), `labels` (B, H, W), `labeled_index` int64 (B,), the global sample
-    indices on the CPU; and with `semi` also `weak` and `strong` uint8 (B, N, H, W), `valid` bool (B, H, W) and
-    `unlabeled_index`.
+    indices on the CPU; and with `semi` also `weak` uint8 (B, N, H, W), `strong` (V*B, N, H, W) of V = `strong_views`
+    views, view by view, `valid` bool (B, H, W), `unlabeled_index`, and `window` int64 (B, 10) on the CPU: the image's
+    index in the data set and the `Window` of its views.
 
     `cache_bytes` bounds the decoded and resized images that this object keeps; 0 keeps none.
     """
@@ -52,9 +54,10 @@ class StepDataset(Dataset):
         rank: int = 0,
         world: int = 1,
         cache_bytes: int = 0,
+        strong_views: int = 1,
     ) -> None:
         self.split, self.semi, self.seed = split, semi, seed
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.batch_size, self.rank, self.world, self.strong_views = batch_size, rank, world, strong_views
         self.views = Views(options, split.ignore_index)
         self._samples = _SampleCache(split.dataset, self.views, cache_bytes)
 
@@ -66,7 +69,8 @@ class StepDataset(Dataset):
         batch = {"images": images, "labels": labels, "labeled_index": torch.tensor(samples)}
         if self.semi:
             unlabeled = [self._unlabeled(step, sample) for sample in samples]
-            batch |= zip(("weak", "strong", "valid"), map(torch.stack, zip(*unlabeled, strict=True)), strict=True)
+            window, weak, *strong, valid = map(torch.stack, zip(*unlabeled, strict=True))
+            batch |= {"weak": weak, "strong": torch.cat(strong), "valid": valid, "window": window}
             batch["unlabeled_index"] = torch.tensor(samples)
         return batch
 
@@ -78,8 +82,11 @@ class StepDataset(Dataset):
     def _unlabeled(self, step: int, sample: int) -> tuple[Tensor, Tensor, Tensor]:
         index = _drawn(self.split.unlabeled, self.seed, "unlabeled", sample)
         weak_seed = view_seed(self.seed, step, sample, "weak view")
-        strong_seed = view_seed(self.seed, step, sample, "strong view")
-        return self.views.unlabeled(self._samples.image(index), weak_seed, strong_seed)
+        views = ("strong view", *(f"strong view {number}" for number in range(1, self.strong_views)))
+        strong_seeds = [view_seed(self.seed, step, sample, view) for view in views]
+        image = self._samples.image(index)
+        window = torch.tensor([index, *self.views.window(image, weak_seed)])
+        return window, *self.views.unlabeled(image, weak_seed, *strong_seeds)
 
 
 def _drawn(indices: Sequence[int], seed: int, purpose: str, sample: int) -> int:
@@ -168,6 +175,8 @@ def train_loader(
         jitter_prob=config.jitter_prob,
         grayscale_prob=config.grayscale_prob,
         blur_prob=config.blur_prob,
+        strong_colors=config.strong_colors,
+        jitter_labeled=config.jitter_labeled,
         color=mean_color(config.normalisation[0]),
     )
     steps = StepDataset(
@@ -179,6 +188,7 @@ def train_loader(
         rank=rank,
         world=world,
         cache_bytes=CACHE_BYTES // max(1, workers) if config.cache else 0,
+        strong_views=config.strong_views,
     )
     loader = DataLoader(
         _Guarded(steps),
@@ -227,13 +237,29 @@ def evaluation_samples(
     """
 
     def read(index: int) -> tuple[Tensor, Tensor, str]:
-        image = _read(dataset, index)
         label = torch.from_numpy(dataset.label(index).copy())
-        return image if resize is None else resize_image(image, resize), label, dataset.names[index]
+        return _read_resized(dataset, index, resize), label, dataset.names[index]
 
+    return _read_ahead(read, (range(len(dataset)) if indices is None else indices)[rank::world])
+
+
+def whole_images(
+    dataset: SegmentationDataset, indices: Sequence[int], resize: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """(index, image) of each index: uint8 (N, h, w), resized if asked for. No mask is read. Raises `DataError`."""
+    return _read_ahead(lambda index: (index, _read_resized(dataset, index, resize)), indices)
+
+
+def _read_resized(dataset: SegmentationDataset, index: int, resize: tuple[int, int] | None) -> Tensor:
+    image = _read(dataset, index)
+    return image if resize is None else resize_image(image, resize)
+
+
+def _read_ahead(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item]:
+    """`read` of each index, in order, a few of them ahead in threads."""
     with ThreadPoolExecutor(_EVALUATION_THREADS) as pool:
-        pending: deque[Future] = deque()
-        for index in (range(len(dataset)) if indices is None else indices)[rank::world]:
+        pending: deque[Future[Item]] = deque()
+        for index in indices:
             pending.append(pool.submit(read, index))
             if len(pending) > 2 * _EVALUATION_THREADS:
                 yield pending.popleft().result()

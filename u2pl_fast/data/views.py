@@ -1,8 +1,9 @@
 """Weak and strong views: torchvision transforms whose draws come from one named random stream each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class ViewOptions:
     grayscale_prob: float = 0.2
     blur_prob: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    strong_colors: Literal["jitter", "intensity"] = "jitter"
+    jitter_labeled: bool = False
     color: tuple[int, ...] = MEAN_COLOR
 
     def __post_init__(self) -> None:
@@ -51,18 +54,37 @@ class ViewOptions:
         return padded_size(self.crop_size, self.multiple)
 
 
+class Window(NamedTuple):
+    """Where a view lies in its image, in pixels: the window of height×width at (top, left), the size that it is scaled
+    to before padding, 1 where it is then mirrored, and the image's own size."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    flip: int
+    image_height: int
+    image_width: int
+
+
 class Views:
     """Training views of one image. Every method is a function of its arguments: RNG state is left as it was."""
 
     def __init__(self, options: ViewOptions, ignore_index: int) -> None:
-        self._resize = options.resize
+        self._resize, self._jitter_labeled = options.resize, options.jitter_labeled
         geometry = [RandomScaleCrop(options.crop_size, options.scale_range), v2.RandomHorizontalFlip(options.flip_prob)]
         self._labeled = v2.Compose([*geometry, PadTo(options.size, ignore_index, options.color)])
         self._unlabeled = v2.Compose([*geometry, PadTo(options.size, 0, options.color)])
         # 9 taps reach two standard deviations at the strongest blur; more cost more than they change.
         blur = v2.RandomApply([v2.GaussianBlur(9, options.blur_sigma)], options.blur_prob)
         self._is_rgb = len(options.color) == 3
-        if self._is_rgb:
+        if options.strong_colors == "intensity":
+            if not self._is_rgb:
+                raise ValueError("strong_colors: intensity changes colors, for RGB images alone; use jitter")
+            self._color = RandomIntensity(options.blur_sigma)
+        elif self._is_rgb:
             jitter = v2.RandomApply([v2.ColorJitter(*options.jitter)], options.jitter_prob)
             self._color = v2.Compose([jitter, v2.RandomGrayscale(options.grayscale_prob), blur])
         else:  # saturation, hue and greyscale mean nothing outside RGB
@@ -78,25 +100,44 @@ class Views:
         return label if self._resize is None else resize_label(label, self._resize)
 
     def labeled(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Weak view (N, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`."""
+        """View (N, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`.
+
+        Weak, or with `jitter_labeled` in the strong view's colours, drawn after the geometry, which stays the same.
+        """
         with _seeded(seed):
             image, label = self._labeled(tv_tensors.Image(image), tv_tensors.Mask(label))
+            if self._jitter_labeled:
+                image = self._recolor(image)
         return _plain(image), _plain(label)
 
-    def unlabeled(self, image: Tensor, weak_seed: int, strong_seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Weak view, strong view (N, H, W) uint8, and valid (H, W) bool, false on padding."""
+    def unlabeled(self, image: Tensor, weak_seed: int, *strong_seeds: int) -> tuple[Tensor, ...]:
+        """Weak view, a strong view for each seed, (N, H, W) uint8, and valid (H, W) bool, false on padding."""
         inside = torch.ones(image.shape[-2:], dtype=torch.uint8)
         with _seeded(weak_seed):
             weak, valid = self._unlabeled(tv_tensors.Image(image), tv_tensors.Mask(inside))
-        with _seeded(strong_seed):
-            strong = self._color(weak) if self._is_rgb else self._recolor_bands(weak)
-        weak, strong, valid = _plain(weak), _plain(strong), _plain(valid).bool()
-        # Padding is no part of the image: it looks the same in every view.
-        return weak, torch.where(valid, strong, weak), valid
+        weak, valid = _plain(weak), _plain(valid).bool()
+        strong = []
+        for seed in strong_seeds:
+            with _seeded(seed):
+                changed = _plain(self._recolor(tv_tensors.Image(weak)))
+            strong.append(
+                torch.where(valid, changed, weak)
+            )  # padding is no part of the image: it always looks the same
+        return weak, *strong, valid
 
-    def _recolor_bands(self, image: Tensor) -> Tensor:
-        """One draw for all bands, each taken as a grey image: contrast changes round the band's own mean."""
-        return self._color(tv_tensors.Image(image[:, None]))[:, 0]
+    def window(self, image: Tensor, weak_seed: int) -> Window:
+        """Where the views of `unlabeled` with this seed lie: the same draws in the same order."""
+        crop, flip = self._unlabeled.transforms[:2]
+        with _seeded(weak_seed):
+            place = crop.make_params([image])
+            flipped = int(torch.rand(1) < flip.p)
+        sides = (place[name] for name in ("top", "left", "height", "width"))
+        return Window(*sides, *place["size"], flipped, *image.shape[-2:])
+
+    def _recolor(self, image: Tensor) -> Tensor:
+        """The strong view's colours. Outside RGB one draw for all bands, each taken as a grey image: contrast changes
+        round the band's own mean."""
+        return self._color(image) if self._is_rgb else self._color(tv_tensors.Image(image[:, None]))[:, 0]
 
 
 class RandomScaleCrop(v2.Transform):
@@ -133,6 +174,43 @@ class RandomScaleCrop(v2.Transform):
         is_mask = isinstance(inpt, tv_tensors.Mask)
         resized = resize_label(_plain(window), size) if is_mask else resize_image(_plain(window), size)
         return tv_tensors.wrap(resized, like=inpt)
+
+
+class RandomIntensity(v2.Transform):
+    """One to three changes of color or sharpness, chosen at random among ten, each of a uniform random strength.
+
+    Source: Zhao et al., "Augmentation Matters", CVPR 2023 (AugSeg), section 3.2 and its table of ranges.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+    most = 3
+
+    def __init__(self, blur_sigma: tuple[float, float]) -> None:
+        super().__init__()
+        self.changes: list[tuple[Callable[..., Tensor], tuple[float, float] | None]] = [
+            (lambda x: x, None),
+            (F.autocontrast, None),
+            (F.equalize, None),
+            (lambda x, sigma: F.gaussian_blur(x, [9, 9], [sigma, sigma]), blur_sigma),
+            (F.adjust_contrast, (0.05, 0.95)),
+            (F.adjust_sharpness, (0.05, 0.95)),
+            (F.adjust_saturation, (0.05, 0.95)),
+            (F.adjust_brightness, (0.05, 0.95)),
+            (F.adjust_hue, (0.0, 0.5)),
+            (lambda x, bits: F.posterize(x, round(bits)), (4, 8)),
+            (F.solarize, (1, 255)),
+        ]
+
+    def make_params(self, flat_inputs: list[Tensor]) -> dict:
+        number = 1 + int(torch.randint(self.most, ()))
+        chosen = torch.randperm(len(self.changes))[:number].tolist()
+        return {"chosen": [(index, torch.rand(()).item()) for index in chosen]}
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        for index, strength in params["chosen"]:
+            change, bounds = self.changes[index]
+            inpt = change(inpt) if bounds is None else change(inpt, bounds[0] + (bounds[1] - bounds[0]) * strength)
+        return inpt
 
 
 class PadTo(v2.Transform):

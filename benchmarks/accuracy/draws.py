@@ -1,0 +1,30 @@
+"""Which images of MSRC-21 keep their labels: equally many of each of its twenty scenes, another draw for each seed."""
+
+from pathlib import Path
+
+import torch
+
+from u2pl_fast.randomness import generator
+
+
+def labeled_ids(names: list[str], count: int, seed: int) -> list[str]:
+    """Return ``count`` of the ids, spread evenly over the scenes; a smaller draw is part of every larger one.
+
+    MSRC calls an image ``SCENE_NUMBER_s``. A plain draw of 40 leaves out whole classes, and then measures little else.
+    """
+    scenes: dict[int, list[str]] = {}
+    for name in sorted(names):
+        scenes.setdefault(int(name.partition("_")[0]), []).append(name)
+    rounds: list[tuple[int, int, str]] = []
+    for scene, members in sorted(scenes.items()):
+        order = torch.randperm(len(members), generator=generator(seed, "labeled draw", scene)).tolist()
+        rounds += [(place, scene, members[index]) for place, index in enumerate(order)]
+    return sorted(name for _, _, name in sorted(rounds)[:count])
+
+
+def write_list(data_root: Path, count: int, seed: int, path: Path) -> Path:
+    """Write the list file that ``--labeled-list`` takes, and return its path."""
+    names = [image.stem for image in (data_root / "images" / "train").iterdir()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(labeled_ids(names, count, seed)) + "\n")
+    return path

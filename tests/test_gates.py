@@ -1,0 +1,72 @@
+"""Which pixels teach, against loops over pixels."""
+
+import numpy as np
+import pytest
+import torch
+
+from u2pl_fast.gates import GATES, PseudoLabels, apply_gate
+
+CLASSES = 4
+
+
+def maps(seed: int = 0) -> PseudoLabels:
+    torch.manual_seed(seed)
+    label = torch.randint(0, CLASSES - 1, (2, 9, 7), dtype=torch.uint8)  # the last class labels nothing
+    valid = torch.rand(2, 9, 7) < 0.8
+    return PseudoLabels(label, torch.rand(2, 9, 7), valid, 0.5 + 0.5 * torch.rand(2, 9, 7))
+
+
+def gated(gate: str, pseudo: PseudoLabels, **options):
+    return apply_gate(gate, pseudo, **{"alpha": 0.3, "threshold": 0.9, "num_classes": CLASSES} | options)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gates_are_their_rules(gate):
+    pseudo = maps()
+    got = gated(gate, pseudo)
+    label, entropy, valid, confidence = (x.flatten().tolist() for x in pseudo)
+    known = [h for h, v in zip(entropy, valid, strict=True) if v]
+    gamma = np.quantile(np.float32(known), 0.7)
+    taught = []
+    for pixel in range(len(label)):
+        own = [h for h, v, y in zip(entropy, valid, label, strict=True) if v and y == label[pixel]]
+        rule = {
+            "entropy": entropy[pixel] < gamma,
+            "class-entropy": bool(own) and entropy[pixel] < np.quantile(np.float32(own), 0.7),
+            "confidence": confidence[pixel] >= 0.9,
+        }
+        taught.append(valid[pixel] and bool(rule[gate]))
+    assert got.taught.flatten().tolist() == taught and 0 < sum(taught) < len(known)
+    assert got.unreliable.flatten().tolist() == [v and h > gamma for h, v in zip(entropy, valid, strict=True)]
+    torch.testing.assert_close(got.gamma, torch.tensor(gamma))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_without_a_valid_pixel_nothing_teaches(gate):
+    pseudo = maps()._replace(valid=torch.zeros(2, 9, 7, dtype=torch.bool))
+    got = gated(gate, pseudo)
+    assert not got.taught.any() and not got.unreliable.any()
+
+
+def test_each_class_keeps_its_share_however_unsure_it_is():
+    pseudo = maps()
+    pseudo = pseudo._replace(entropy=pseudo.entropy + 10 * (pseudo.label == 1))
+    rare = pseudo.valid & (pseudo.label == 1)
+    assert not gated("entropy", pseudo, alpha=0.5).taught[rare].any()
+    share = gated("class-entropy", pseudo, alpha=0.5).taught[rare].float().mean()
+    assert 0.4 < share < 0.6
+
+
+def test_the_confidence_gate_wants_its_map():
+    with pytest.raises(ValueError, match="pseudo: the gate confidence reads its map of confidence"):
+        gated("confidence", maps()._replace(confidence=None))
+
+
+def test_maps_are_joined_and_changed_alike():
+    first, second = maps(0), maps(1)
+    joined = PseudoLabels.joined([first, second])
+    assert all(torch.equal(x[:2], a) and torch.equal(x[2:], b) for x, a, b in zip(joined, first, second, strict=True))
+    plain = PseudoLabels(*first[:3])
+    assert PseudoLabels.joined([plain, plain]).confidence is None
+    flipped = plain.changed(lambda x: x.flip(-1))
+    assert torch.equal(flipped.entropy, first.entropy.flip(-1)) and flipped.confidence is None

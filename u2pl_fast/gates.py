@@ -1,0 +1,67 @@
+"""Which pixels of a pseudo-label teach: the one place for such rules. Tensors in, masks out."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .distributed import Group
+
+GATES = ("entropy", "class-entropy", "confidence")
+
+
+class PseudoLabels(NamedTuple):
+    """The teacher's maps over the unlabelled images, each (B_u, H, W).
+
+    label: class. entropy: in nats. valid: inside the image. confidence: max p, read by the gate of that name alone.
+    """
+
+    label: Tensor
+    entropy: Tensor
+    valid: Tensor
+    confidence: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[PseudoLabels]") -> "PseudoLabels":
+        """Those of several batches, one after another."""
+        return cls(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "PseudoLabels":
+        """The same with every map changed alike."""
+        return PseudoLabels(*(None if x is None else change(x) for x in self))
+
+
+class Gated(NamedTuple):
+    """taught: pixels of L_u. unreliable: pixels whose negatives count. gamma: γ_t. All (B_u, H, W) but the last."""
+
+    taught: Tensor
+    unreliable: Tensor
+    gamma: Tensor
+
+
+def apply_gate(
+    gate: str, pseudo: PseudoLabels, *, alpha: float, threshold: float, num_classes: int, group: Group = None
+) -> Gated:
+    """Choose the pixels that teach.
+
+    - ``entropy``: H < γ_t, the (1 − α_t) quantile of the entropies of all valid pixels (U²PL).
+    - ``class-entropy``: H < γ_c, the same quantile among the valid pixels labelled c, so that each class keeps a share.
+    - ``confidence``: max p ≥ ``threshold`` (FixMatch; Sohn et al., NeurIPS 2020).
+
+    Unreliable pixels are those with H > γ_t, whatever the gate. Quantiles are those of the global batch.
+    """
+    gamma = ops.masked_quantile(pseudo.entropy, pseudo.valid, 1 - alpha, group=group)
+    taught, unreliable = reference.partition(pseudo.entropy, pseudo.valid, gamma)
+    if gate == "confidence":
+        if pseudo.confidence is None:
+            raise ValueError("pseudo: the gate confidence reads its map of confidence, which is None")
+        taught = pseudo.valid & (pseudo.confidence >= threshold)
+    elif gate == "class-entropy":
+        taught = torch.zeros_like(pseudo.valid)
+        for index in range(num_classes):
+            own = pseudo.valid & (pseudo.label == index)
+            own_gamma = ops.masked_quantile(pseudo.entropy, own, 1 - alpha, group=group)
+            taught |= reference.partition(pseudo.entropy, own, own_gamma)[0]
+    return Gated(taught, unreliable, gamma)
