@@ -132,6 +132,7 @@ def test_paired_differences():
     # t(11) · 1.5811 / √12 = 1.005, t(12) · 1.5811 / √13 = 0.956
     assert five.seeds_for_one == 13 and paired.shown(five) == "+3.0 ± 2.0"
     assert paired.difference([1.0, 1.0], [0.0, 0.0]).half_width == 0
+    assert paired.difference([0.0, 500.0], [0.0, 0.0]).seeds_for_one is None
 
 
 def made_up(name: str, miou: float) -> dict:
@@ -167,7 +168,7 @@ def some_runs(tmp_path):
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.58)))
     name = "camvid-23-u2pl-paper-seed0"  # trained when the bed was another one
     run = made_up(name, 0.7)
-    run["settings"] |= {"steps": 9}
+    run["settings"] |= {"clip_norm": 1.0}
     (folder / f"{name}.json").write_text(json.dumps(run))
     for name in ("camvid-23-u2pl-paper-seed1", "camvid-23-mean-teacher-seed1"):  # when flags meant something else,
         run = made_up(name, 0.7 if "paper" in name else 0.5)  # of which mean-teacher reads nothing
@@ -186,6 +187,28 @@ def test_gains_and_shares_of_the_headroom(some_runs):
     assert lean[2:8] == ["56.0", "57.0", "—", "56.5 ± 0.5", "+6.0 ± 0.0", "60 %"]
     assert rows["mean-teacher, 23 labels"][6].strip() == "-1.0 ± 0.0"
     assert {cell.strip() for cell in rows["u2pl-paper, 23 labels"][2:-1]} == {"—"}  # not trained yet
+
+
+def test_photographs_are_compared_in_pairs(some_runs):
+    folder = some_runs / "accuracy/cpu"
+
+    def rows() -> dict[str, list[str]]:
+        lines = tables.accuracy_msrc(some_runs / "cpu").splitlines()[2:]
+        return {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
+
+    assert rows() == {}
+    gains = {"supervised": (0, 0), "self-training": (0.01, 0.03), "u2pl-lean": (0.04, 0.02)}
+    for row, more in gains.items():
+        for seed in (0, 1):
+            name = f"msrc-40-{row}-seed{seed}"
+            (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.6 + 0.05 * seed + more[seed])))
+    found = rows()
+    assert list(found) == [f"{row}, 40 labels" for row in ("supervised", "self-training", "u2pl-lean")]
+    assert found["self-training, 40 labels"][:7] == ["61.0", "68.0", "—", "—", "—", "64.5", "+2.0 ± 12.7"]
+    assert found["u2pl-lean, 40 labels"][7] == "+1.0 ± 25.4"  # to self-training, the only rival yet: +3 and −1
+    name = "msrc-40-fixmatch-seed0"
+    (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.62)))
+    assert rows()["u2pl-lean, 40 labels"][7] == "+2.0"  # at the one seed that both rivals have FixMatch is the best
 
 
 def test_a_seed_without_headroom_does_not_decide_the_share(some_runs):

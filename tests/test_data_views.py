@@ -180,6 +180,9 @@ def test_recolored_labeled_views_keep_their_geometry():
     assert torch.equal(plain[1], recolored[1]) and not torch.equal(plain[0], recolored[0])
     still = ViewOptions((32, 32), jitter_prob=0, grayscale_prob=0, blur_prob=0, jitter_labeled=True)
     assert torch.equal(Views(still, 255).labeled(image, label, 5)[0], plain[0])
+    wide = ViewOptions((64, 64), scale_range=(1, 1), jitter_prob=1, jitter_labeled=True)
+    padded = Views(wide, 255).labeled(image, label, 5)[0]
+    assert padded[:, 50:].flatten(1).unique(dim=1).flatten().tolist() == list(MEAN_COLOR)
 
 
 def test_intensity_changes_colors_and_moves_nothing():

@@ -421,6 +421,21 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns():
             network(freeze_stages=stages)
 
 
+def test_stages_of_encoders_with_patches_of_any_size_can_be_frozen(narrow_dpt):
+    net = network("dpt", "vit_small_patch14_dinov2", freeze_stages=1)
+    frozen = [p.requires_grad for p in net.encoder.parameters()]
+    assert any(frozen) and not all(frozen)
+
+
+@pytest.mark.parametrize(("arch", "encoder"), [("fpn", SMALL), ("dpt", "vit_tiny_patch16_224")])
+def test_perturbed_images_alone_lose_channels(arch, encoder, narrow_dpt):
+    net = network(arch, encoder, feature_dropout=0.5).eval()
+    batch = images(4, 64, 64)
+    plain, perturbed = net(batch).logits, net(batch, perturbed=1).logits
+    torch.testing.assert_close(plain[:3], perturbed[:3])
+    assert (plain[3] - perturbed[3]).abs().max() > 0.01 * plain[3].std()
+
+
 def test_synchronised_batch_norm_keeps_the_activations_joined_to_it():
     net = network().eval()
     before = net(images()).logits

@@ -272,7 +272,7 @@ def test_small_images_are_padded_with_the_ignore_index_and_are_not_valid_there()
     assert torch.equal(padded == 0, inside) and torch.equal(padded == 255, ~inside)
     assert (picture[:, inside] == 9).all()
     assert picture[:, ~inside].unique(dim=1).flatten().tolist() == list(MEAN_COLOR)
-    weak, strong, valid = views.unlabeled(image, weak_seed=1, strong_seed=2)
+    weak, strong, valid = views.unlabeled(image, 1, 2)
     assert torch.equal(valid, inside)
     assert torch.equal(weak, picture) and torch.equal(strong[:, ~inside], weak[:, ~inside])
 

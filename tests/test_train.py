@@ -280,6 +280,14 @@ def test_refusals_name_the_setting(tmp_path):
         ({"steps": None, "epochs": math.inf}, "an end"),
         ({"clip_norm": 0.0}, "clip_norm: expected a positive"),
         ({"encoder_lr": -1.0}, "encoder_lr: expected a number of at least 0"),
+        ({"freeze_stages": -1}, "freeze_stages: expected 0 or more, got -1"),
+        ({"freeze_stages": 2, "encoder_weights": "none"}, "freeze_stages: .*give encoder_weights or init_from"),
+        ({"strong_views": 0}, "strong_views: expected at least 1"),
+        ({"feature_dropout": 1.5}, r"feature_dropout: expected a number in \[0, 1\]"),
+        ({"teacher_from": Path("best.pt")}, "teacher_from: .*add --teacher-input whole"),
+        ({"teacher_input": "whole", "recipe": "paper"}, "teacher_input: .*use crop, or recipe lean"),
+        ({"teacher_input": "whole", "second_teacher_pass": True}, "teacher_input: .*use crop"),
+        ({"teacher_input": "whole", "teacher_scales": (0.0,)}, "teacher_scales: expected positive numbers"),
         ({"sup_only_epochs": -1.0}, "sup_only_epochs"),
         ({"arch": "DeepLabV3Plus", "batch_size": 1}, "batch-size 2"),
         ({"data_root": tmp_path}, "data_root: shapes"),
@@ -326,6 +334,77 @@ def test_init_from_takes_the_weights_of_another_run(tmp_path):
     for name, value in first.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(second[name], value, atol=1e-8, rtol=1e-5, msg=name)
+
+
+def test_a_finished_run_labels_for_another_one_once(tmp_path, monkeypatch):
+    """Self-training: labels of whole images come from the earlier network, and from it alone."""
+    earlier = {"method": "supervised", "steps": 2, "num_labeled": 394, "average_weights": True, "sup_only_epochs": 0}
+    run(tiny(tmp_path / "earlier", **earlier))
+    looks = []
+
+    def look(self, network, images, *rest):
+        looks.append([network, *(index for index, _ in images)])
+        self.maps = {index: torch.zeros(6, 16, 16).half() for index in looks[-1][1:]}
+
+    monkeypatch.setattr(learner.WholeImagePredictions, "look", look)
+    options = {"method": "mean-teacher", "teacher_input": "whole", "teacher_every": 1, "sup_only_epochs": 0}
+    options |= {"num_labeled": 394, "steps": 3, "gate": "confidence", "confidence_threshold": 0.0}
+    run(tiny(tmp_path / "own", teacher_from=tmp_path / "earlier" / "last.pt", **options))
+    ((network, *indices),) = looks
+    state = checkpoint.load(tmp_path / "earlier" / "last.pt")
+    assert len(indices) == 6 and all(torch.equal(x, state["teacher"][name]) for name, x in network.state_dict().items())
+    lines = [json.loads(line) for line in (tmp_path / "own" / "log.jsonl").read_text().splitlines()]
+    assert [line["reliable_share"] for line in lines if "reliable_share" in line] == [1.0, 1.0]
+    looks.clear()
+    run(tiny(tmp_path / "following", **options))
+    assert len(looks) == 3  # without it the teacher looks as often as teacher_every says
+    own = tmp_path / "own"
+    (tmp_path / "earlier" / "last.pt").rename(tmp_path / "moved.pt")
+    run(tiny(own, teacher_from=tmp_path / "moved.pt", resume=True, **options))
+    names, state["class_names"] = state["class_names"], state["class_names"][::-1]
+    for change, message in (({}, "other classes"), ({"in_channels": 1}, "takes images of 1 channels")):
+        checkpoint.save(tmp_path / "other.pt", state | {"config": state["config"] | change})
+        with pytest.raises(ValueError, match=f"teacher_from: .*other.pt .*{message}"):
+            run(tiny(tmp_path / "third", teacher_from=tmp_path / "other.pt", **options))
+        state["class_names"] = names
+
+
+def test_labeled_images_are_mixed_with_their_labels(tmp_path, monkeypatch):
+    seen = {}
+
+    def forward(self, images, labels, *rest, **options):
+        seen["images"], seen["labels"] = images, labels
+        return real(self, images, labels, *rest, **options)
+
+    real = learner.StudentLoss.forward
+    monkeypatch.setattr(learner.StudentLoss, "forward", forward)
+    options = {"method": "supervised", "steps": 1, "stop_after": 1}
+    run(tiny(tmp_path / "plain", **options))
+    plain = dict(seen)
+    run(tiny(tmp_path / "mixed", mix_labeled_prob=1.0, **options))
+    swapped = (plain["images"].flip(0) == seen["images"]).all(1) & (plain["labels"].flip(0) == seen["labels"])
+    kept = (plain["images"] == seen["images"]).all(1) & (plain["labels"] == seen["labels"])
+    assert (kept | swapped).all()
+    assert 0.2 < (~kept).float().mean() < 0.55  # a box of a quarter to a half of the image
+
+
+def test_the_teacher_sees_the_labeled_images_that_were_mixed(tmp_path, monkeypatch):
+    seen = []
+    real_look, real_forward = Learner._look, learner.StudentLoss.forward
+
+    def look(self, images, **options):
+        seen.append(images)
+        return real_look(self, images, **options)
+
+    def forward(self, images, *rest, **options):
+        seen.append(images)
+        return real_forward(self, images, *rest, **options)
+
+    monkeypatch.setattr(Learner, "_look", look)
+    monkeypatch.setattr(learner.StudentLoss, "forward", forward)
+    run(tiny(tmp_path, recipe="paper", steps=1, stop_after=1, sup_only_epochs=0, mix_labeled_prob=1.0))
+    teachers, students = seen
+    assert torch.equal(teachers[:2], students[:2])
 
 
 def test_other_normalisation_than_the_weights_have_is_refused(tmp_path):

@@ -100,9 +100,9 @@ class TrainConfig:
     strong_colors: Literal["jitter", "intensity"] = "jitter"
     """Colors of the strong view: jitter, grayscale and blur, or one to three random changes of intensity (AugSeg)."""
     strong_views: int = 1
-    """Strong views of each unlabelled image a step; UniMatch has 2."""
+    """Strong views of each unlabeled image a step; UniMatch has 2."""
     jitter_labeled: bool = False
-    """Give the labelled images the strong view's colors too."""
+    """Give the labeled images the strong view's colors too."""
     cache: bool = True
     """Keep decoded images in memory where they fit."""
     in_channels: int = 3
@@ -206,7 +206,7 @@ class TrainConfig:
     mix: Literal["cutmix", "classmix", "cutout", "none"] = "cutmix"
     mix_prob: float = 1.0
     mix_labeled_prob: float = 0.0
-    """Probability that a labelled image takes a CutMix box of its partner in the batch, label included."""
+    """Probability that a labeled image takes a CutMix box of its partner in the batch, label included."""
     ohem: bool = False
     """Train the supervised loss on hard pixels alone."""
     ohem_threshold: float = 0.7

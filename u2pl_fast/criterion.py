@@ -27,6 +27,8 @@ class Losses:
     contrastive: Tensor
     finite: Tensor
     statistics: dict[str, Tensor]
+    taught: Tensor | None = None
+    """(B_u, H, W): the pixels of L_u; None without pseudo-labels."""
 
 
 class U2PLCriterion(nn.Module):
@@ -182,7 +184,7 @@ class U2PLCriterion(nn.Module):
         zero = student.logits.new_zeros((), dtype=torch.float32)
         statistics: dict[str, Tensor] = {}
         supervised = self._supervised(student, labels)
-        unsupervised, contrastive = zero, zero
+        unsupervised, contrastive, reliable = zero, zero, None
         outputs_finite = _finite(student.logits) & supervised.isfinite()
         if pseudo is not None:
             alpha = reference.unreliable_share(self.alpha_0, epoch, epochs)
@@ -208,7 +210,7 @@ class U2PLCriterion(nn.Module):
             statistics |= counts
         total = supervised + unsupervised + self.contrastive_weight * contrastive
         detached = (loss.detach() for loss in (supervised, unsupervised, contrastive))
-        return Losses(total, *detached, all_true(finite & total.isfinite(), self.group), statistics)
+        return Losses(total, *detached, all_true(finite & total.isfinite(), self.group), statistics, reliable)
 
     def _supervised(self, student: SegmentationOutput, labels: Tensor) -> Tensor:
         logits = student.logits[: labels.shape[0]]

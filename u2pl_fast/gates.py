@@ -13,7 +13,7 @@ GATES = ("entropy", "class-entropy", "confidence")
 
 
 class PseudoLabels(NamedTuple):
-    """The teacher's maps over the unlabelled images, each (B_u, H, W).
+    """The teacher's maps over the unlabeled images, each (B_u, H, W).
 
     label: class. entropy: in nats. valid: inside the image. confidence: max p, read by the gate of that name alone.
     """
@@ -47,7 +47,7 @@ def apply_gate(
     """Choose the pixels that teach.
 
     - ``entropy``: H < γ_t, the (1 − α_t) quantile of the entropies of all valid pixels (U²PL).
-    - ``class-entropy``: H < γ_c, the same quantile among the valid pixels labelled c, so that each class keeps a share.
+    - ``class-entropy``: H < γ_c, the same quantile among the valid pixels labeled c, so that each class keeps a share.
     - ``confidence``: max p ≥ ``threshold`` (FixMatch; Sohn et al., NeurIPS 2020).
 
     Unreliable pixels are those with H > γ_t, whatever the gate. Quantiles are those of the global batch.

@@ -124,10 +124,10 @@ def predict_logits(
 def predict_cells(
     model: nn.Module, image: Tensor, cells: Sequence[int], *, amp_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Logits fp32 ``(B, C, *cells)`` at the centers of equal cells that cover the image, as few as are wanted.
+    """Logits fp32 ``(B, C, *cells)`` at the centers of rows × columns equal cells that cover the image.
 
-    Bilinear between the network's own logits, whatever the image was padded to. Arguments and errors are those of
-    :func:`predict_labels`, in its ``whole`` protocol.
+    Interpolate bilinearly between the network's own logits. Arguments and errors are those of :func:`predict_labels`,
+    in its ``whole`` protocol.
     """
     _check_image(image, getattr(model, "in_channels", 3))
     padded = _pad(image, model)

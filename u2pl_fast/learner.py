@@ -54,10 +54,11 @@ class StudentLoss(nn.Module):
 
 @dataclass
 class Step:
-    """What one step saw: its losses, the student's images (labelled first) and the mixed pseudo-labels, if any."""
+    """What one step saw: its losses, the student's images (labeled first), labels, and mixed pseudo-labels, if any."""
 
     losses: Losses
     images: Tensor
+    labels: Tensor
     pseudo: PseudoLabels | None
     lr_factor: float
 
@@ -70,7 +71,7 @@ class Learner:
         teacher_start: the step at which the teacher begins; labels alone before.
         class_weight: (C,) of the cross-entropies.
         init: called with the fresh student, before the teacher copies it.
-        whole_images: gives (index, uint8 (N, h, w)) of every unlabelled image; needed where the teacher looks at those.
+        whole_images: gives (index, uint8 (N, h, w)) of every unlabeled image; needed with ``teacher_input`` whole.
     """
 
     def __init__(
@@ -104,11 +105,11 @@ class Learner:
         self.semi = config.method != "supervised"
         averages = self.semi or config.average_weights
         self.teacher = EMATeacher(self.student, config.ema_momentum) if averages else None
-        self.whole = self.fixed_teacher = self._grid = None
+        self.whole = self._grid = None
         if self.semi and config.teacher_input == "whole":
+            if whole_images is None:
+                raise ValueError("whole_images: teacher_input whole needs them")
             self.whole, self._whole_images = WholeImagePredictions(config.teacher_scales), whole_images
-        if self.semi and config.teacher_from is not None:
-            self.fixed_teacher = load_fixed_teacher(config, num_classes, device)
         self.criterion = build_criterion(config, num_classes, ignore_index, group, class_weight).to(device)
         self.optimizer = build_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
@@ -137,7 +138,10 @@ class Learner:
         return self.teacher is not None and self.step > self.teacher_start
 
     def train_step(self, batch: dict[str, Tensor]) -> Step:
-        """Take one batch of the training loader, on the device, and move by it; nothing here waits for the device."""
+        """Take one batch of the training loader, on the device, and move by it.
+
+        Nothing here waits for the device, but for the teacher's looks at whole images.
+        """
         config, step = self.config, self.step
         torch.manual_seed(stream(config.seed, "forward", step, self.rank))
         lr_factor = set_learning_rate(self.optimizer, step, self.steps, config.poly_power)
@@ -152,7 +156,7 @@ class Learner:
         pseudo, teacher, draws = None, None, None
         if self.semi and step >= self.teacher_start:
             with record_function("teacher"):
-                strong, pseudo, teacher = self._teach(batch)
+                strong, pseudo, teacher = self._teach(batch | {"images": images})
             images = torch.cat((images, strong))
             if self.criterion.bank is None:
                 teacher = None
@@ -178,7 +182,7 @@ class Learner:
         if last_of_window:
             with record_function("update"):
                 self._update(self._window_ok)
-        return Step(losses, images, pseudo, lr_factor)
+        return Step(losses, images, labels, pseudo, lr_factor)
 
     def _teach(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
         """The teacher's pass over weak views, then one mask that moves images, maps and outputs together."""
@@ -210,7 +214,7 @@ class Learner:
     def _mixed(
         self, view: int, strong: Tensor, pseudo: PseudoLabels, output: SegmentationOutput, first: int
     ) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
-        """A strong view of the unlabelled images, the teacher's maps and its outputs, moved by one mask."""
+        """A strong view of the unlabeled images, the teacher's maps and its outputs, moved by one mask."""
         config = self.config
         mask = self._regions(pseudo, first, view)
         if config.mix == "cutout":
@@ -232,9 +236,9 @@ class Learner:
 
     def _recall(self, batch: dict[str, Tensor]) -> SegmentationOutput:
         """What the teacher thought of the weak views when it last looked at their whole images."""
-        since = self.step - self.teacher_start
-        if not self.whole.maps or (self.fixed_teacher is None and since % self.config.teacher_every == 0):
-            network = self.teacher.module if self.fixed_teacher is None else self.fixed_teacher
+        earlier, since = self.config.teacher_from, self.step - self.teacher_start
+        if not self.whole.maps or (earlier is None and since % self.config.teacher_every == 0):
+            network = self.teacher.module if earlier is None else load_model(earlier, self.device)[0]
             self.whole.look(network, self._whole_images(), self.device, self.amp_dtype)
         weak = batch["weak"]
         if self._grid is None:
@@ -243,7 +247,7 @@ class Learner:
         return self._with_head(SegmentationOutput(logits))
 
     def _mix_labeled(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The labelled images and their labels, boxes of them exchanged with the partner's."""
+        """The labeled images and their labels, boxes of them exchanged with the partner's."""
         images, labels, config = batch["images"], batch["labels"], self.config
         if config.mix_labeled_prob == 0:
             return images, labels
@@ -356,16 +360,6 @@ def _joined(outputs: Sequence[SegmentationOutput]) -> SegmentationOutput:
     """The outputs of several batches as one."""
     features = None if outputs[0].features is None else torch.cat([output.features for output in outputs])
     return outputs[0]._replace(logits=torch.cat([output.logits for output in outputs]), features=features)
-
-
-def load_fixed_teacher(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
-    """The network that ``teacher_from`` names."""
-    network, _, state = load_model(config.teacher_from, device)
-    if state["num_classes"] != num_classes:
-        raise ValueError(
-            f"teacher_from: {config.teacher_from} knows {state['num_classes']} classes, this data set has {num_classes}"
-        )
-    return network
 
 
 def build_criterion(

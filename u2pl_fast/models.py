@@ -118,7 +118,7 @@ class SegmentationNetwork(nn.Module):
     def train(self, mode: bool = True) -> "SegmentationNetwork":
         super().train(mode)
         for norm in _batch_norms(self.encoder):
-            if self.freeze_batchnorm or (self.freeze_stages and not norm.weight.requires_grad):
+            if self.freeze_batchnorm or (self.freeze_stages and norm.affine and not norm.weight.requires_grad):
                 norm.eval()
         return self
 
@@ -144,7 +144,7 @@ class SegmentationNetwork(nn.Module):
             )
         stages = self.encoder((images - self.image_mean) / self.image_std)
         if perturbed:
-            stages = [torch.cat((x[:-perturbed], F.dropout2d(x[-perturbed:], self.feature_dropout))) for x in stages]
+            stages = _without_channels(stages, perturbed, self.feature_dropout)
         decoded = self.decoder(stages)
         logits = self.classifier(decoded)
         maps = stages[0] if isinstance(stages, tuple) else stages  # dpt: beside them the class tokens
@@ -267,7 +267,7 @@ def _freeze_unread(encoder: nn.Module, in_channels: int) -> None:
 
 
 def _freeze_stages(encoder: nn.Module, stages: int, in_channels: int) -> None:
-    """Freeze every parameter that the first ``stages`` feature maps depend on; the image itself is none of them."""
+    """Freeze every parameter that the first ``stages`` feature maps depend on. The image is not counted as one."""
     if not stages:
         return
     traced = copy.deepcopy(encoder).to("meta").train()
@@ -280,7 +280,8 @@ def _freeze_stages(encoder: nn.Module, stages: int, in_channels: int) -> None:
 
 def _trace(encoder: nn.Module, in_channels: int) -> list[Tensor]:
     """The feature maps of an encoder on the meta device that depend on its parameters, finest first."""
-    features = encoder(torch.empty(2, in_channels, 64, 64, device="meta"))
+    side = 4 * encoder.output_stride
+    features = encoder(torch.empty(2, in_channels, side, side, device="meta"))
     maps = features[0] if isinstance(features, tuple) else features  # dpt: beside them the class tokens
     return [x for x in maps if x.requires_grad and x.numel()]
 
@@ -291,6 +292,17 @@ def _behind(encoder: nn.Module, features: list[Tensor]) -> list[bool]:
     gradients = torch.autograd.grad([x.sum() for x in features], wanted, allow_unused=True, retain_graph=True)
     behind = {id(p) for p, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
     return [id(p) in behind for p in encoder.parameters()]
+
+
+def _without_channels(stages: Any, number: int, share: float) -> Any:
+    """The stages with a share of the channels of the last ``number`` images set to 0, another one in each stage."""
+
+    def drop(x: Tensor) -> Tensor:
+        return torch.cat((x[:-number], F.dropout2d(x[-number:], share)))
+
+    if isinstance(stages, tuple):  # dpt: beside the maps the class tokens
+        return [drop(x) for x in stages[0]], *stages[1:]
+    return [stages[0], *(drop(x) for x in stages[1:])]  # the first one is the image
 
 
 class SegformerDecoder(smp.decoders.segformer.decoder.SegformerDecoder):

@@ -35,7 +35,7 @@ from .learner import Learner, Step
 from .precision import refusal
 from .pseudo_quality import QUALITY_IMAGES, pseudo_label_quality
 from .readback import Readback
-from .reference import partition, unreliable_share
+from .reference import unreliable_share
 from .runlog import RunLog
 from .traffic import step_traffic
 
@@ -76,6 +76,8 @@ class Trainer:
         if config.sup_only_epochs is None:
             config.sup_only_epochs = 0.0 if self.steps < 4 * self.steps_per_epoch else 1.0
         _check_batch(config)
+        if self.semi and config.teacher_from is not None and not config.resume:
+            _check_teacher_from(config, dataset)
 
         self.learner = Learner(
             config,
@@ -139,7 +141,7 @@ class Trainer:
             self.seconds += time.perf_counter() - started
             if evaluates:
                 self._evaluate(log)
-                self._pictures(log, batch, done)
+                self._pictures(log, done)
             if saves:
                 self.save()
                 log.restart_clock(self.step)
@@ -269,15 +271,15 @@ class Trainer:
             group=self.group,
         )
 
-    def _pictures(self, log: RunLog, batch: dict[str, Tensor], done: Step) -> None:
-        maps = {"labeled/image": batch["images"], "labeled/label": batch["labels"]}
+    def _pictures(self, log: RunLog, done: Step) -> None:
+        maps = {"labeled/image": done.images[: len(done.labels)], "labeled/label": done.labels}
         pseudo = done.pseudo
         if pseudo is not None:
             maps |= {
-                "unlabeled/mixed": done.images[len(batch["images"]) :],
+                "unlabeled/mixed": done.images[len(done.labels) :],
                 "unlabeled/pseudo_label": pseudo.label,
                 "unlabeled/entropy": pseudo.entropy,
-                "unlabeled/reliable": partition(pseudo.entropy, pseudo.valid, done.losses.statistics["gamma"])[0],
+                "unlabeled/reliable": done.losses.taught,
             }
         log.pictures(self.step, maps, self.num_classes)
 
@@ -368,7 +370,7 @@ class Trainer:
         student, bank = self.learner.student, self.learner.criterion.bank
         return step_traffic(
             self.world,
-            parameters=sum(p.numel() for p in student.parameters()),
+            parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
             buffers=sum(b.numel() for b in student.buffers() if b.is_floating_point()),
             num_classes=self.num_classes,
             dim=None if bank is None else bank.bank.shape[1],
@@ -413,6 +415,19 @@ def _init_from(student: nn.Module, config: TrainConfig) -> None:
     student.load_state_dict(fitting, strict=False)
 
 
+def _check_teacher_from(config: TrainConfig, dataset: data.SegmentationDataset) -> None:
+    """Refuse an earlier network that labels other classes, or takes other images."""
+    state = checkpoint.load(config.teacher_from)
+    checkpoint.check_layout(state, config.teacher_from)
+    if list(state["class_names"]) != list(dataset.class_names):
+        raise ValueError(f"teacher_from: {config.teacher_from} was trained on other classes than this data set has")
+    channels = state["config"].get("in_channels", 3)
+    if channels != config.in_channels:
+        raise ValueError(
+            f"teacher_from: {config.teacher_from} takes images of {channels} channels, these have {config.in_channels}"
+        )
+
+
 def _check_batch(config: TrainConfig) -> None:
     """A decoder that pools the whole image to one pixel has nothing to normalise over in a batch of one."""
     images = config.batch_size
@@ -426,7 +441,7 @@ def _check_batch(config: TrainConfig) -> None:
 # Settings that may differ between a run and its continuation without changing what is computed.
 FREE_ON_RESUME = {
     "out", "resume", "stop_after", "workers", "threads", "cache", "save_every", "log_every", "eval_every",
-    "data_root", "device", "encoder_weights", "init_from", "max_skipped", "checkpoint_encoder",
+    "data_root", "device", "encoder_weights", "init_from", "teacher_from", "max_skipped", "checkpoint_encoder",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Pseudo-labels from whole images, which a teacher looks at now and then, in place of a crop at each step.
 
-Where unlabelled images are few, each is seen many times. A network labels a whole image, and its mirror image, better
+Where unlabeled images are few, each is seen many times. A network labels a whole image, and its mirror image, better
 than a crop, and a look at all images every few passes costs less than a look at each crop.
 """
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data.views import Window, resize_image
-from .inference import predict_cells
+from .inference import evaluating, predict_cells
 
 STRIDE = 4  # pixels of an image to one of its stored predictions
 MOST_BYTES = 4 * 2**30
@@ -36,21 +36,22 @@ class WholeImagePredictions:
         device: torch.device | str = "cpu",
         amp_dtype: torch.dtype | None = None,
     ) -> None:
-        """Store what ``network``, in evaluation mode, thinks of (index, image uint8 (N, h, w)).
+        """Store what ``network`` thinks of each (index, image uint8 (N, h, w)).
 
         Raises:
             ValueError: the predictions take more than 4 GiB.
         """
         self.maps, size = {}, 0
-        for index, image in images:
-            mean = self._mean_probabilities(network, image.to(device), amp_dtype)
-            self.maps[index] = mean.clamp(min=1e-7).log().half()
-            size += self.maps[index].nbytes
-            if size > MOST_BYTES:
-                raise ValueError(
-                    f"teacher_input: the predictions of {len(self.maps)} whole images already take more than "
-                    f"{MOST_BYTES >> 30} GiB; use crop, or a smaller --resize"
-                )
+        with evaluating(network):  # and uncompiled: whole images differ in size
+            for index, image in images:
+                mean = self._mean_probabilities(network, image.to(device), amp_dtype)
+                self.maps[index] = mean.clamp(min=1e-7).log().half()
+                size += self.maps[index].nbytes
+                if size > MOST_BYTES:
+                    raise ValueError(
+                        f"teacher_input: the predictions of {len(self.maps)} whole images already take more than "
+                        f"{MOST_BYTES >> 30} GiB; use crop, or a smaller --resize"
+                    )
 
     def _mean_probabilities(self, network: nn.Module, image: Tensor, amp_dtype: torch.dtype | None) -> Tensor:
         cells = [-(-side // STRIDE) for side in image.shape[-2:]]

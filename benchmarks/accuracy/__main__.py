@@ -25,6 +25,7 @@ from .cells import FOLDERS, IN_WORK_FOLDER, Cell, cells
 from .draws import write_list
 from .runs import RESULTS, current, load, meaning, record, save, settled
 
+DESCRIPTION = "cell.json"  # in the folder of a run: what it was described as
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
 RELATIVE_COST = {"supervised": 1.0, "mean-teacher": 2.2, "u2pl-lean": 2.3, "u2pl-paper": 3.4}
 
@@ -124,14 +125,23 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
     return [sys.executable, "-m", "u2pl_fast.train", *flags, *data, *machine_flags, "--out", str(out), "--resume"]
 
 
+def description(cell: Cell) -> str:
+    return json.dumps([cell.flags, meaning(cell)])
+
+
+def is_of(out: Path, cell: Cell) -> bool:
+    """Whether the run in this folder is of the cell as it is now described, and of what its flags now mean."""
+    described = out / DESCRIPTION
+    return described.exists() and described.read_text() == description(cell)
+
+
 def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
     """Run one cell to its end; its exit status."""
     out = args.work / cell.name
-    described, description = out / "cell.json", json.dumps([cell.flags, meaning(cell)])
-    if out.exists() and not (described.exists() and described.read_text() == description):
-        shutil.rmtree(out)  # of an earlier description of the cell, or of flags that meant something else
+    if out.exists() and not is_of(out, cell):
+        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    described.write_text(description)
+    (out / DESCRIPTION).write_text(description(cell))
     with open(out / "output.txt", "a") as log:
         process = subprocess.Popen(command(cell, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
         running[cell.name] = process
@@ -182,8 +192,10 @@ def with_needed(missing: list[Cell], args: argparse.Namespace) -> list[Cell]:
     by_name = {cell.name: cell for cell in cells()}
     found: dict[str, Cell] = {}
     for cell in missing:
-        if cell.needs is not None and not settled(args.work / cell.needs):
-            found.setdefault(cell.needs, by_name[cell.needs])
+        if cell.needs is not None:
+            out, needed = args.work / cell.needs, by_name[cell.needs]
+            if not (settled(out) and is_of(out, needed)):
+                found.setdefault(cell.needs, needed)
         found[cell.name] = cell
     return list(found.values())
 

@@ -15,9 +15,9 @@ BEDS: dict[str, tuple[str, ...]] = {
         *("--jitter-prob", "0", "--grayscale-prob", "0", "--blur-prob", "0", "--steps", "1200", "--eval-every", "300"),
     ),
     "shapes": ("--dataset", "shapes", "--eval-every", "300"),
-    # Photographs, for minutes of one core: small crops, and the first three stages of the encoder as they are, which
-    # costs no accuracy here. Jittered colors cost labels alone and mean-teacher 1 to 2 mIoU, and blur is heavy at this
-    # size: the strong view is CutMix alone. LOG.md has the runs behind each.
+    # Photographs, for minutes of one core: small crops, and the first three stages of the encoder as they are. Jittered
+    # colors cost labels alone 1 mIoU, and blur is heavy at this size: the strong view is CutMix alone. LOG.md has the
+    # runs behind each, of one seed.
     "msrc": (
         *("--dataset", "folder", "--crop-size", "128", "128", "--scale-range", "0.5", "1.25", "--encoder-lr", "3e-5"),
         *("--arch", "segformer", "--decoder-width", "128", "--freeze-batchnorm", "--freeze-stages", "3"),
@@ -45,8 +45,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "u2pl-paper": ("--method", "u2pl", "--recipe", "paper"),
 }
 
-# Photographs; rivals by their papers' formulas. Labels alone get an average of the weights, as all others have one. The
-# teacher of the others begins after a quarter of the run: one pass over the images, the default, is too early.
+# Photographs. Rivals are those of their papers, but for what docs/accuracy.md names. Labels alone get an average of the
+# weights, as all others have one. The teacher of the others begins after a quarter of the run: one pass over the
+# images, the default, is too early.
 TEACHER_LATER = ("--sup-only-epochs", "4")
 # ST++: labels of whole images at three scales, by the run on labels alone of the same seed; every pixel teaches.
 SELF_TRAINING = (

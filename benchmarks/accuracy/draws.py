@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from u2pl_fast.data.files import IMAGE_SUFFIXES
 from u2pl_fast.randomness import generator
 
 
@@ -24,7 +25,7 @@ def labeled_ids(names: list[str], count: int, seed: int) -> list[str]:
 
 def write_list(data_root: Path, count: int, seed: int, path: Path) -> Path:
     """Write the list file that ``--labeled-list`` takes, and return its path."""
-    names = [image.stem for image in (data_root / "images" / "train").iterdir()]
+    names = [image.stem for image in (data_root / "images" / "train").iterdir() if image.suffix in IMAGE_SUFFIXES]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(labeled_ids(names, count, seed)) + "\n")
     return path

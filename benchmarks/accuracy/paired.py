@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond, the normal distribution's to 2 %.
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; 2 stands in for all beyond.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -20,7 +20,7 @@ class Difference(NamedTuple):
     mean: float
     half_width: float | None
     seeds_for_one: int | None
-    """Pairs that would narrow the interval to ± 1, were their spread the one seen here."""
+    """Pairs that would narrow the interval to ± 1 at the spread seen here; None beyond 10,000."""
 
 
 def t_quantile(degrees: int) -> float:
@@ -36,7 +36,7 @@ def difference(own: Sequence[float | None], other: Sequence[float | None]) -> Di
     if len(found) == 1:
         return Difference(1, mean, None, None)
     spread = statistics.stdev(found)
-    needed = next(n for n in range(2, 10_000) if t_quantile(n - 1) * spread <= math.sqrt(n))
+    needed = next((n for n in range(2, 10_000) if t_quantile(n - 1) * spread <= math.sqrt(n)), None)
     return Difference(len(found), mean, t_quantile(len(found) - 1) * spread / math.sqrt(len(found)), needed)
 
 

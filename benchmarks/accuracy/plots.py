@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .cells import ABLATIONS, ALL, ROWS
+from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
 from .runs import RESULTS, current
 from .tables import BASE, SEEDS, score
 
@@ -82,6 +82,26 @@ def ablations(runs: Runs, axis: Axes) -> None:
     axis.set(xlabel=f"mIoU against {BASE}, one seed", title="one change at a time")
 
 
+def photographs(runs: Runs, axis: Axes) -> None:
+    """Mean over the seeds of each row of MSRC-21, in a band from the lowest to the highest."""
+    for place, row in enumerate(MSRC_ROWS):
+        own = [runs[n] for seed in MSRC_SEEDS if (n := f"msrc-{MSRC_LABELS[0]}-{row}-seed{seed}") in runs]
+        points: dict[int, list[float]] = {}
+        for run in own:
+            for e in run["evaluations"]:
+                if found := e.get("miou_teacher", e.get("miou_student")):
+                    points.setdefault(e["step"], []).append(100 * found)
+        complete = {step: scores for step, scores in points.items() if len(scores) == len(own)}
+        if complete:
+            steps, scores = list(complete), list(complete.values())
+            means = [statistics.mean(s) for s in scores]
+            axis.plot(steps, means, marker="o", ms=3, linewidth=2, color=f"C{place}", label=f"{row}, {len(own)} seeds")
+            axis.fill_between(steps, list(map(min, scores)), list(map(max, scores)), color=f"C{place}", alpha=0.15)
+    axis.set(
+        xlabel="step", ylabel="val mIoU, %", title=f"MSRC-21, {MSRC_LABELS[0]} labels: mean and range of the seeds"
+    )
+
+
 def draw(panels: list[Callable[[Runs, Axes], None]], runs: Runs, path: Path) -> bool:
     """Whether there was anything to draw."""
     figure, axes = plt.subplots(
@@ -108,7 +128,11 @@ def main(argv: list[str] | None = None) -> None:
     runs = current(args.results)
     if not runs:
         parser.error(f"--results: no finished run in {args.results}; train some with python -m benchmarks.accuracy")
-    for name, panels in (("accuracy", [curves, gains, quality]), ("accuracy-ablations", [ablations])):
+    for name, panels in (
+        ("accuracy", [curves, gains, quality]),
+        ("accuracy-ablations", [ablations]),
+        ("accuracy-msrc", [photographs]),
+    ):
         if draw(panels, runs, args.out / f"{name}.png"):
             print(args.out / f"{name}.png")
 

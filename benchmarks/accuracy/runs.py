@@ -21,6 +21,7 @@ PATHS = {
     *("out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"),
     *("labeled_list", "teacher_from"),  # decided by the cell's number of labels and seed
 }
+BY_DATA = {"sup_only_epochs"}  # unset in a cell, and then filled in when the images are known
 
 
 def settled(out: Path) -> bool:
@@ -76,7 +77,8 @@ def current(folder: Path) -> dict[str, dict[str, Any]]:
 def meaning(cell: Cell) -> dict[str, Any]:
     """The settings that its flags stand for, but for those that the data or the machine decides."""
     settings = read_settings(resolve(parse(list(cell.flags))).to_dict())
-    return {k: v for k, v in settings.items() if v is not None and k not in PATHS | MACHINE}
+    by_data = {name for name in BY_DATA if settings[name] is None}
+    return {k: v for k, v in settings.items() if k not in PATHS | MACHINE | by_data}
 
 
 def _fits(run: dict[str, Any], cell: Cell) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from u2pl_fast.data.folder import CAMVID_CLASSES
 
 from ..markdown import markdown
-from .cells import ABLATIONS, ALL, LONGER, MSRC_ROWS, MSRC_SEEDS, ROWS, SHAPES_LABELS
+from .cells import ABLATIONS, ALL, LONGER, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, SHAPES_LABELS
 from .paired import difference, shown
 from .runs import current
 
@@ -95,32 +95,37 @@ def accuracy_shapes(folder: Path) -> str:
 
 
 def best_rival(runs: Runs, labels: int) -> str | None:
-    """The row other than labels alone and U²PL with the highest mean over the seeds that all such rows have."""
+    """The row other than labels alone and U²PL with the highest mean over the seeds that all of them have.
+
+    Rows without any run are no rivals yet.
+    """
     rivals = [row for row in MSRC_ROWS if row != "supervised" and not row.startswith("u2pl")]
     scores = {row: [score(runs, "msrc", row, labels, seed) for seed in MSRC_SEEDS] for row in rivals}
+    scores = {row: own for row, own in scores.items() if any(s is not None for s in own)}
     shared = [place for place in range(len(MSRC_SEEDS)) if all(own[place] is not None for own in scores.values())]
-    if not shared:
+    if not scores or not shared:
         return None
-    return max(rivals, key=lambda row: statistics.mean(scores[row][place] for place in shared))
+    return max(scores, key=lambda row: statistics.mean(scores[row][place] for place in shared))
 
 
-def _msrc(folder: Path, labels: int) -> str:
-    """Rows of one number of labels: scores, and paired differences to labels alone and to the best rival."""
-    runs = _runs(folder)
+def accuracy_msrc(folder: Path) -> str:
+    """MSRC-21: scores, and paired differences to labels alone and to the best rival. What has no run is left out."""
+    runs, labels = _runs(folder), MSRC_LABELS[0]
     rows = [*((row, labels) for row in MSRC_ROWS), ("supervised", ALL)]
     scores = {key: [score(runs, "msrc", *key, seed) for seed in MSRC_SEEDS] for key in rows}
     rival = best_rival(runs, labels)
     table = []
-    for key in rows:
-        own = scores[key]
+    for (row, count), own in scores.items():
         known = [s for s in own if s is not None]
-        gain = None if key[0] == "supervised" else difference(own, scores["supervised", labels])
-        beyond = difference(own, scores[rival, labels]) if rival and key[0].startswith("u2pl") else None
+        if not known:
+            continue
+        gain = None if row == "supervised" else difference(own, scores["supervised", labels])
+        beyond = difference(own, scores[rival, labels]) if rival and row.startswith("u2pl") else None
         table.append(
             [
-                f"{key[0]}, {'all' if key[1] == ALL else key[1]} labels",
+                f"{row}, {'all' if count == ALL else count} labels",
                 *(_number(s) for s in own),
-                _number(statistics.mean(known) if known else None),
+                f"{statistics.mean(known):.1f}",
                 shown(gain),
                 shown(beyond),
                 str(gain.seeds_for_one) if gain and gain.seeds_for_one else "—",
@@ -128,16 +133,6 @@ def _msrc(folder: Path, labels: int) -> str:
         )
     header = ["", *(f"seed {seed}" for seed in MSRC_SEEDS), "mean", "− labels alone", "− best rival", "seeds for ± 1"]
     return markdown(header, table, keep_empty=True)
-
-
-def accuracy_msrc(folder: Path) -> str:
-    """MSRC-21, 40 labels."""
-    return _msrc(folder, 40)
-
-
-def accuracy_msrc_eighty(folder: Path) -> str:
-    """MSRC-21, 80 labels."""
-    return _msrc(folder, 80)
 
 
 def accuracy_classes(folder: Path) -> str:
@@ -218,5 +213,4 @@ TABLES = (
     accuracy_ablations,
     accuracy_quality,
     accuracy_msrc,
-    accuracy_msrc_eighty,
 )

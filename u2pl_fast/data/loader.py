@@ -79,7 +79,7 @@ class StepDataset(Dataset):
         seed = view_seed(self.seed, step, sample, "labeled view")
         return self.views.labeled(self._samples.image(index), self._samples.label(index), seed)
 
-    def _unlabeled(self, step: int, sample: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _unlabeled(self, step: int, sample: int) -> tuple[Tensor, ...]:
         index = _drawn(self.split.unlabeled, self.seed, "unlabeled", sample)
         weak_seed = view_seed(self.seed, step, sample, "weak view")
         views = ("strong view", *(f"strong view {number}" for number in range(1, self.strong_views)))

@@ -75,8 +75,9 @@ class Views:
     def __init__(self, options: ViewOptions, ignore_index: int) -> None:
         self._resize, self._jitter_labeled = options.resize, options.jitter_labeled
         geometry = [RandomScaleCrop(options.crop_size, options.scale_range), v2.RandomHorizontalFlip(options.flip_prob)]
-        self._labeled = v2.Compose([*geometry, PadTo(options.size, ignore_index, options.color)])
-        self._unlabeled = v2.Compose([*geometry, PadTo(options.size, 0, options.color)])
+        self._geometry = v2.Compose(geometry)
+        self._pad_labeled = PadTo(options.size, ignore_index, options.color)
+        self._pad_unlabeled = PadTo(options.size, 0, options.color)
         # 9 taps reach two standard deviations at the strongest blur; more cost more than they change.
         blur = v2.RandomApply([v2.GaussianBlur(9, options.blur_sigma)], options.blur_prob)
         self._is_rgb = len(options.color) == 3
@@ -102,19 +103,20 @@ class Views:
     def labeled(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """View (N, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`.
 
-        Weak, or with `jitter_labeled` in the strong view's colours, drawn after the geometry, which stays the same.
+        Weak, or with `jitter_labeled` in the strong view's colors, drawn after the geometry, which stays the same.
         """
         with _seeded(seed):
-            image, label = self._labeled(tv_tensors.Image(image), tv_tensors.Mask(label))
+            image, label = self._geometry(tv_tensors.Image(image), tv_tensors.Mask(label))
             if self._jitter_labeled:
                 image = self._recolor(image)
+        image, label = self._pad_labeled(image, label)
         return _plain(image), _plain(label)
 
     def unlabeled(self, image: Tensor, weak_seed: int, *strong_seeds: int) -> tuple[Tensor, ...]:
         """Weak view, a strong view for each seed, (N, H, W) uint8, and valid (H, W) bool, false on padding."""
         inside = torch.ones(image.shape[-2:], dtype=torch.uint8)
         with _seeded(weak_seed):
-            weak, valid = self._unlabeled(tv_tensors.Image(image), tv_tensors.Mask(inside))
+            weak, valid = self._pad_unlabeled(*self._geometry(tv_tensors.Image(image), tv_tensors.Mask(inside)))
         weak, valid = _plain(weak), _plain(valid).bool()
         strong = []
         for seed in strong_seeds:
@@ -127,7 +129,7 @@ class Views:
 
     def window(self, image: Tensor, weak_seed: int) -> Window:
         """Where the views of `unlabeled` with this seed lie: the same draws in the same order."""
-        crop, flip = self._unlabeled.transforms[:2]
+        crop, flip = self._geometry.transforms
         with _seeded(weak_seed):
             place = crop.make_params([image])
             flipped = int(torch.rand(1) < flip.p)
@@ -177,7 +179,7 @@ class RandomScaleCrop(v2.Transform):
 
 
 class RandomIntensity(v2.Transform):
-    """One to three changes of color or sharpness, chosen at random among ten, each of a uniform random strength.
+    """One to three of ten changes of color or sharpness and of no change, each of a uniform random strength.
 
     Source: Zhao et al., "Augmentation Matters", CVPR 2023 (AugSeg), section 3.2 and its table of ranges.
     """
