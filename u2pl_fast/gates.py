@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import ops, reference
 from .distributed import Group
+from .outputs import concatenated
 
 GATES = ("entropy", "class-entropy", "confidence")
 
@@ -26,7 +27,7 @@ class PseudoLabels(NamedTuple):
     @classmethod
     def joined(cls, parts: "Sequence[PseudoLabels]") -> "PseudoLabels":
         """Those of several batches, one after another."""
-        return cls(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+        return cls(*(None if column[0] is None else concatenated(column) for column in zip(*parts, strict=True)))
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "PseudoLabels":
         """The same with every map changed alike."""

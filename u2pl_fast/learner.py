@@ -17,7 +17,7 @@ from .gates import PseudoLabels
 from .inference import load_model
 from .models import build_model, compile_network
 from .optim import BufferGuard, build_optimizer, gated_step, gradient_norm, set_learning_rate
-from .outputs import SegmentationOutput
+from .outputs import SegmentationOutput, concatenated
 from .precision import autocast_dtype
 from .randomness import generator, stream
 from .reference import sample_to_grid
@@ -185,7 +185,7 @@ class Learner:
         return Step(losses, images, labels, pseudo, lr_factor)
 
     def _teach(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
-        """The teacher's pass over weak views, then one mask that moves images, maps and outputs together."""
+        """The teacher's pass over weak views, and each strong view moved with its maps and outputs by one mask."""
         config, weak, labeled = self.config, batch["weak"], batch["images"]
         if not self.criterion.needs_labeled_teacher:
             labeled = labeled[:0]
@@ -204,7 +204,7 @@ class Learner:
         if config.feature_dropout:
             views.append((weak, pseudo, output))
         images, maps, outputs = zip(*views, strict=True)
-        strong, pseudo, output = torch.cat(images), PseudoLabels.joined(maps), _joined((of_labeled, *outputs))
+        strong, pseudo, output = concatenated(images), PseudoLabels.joined(maps), _joined((of_labeled, *outputs))
         if again:
             output = self._look(torch.cat((labeled, strong)))
             seen = self.criterion.pseudo_labels(output.logits[len(labeled) :], pseudo.valid)
@@ -358,8 +358,8 @@ def _split(output: SegmentationOutput, number: int) -> tuple[SegmentationOutput,
 
 def _joined(outputs: Sequence[SegmentationOutput]) -> SegmentationOutput:
     """The outputs of several batches as one."""
-    features = None if outputs[0].features is None else torch.cat([output.features for output in outputs])
-    return outputs[0]._replace(logits=torch.cat([output.logits for output in outputs]), features=features)
+    features = None if outputs[0].features is None else concatenated([output.features for output in outputs])
+    return outputs[0]._replace(logits=concatenated([output.logits for output in outputs]), features=features)
 
 
 def build_criterion(

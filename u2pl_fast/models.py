@@ -92,11 +92,8 @@ class SegmentationNetwork(nn.Module):
         self.encoder, self.decoder, self.classifier = parts.encoder, parts.decoder, parts.classifier
         if encoder_weights not in (None, "imagenet"):
             load_encoder_weights(getattr(self.encoder, "model", self.encoder), Path(encoder_weights))
-        self.freeze_batchnorm, self.freeze_stages, self.feature_dropout = (
-            freeze_batchnorm,
-            freeze_stages,
-            feature_dropout,
-        )
+        self.freeze_batchnorm, self.freeze_stages = freeze_batchnorm, freeze_stages
+        self.feature_dropout = feature_dropout
         if freeze_batchnorm and not any(_batch_norms(self.encoder)):
             raise ValueError(
                 f"freeze_batchnorm: {encoder} has no batch norm; leave it out, or add --no-freeze-batchnorm"
@@ -289,7 +286,7 @@ def _trace(encoder: nn.Module, in_channels: int) -> list[Tensor]:
 def _behind(encoder: nn.Module, features: list[Tensor]) -> list[bool]:
     """For each parameter, whether one of the feature maps depends on it."""
     wanted = [p for p in encoder.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad([x.sum() for x in features], wanted, allow_unused=True, retain_graph=True)
+    gradients = torch.autograd.grad([x.sum() for x in features], wanted, allow_unused=True)
     behind = {id(p) for p, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
     return [id(p) in behind for p in encoder.parameters()]
 

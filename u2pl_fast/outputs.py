@@ -1,6 +1,6 @@
 """What passes from a network to the criterion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,12 @@ class SegmentationOutput(NamedTuple):
     features: Tensor | None = None
     project: Callable[[Tensor], Tensor] | None = None
     aux_logits: Tensor | None = None
+
+
+def concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """The batches one after another; a single one that is not empty as it is, without a copy."""
+    filled = [part for part in parts if len(part)]
+    return filled[0] if len(filled) == 1 else torch.cat(tuple(parts))
 
 
 @torch.no_grad()

@@ -20,11 +20,16 @@ COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2c
 Runs = dict[str, dict[str, Any]]
 
 
+def _curve(run: dict, names: tuple[str, ...]) -> dict[int, float]:
+    """Per cent by step, of the first of ``names`` that an evaluation has."""
+    return {e["step"]: 100 * next(e[n] for n in names if n in e) for e in run["evaluations"] if set(names) & set(e)}
+
+
 def _lines(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, colour: str, style: str = "-") -> None:
     """Of the first of ``names`` that an evaluation has: each run thin, their mean thick."""
     points: dict[int, list[float]] = {}
     for run in runs:
-        own = {e["step"]: 100 * next(e[n] for n in names if n in e) for e in run["evaluations"] if set(names) & set(e)}
+        own = _curve(run, names)
         axis.plot(list(own), list(own.values()), style, color=colour, alpha=0.35, linewidth=0.8)
         for step, value in own.items():
             points.setdefault(step, []).append(value)
@@ -88,9 +93,8 @@ def photographs(runs: Runs, axis: Axes) -> None:
         own = [runs[n] for seed in MSRC_SEEDS if (n := f"msrc-{MSRC_LABELS[0]}-{row}-seed{seed}") in runs]
         points: dict[int, list[float]] = {}
         for run in own:
-            for e in run["evaluations"]:
-                if found := e.get("miou_teacher", e.get("miou_student")):
-                    points.setdefault(e["step"], []).append(100 * found)
+            for step, value in _curve(run, ("miou_teacher", "miou_student")).items():
+                points.setdefault(step, []).append(value)
         complete = {step: scores for step, scores in points.items() if len(scores) == len(own)}
         if complete:
             steps, scores = list(complete), list(complete.values())

@@ -122,9 +122,8 @@ class Views:
         for seed in strong_seeds:
             with _seeded(seed):
                 changed = _plain(self._recolor(tv_tensors.Image(weak)))
-            strong.append(
-                torch.where(valid, changed, weak)
-            )  # padding is no part of the image: it always looks the same
+            # Padding is no part of the image: it looks the same in every view.
+            strong.append(torch.where(valid, changed, weak))
         return weak, *strong, valid
 
     def window(self, image: Tensor, weak_seed: int) -> Window:
