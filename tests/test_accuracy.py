@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy import cells as cells_module
-from benchmarks.accuracy import draws, paired, plots, tables
+from benchmarks.accuracy import draws, paired, plots, predictions, tables
 from benchmarks.accuracy.cells import ALL, ROWS, cells
+from benchmarks.accuracy.runs import current
 from u2pl_fast.config import DATASET_DEFAULTS, resolve
 from u2pl_fast.train import parse
 
@@ -122,6 +124,21 @@ def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, monkeyp
     assert suite.main(arguments) == 0
     assert "0 runs to train" in capsys.readouterr().out
 
+    monkeypatch.setattr(predictions, "MSRC_LABELS", (4, 6))
+    monkeypatch.setattr(predictions, "PHOTOGRAPHS", ("1_2_s", "2_3_s"))
+    picture = tmp_path / "plots" / "predictions.png"
+    drawn, draw = {}, predictions.draw
+    monkeypatch.setattr(predictions, "draw", lambda columns, *rest: drawn.update(columns) or draw(columns, *rest))
+    arguments = ["--msrc", str(photographs), "--work", str(tmp_path / "work"), "--out", str(picture), "--photographs"]
+    predictions.main(arguments)
+    assert list(drawn) == ["photograph", "truth", "supervised", "self-training"]
+    assert [int(label.max()) for label in drawn["truth"]] == [0, 1]
+    assert {x.shape[:2] for column in drawn.values() for x in column} == {(40, 48)}
+    assert Image.open(picture).width > 300
+    with pytest.raises(SystemExit):
+        predictions.main([*arguments, "--seed", "1"])
+    assert "no finished run with seed 1" in capsys.readouterr().err
+
 
 def test_paired_differences():
     assert paired.difference([1.0, None], [None, 2.0]) is None
@@ -209,6 +226,18 @@ def test_photographs_are_compared_in_pairs(some_runs):
     name = "msrc-40-fixmatch-seed0"
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.62)))
     assert rows()["u2pl-lean, 40 labels"][7] == "+2.0"  # at the one seed that both rivals have FixMatch is the best
+
+
+def test_time_counts_the_run_that_a_row_reads(some_runs):
+    folder = some_runs / "accuracy/cpu"
+    for row, seconds in (("supervised", 60), ("self-training", 120)):
+        run = made_up(f"msrc-40-{row}-seed0", 0.6) | {"seconds": seconds}
+        (folder / f"msrc-40-{row}-seed0.json").write_text(json.dumps(run))
+    figure = Figure()
+    axis = figure.subplots()
+    plots.photographs_in_time(current(folder), axis)
+    minutes = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+    assert minutes == {"supervised": [0.5, 1.0], "self-training": [2.0, 3.0]}
 
 
 def test_a_seed_without_headroom_does_not_decide_the_share(some_runs):

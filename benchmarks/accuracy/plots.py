@@ -2,7 +2,7 @@
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
+from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, cells
 from .runs import RESULTS, current
 from .tables import BASE, SEEDS, score
 
 COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
+EVALUATED = ("miou_teacher", "miou_student")  # the first that an evaluation has
 Runs = dict[str, dict[str, Any]]
 
 
@@ -44,7 +45,7 @@ def curves(runs: Runs, axis: Axes) -> None:
         return [runs[n] for seed in SEEDS if (n := f"camvid-{labels}-{row}-seed{seed}") in runs]
 
     for row in ROWS:
-        _lines(axis, of(row, 23), ("miou_teacher", "miou_student"), f"{row}, 23 labels", COLOURS[row])
+        _lines(axis, of(row, 23), EVALUATED, f"{row}, 23 labels", COLOURS[row])
     _lines(axis, of("supervised", ALL), ("miou_student",), "supervised, all labels", "black", "--")
     axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: mean of the seeds, and each")
 
@@ -89,21 +90,49 @@ def ablations(runs: Runs, axis: Axes) -> None:
 
 def photographs(runs: Runs, axis: Axes) -> None:
     """Mean over the seeds of each row of MSRC-21, in a band from the lowest to the highest."""
-    for place, row in enumerate(MSRC_ROWS):
-        own = [runs[n] for seed in MSRC_SEEDS if (n := f"msrc-{MSRC_LABELS[0]}-{row}-seed{seed}") in runs]
+    for place, (row, own) in enumerate(_msrc(runs).items()):
         points: dict[int, list[float]] = {}
         for run in own:
-            for step, value in _curve(run, ("miou_teacher", "miou_student")).items():
+            for step, value in _curve(run, EVALUATED).items():
                 points.setdefault(step, []).append(value)
         complete = {step: scores for step, scores in points.items() if len(scores) == len(own)}
         if complete:
             steps, scores = list(complete), list(complete.values())
-            means = [statistics.mean(s) for s in scores]
-            axis.plot(steps, means, marker="o", ms=3, linewidth=2, color=f"C{place}", label=f"{row}, {len(own)} seeds")
+            _mean_line(axis, steps, [statistics.mean(s) for s in scores], place, f"{row}, {len(own)} seeds")
             axis.fill_between(steps, list(map(min, scores)), list(map(max, scores)), color=f"C{place}", alpha=0.15)
     axis.set(
         xlabel="step", ylabel="val mIoU, %", title=f"MSRC-21, {MSRC_LABELS[0]} labels: mean and range of the seeds"
     )
+
+
+def photographs_in_time(runs: Runs, axis: Axes) -> None:
+    """The means over minutes of a core, those of the run whose checkpoint a row reads included."""
+    by_name = {cell.name: cell for cell in cells()}
+    rows = _msrc(runs)
+    for place, (row, own) in enumerate(rows.items()):
+        curves = [_curve(run, EVALUATED) for run in own]
+        steps = [step for step in (curves[0] if curves else {}) if all(step in curve for curve in curves)]
+        if steps:
+            earlier = by_name[f"msrc-{MSRC_LABELS[0]}-{row}-seed{MSRC_SEEDS[0]}"].needs
+            before = 0 if earlier is None else _minutes(rows[by_name[earlier].row])
+            minutes = [before + _minutes(own) * step / own[0]["steps"] for step in steps]
+            _mean_line(axis, minutes, [statistics.mean(curve[step] for curve in curves) for step in steps], place, row)
+    axis.set(xlabel="minutes of one core", ylabel="val mIoU, %", title="the same means in time", xlim=(0, None))
+
+
+def _msrc(runs: Runs) -> dict[str, list[dict]]:
+    """Finished runs of each row with few labels."""
+    names = {row: [f"msrc-{MSRC_LABELS[0]}-{row}-seed{seed}" for seed in MSRC_SEEDS] for row in MSRC_ROWS}
+    return {row: [runs[name] for name in own if name in runs] for row, own in names.items()}
+
+
+def _minutes(own: list[dict]) -> float:
+    """Of a whole run, in the median."""
+    return statistics.median(run["seconds"] for run in own) / 60
+
+
+def _mean_line(axis: Axes, x: Sequence[float], y: Sequence[float], place: int, label: str) -> None:
+    axis.plot(x, y, marker="o", ms=3, linewidth=2, color=f"C{place}", label=label)
 
 
 def draw(panels: list[Callable[[Runs, Axes], None]], runs: Runs, path: Path) -> bool:
@@ -135,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, panels in (
         ("accuracy", [curves, gains, quality]),
         ("accuracy-ablations", [ablations]),
-        ("accuracy-msrc", [photographs]),
+        ("accuracy-msrc", [photographs, photographs_in_time]),
     ):
         if draw(panels, runs, args.out / f"{name}.png"):
             print(args.out / f"{name}.png")
