@@ -31,7 +31,8 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_resolves_and_its_loss_can_be_built(name):
     config = resolve(config_of(name))
-    assert config.out == Path("runs") / name and config.epochs and config.steps is None
+    assert config.out == Path("runs") / name
+    assert config.steps if name == "folder-small" else config.epochs and config.steps is None
     assert config.data_root is None and not config.resume
     classes = CLASSES[config.dataset]
     weight = torch.ones(classes) if config.class_weights else None
@@ -90,11 +91,13 @@ def test_recipes_of_folders_say_what_they_would_train(tmp_path, name, capsys):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     flags = ["--data-root", str(tmp_path), "--encoder-weights", "none", "--num-labeled", "20", "--device", "cpu"]
     with pytest.raises(SystemExit, match="freeze_batchnorm: .*--no-freeze-batchnorm"):
-        main(["--config", name, "--dry-run", *flags])
-    main(["--config", name, "--dry-run", "--no-freeze-batchnorm", *flags])
+        main(["--config", name, "--dry-run", "--freeze-stages", "0", *flags])
+    main(["--config", name, "--dry-run", "--no-freeze-batchnorm", "--freeze-stages", "0", *flags])
     said = capsys.readouterr().out
     assert "u2pl (lean) on" in said and "20 labelled and 40 unlabelled images" in said
-    assert f"= {config_of(name).epochs:.1f} epochs of 10" in said
+    epochs = config_of(name).epochs or config_of(name).steps / 10
+    assert f"= {epochs:.1f} epochs of 10" in said
+    assert ("supervised on folder" in said) == config_of(name).labels_first
 
 
 def test_the_published_data_sets_are_known_by_these_names():

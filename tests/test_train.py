@@ -168,6 +168,9 @@ def test_two_processes_train_as_one_program(tmp_path):
     assert metrics["world_size"] == 2 and metrics["steps"] == 6 and 0 <= metrics["miou"] <= 1
     rings = sorted(ring.name for ring in (tmp_path / "parts").glob("ring*.pt"))
     assert rings == ["ring1.step4.pt", "ring1.step6.pt"]
+    torchrun(tmp_path / "two", "--labels-first", "--teacher-input", "whole", "--num-labeled", "394")
+    for folder in (tmp_path / "two", tmp_path / "two" / "labels-alone"):
+        assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
     told = torchrun(tmp_path / "nothing", "--dry-run")
     assert "each process receives a step: gradients" in told and not (tmp_path / "nothing").exists()
 
@@ -285,6 +288,7 @@ def test_refusals_name_the_setting(tmp_path):
         ({"strong_views": 0}, "strong_views: expected at least 1"),
         ({"feature_dropout": 1.5}, r"feature_dropout: expected a number in \[0, 1\]"),
         ({"teacher_from": Path("best.pt")}, "teacher_from: .*add --teacher-input whole"),
+        ({"labels_first": True}, "labels_first: .*add --teacher-input whole"),
         ({"teacher_input": "whole", "recipe": "paper"}, "teacher_input: .*use crop, or recipe lean"),
         ({"teacher_input": "whole", "second_teacher_pass": True}, "teacher_input: .*use crop"),
         ({"teacher_input": "whole", "teacher_scales": (0.0,)}, "teacher_scales: expected positive numbers"),
@@ -367,6 +371,32 @@ def test_a_finished_run_labels_for_another_one_once(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"teacher_from: .*other.pt .*{message}"):
             run(tiny(tmp_path / "third", teacher_from=tmp_path / "other.pt", **options))
         state["class_names"] = names
+
+
+def test_one_command_trains_on_labels_alone_first(tmp_path, capsys):
+    shared = {"num_labeled": 394, "steps": 4, "sup_only_epochs": 0}  # six unlabeled images
+    alone = shared | {"method": "supervised", "average_weights": True}
+    taught = shared | {"teacher_input": "whole", "gate": "confidence", "confidence_threshold": 0.0}
+    run(tiny(tmp_path / "first", **alone))
+    run(tiny(tmp_path / "second", teacher_from=tmp_path / "first" / "last.pt", **taught))
+    one = tmp_path / "one"
+    run(tiny(one, labels_first=True, dry_run=True, **taught))
+    told = capsys.readouterr().out
+    assert "supervised on shapes" in told and "u2pl (lean) on shapes" in told and not one.exists()
+
+    stopped = run(tiny(one, labels_first=True, stop_after=2, **taught))
+    assert stopped["steps"] == 2 and not (one / "last.pt").exists()
+    run(tiny(one, labels_first=True, resume=True, **taught))
+    assert_same_state(tmp_path / "first", one / "labels-alone")
+    assert_same_state(tmp_path / "second", one)
+    before = (one / "labels-alone" / "last.pt").stat().st_mtime_ns
+    run(tiny(one, labels_first=True, resume=True, **taught))  # both are complete
+    assert_same_state(tmp_path / "second", one)
+    assert (one / "labels-alone" / "last.pt").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="out: .*one already holds a run"):
+        run(tiny(one, labels_first=True, **taught))
+    run(tiny(tmp_path / "labels", labels_first=True, **taught | alone))  # on labels alone there is nothing to do first
+    assert_same_state(tmp_path / "first", tmp_path / "labels")
 
 
 def test_labeled_images_are_mixed_with_their_labels(tmp_path, monkeypatch):

@@ -197,6 +197,9 @@ class TrainConfig:
     """Scales at which it looks at whole images; the mean counts."""
     teacher_from: Path | None = None
     """Checkpoint of an earlier run that labels the whole images once, in place of the teacher: self-training."""
+    labels_first: bool = False
+    """Self-training in one command: train on labels alone first, in OUT/labels-alone, and take that run for
+    teacher_from."""
     feature_dropout: float = 0.0
     """Share of the encoder's channels dropped in a further view, which is the weak one; UniMatch has 0.5. 0: no such
     view."""
@@ -469,8 +472,10 @@ def _check(config: TrainConfig) -> None:
             raise ValueError("teacher_input: a second teacher pass looks at mixed crops; use crop")
         if not (config.teacher_scales and min(config.teacher_scales) > 0):
             raise ValueError(f"teacher_scales: expected positive numbers, got {config.teacher_scales}")
-    elif config.teacher_from is not None:
-        raise ValueError("teacher_from: an earlier network labels whole images; add --teacher-input whole")
+    else:
+        for name in ("teacher_from", "labels_first"):
+            if getattr(config, name):
+                raise ValueError(f"{name}: an earlier network labels whole images; add --teacher-input whole")
     if config.freeze_stages < 0:
         raise ValueError(f"freeze_stages: expected 0 or more, got {config.freeze_stages}")
     if config.freeze_stages and config.encoder_weights == "none" and not (config.init_from or config.resume):

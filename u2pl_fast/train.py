@@ -4,6 +4,7 @@ A step takes as many labelled as unlabelled images. The teacher looks at the wea
 the strong views, the student sees labelled and mixed images in one forward pass, and the criterion gives the losses.
 """
 
+import dataclasses
 import errno
 import json
 import math
@@ -40,6 +41,7 @@ from .runlog import RunLog
 from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+LABELS_ALONE = "labels-alone"  # folder of the first of two runs, inside that of the second
 LOGGED_AT_CHANCE, AT_CHANCE = 10, 0.99  # so many logged values of L_c, so near to log(N + 1), are suspicious
 RESUME_ONLY = ("bank", "optimizer", "whole_images")  # the largest part of a checkpoint, which nobody reads in best.pt
 
@@ -495,29 +497,61 @@ def run(config: TrainConfig) -> dict:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with session(config.device) as (device, group):
-        if config.dry_run:
-            trainer = Trainer(config, device, group)
-            if trainer.rank == 0:
-                _introduce(print, trainer)
-            return trainer.metrics()
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"out: cannot create {config.out}: {error.strerror}") from error
-        there = any((config.out / name).exists() for name in (LAST, PREVIOUS))
-        if there and not config.resume:
-            raise ValueError(f"out: {config.out} already holds a run; go on with --resume, or choose another --out")
+        if config.labels_first and config.teacher_from is None and config.method != "supervised":
+            first = _labels_alone(config)
+            _claim(config)  # before the time for the first run is spent
+            if rank(group) == 0:
+                print(f"two runs: on labels alone in {first.out}, then with its labels in {config.out}", flush=True)
+            metrics, finished = _train(first, device, group)
+            if not finished:
+                return metrics
+            if group is not None:
+                dist.barrier(group)  # the first process writes the checkpoint that all read
+            if not config.dry_run:
+                config = dataclasses.replace(config, teacher_from=first.out / LAST)
+        return _train(config, device, group)[0]
+
+
+def _labels_alone(config: TrainConfig) -> TrainConfig:
+    """The run whose network labels the unlabeled images of this one."""
+    return dataclasses.replace(
+        config, method="supervised", average_weights=True, sup_only_epochs=0.0, out=config.out / LABELS_ALONE
+    )
+
+
+def _claim(config: TrainConfig) -> bool:
+    """Create the run's folder unless this is a dry run; whether it holds a run, which must be one to go on with."""
+    if config.dry_run:
+        return False
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: cannot create {config.out}: {error.strerror}") from error
+    there = any((config.out / name).exists() for name in (LAST, PREVIOUS))
+    if there and not config.resume:
+        raise ValueError(f"out: {config.out} already holds a run; go on with --resume, or choose another --out")
+    return there
+
+
+def _train(config: TrainConfig, device: torch.device, group: Group) -> tuple[dict, bool]:
+    """One run of a resolved config: what ``metrics.json`` holds, and whether it came to its end."""
+    if config.dry_run:
         trainer = Trainer(config, device, group)
-        if config.eval_every is None:
-            config.eval_every = max(1, trainer.steps // 5)
-        start = None
-        if there:
-            complaint = trainer.load()
-            start = complaint and f"{complaint}; going on from {PREVIOUS}, step {trainer.step}"
-        elif config.resume:
-            start = f"resume: no run in {config.out} yet; starting at step 0"
-        with _telling_what_cannot_be_written(config.out):
-            return _fit(trainer, start)
+        if trainer.rank == 0:
+            _introduce(print, trainer)
+        return trainer.metrics(), True
+    there = _claim(config)
+    trainer = Trainer(config, device, group)
+    if config.eval_every is None:
+        config.eval_every = max(1, trainer.steps // 5)
+    start = None
+    if there:
+        complaint = trainer.load()
+        start = complaint and f"{complaint}; going on from {PREVIOUS}, step {trainer.step}"
+    elif config.resume:
+        start = f"resume: no run in {config.out} yet; starting at step 0"
+    with _telling_what_cannot_be_written(config.out):
+        return _fit(trainer, start), trainer.step == trainer.steps
 
 
 def _fit(trainer: Trainer, start: str | None) -> dict:

@@ -49,20 +49,24 @@ ROWS: dict[str, tuple[str, ...]] = {
 # weights, as all others have one. The teacher of the others begins after a quarter of the run: one pass over the
 # images, the default, is too early.
 TEACHER_LATER = ("--sup-only-epochs", "4")
+LEAN = ("--method", "u2pl", "--recipe", "lean")
 # ST++: labels of whole images at three scales, by the run on labels alone of the same seed; every pixel teaches.
 SELF_TRAINING = (
     *("--sup-only-epochs", "0", "--gate", "confidence", "--confidence-threshold", "0"),
     *("--teacher-input", "whole", "--teacher-scales", "0.75", "1", "1.25", "--teacher-from", "{supervised}/last.pt"),
 )
 # The published weight, 0.1, gives the contrastive loss 4 % of the decoder's gradient: too little to tell.
-STRONG_CONTRAST = ("--contrastive-weight", "5")
+CONTRAST = ("--contrastive-weight", "5")
+# One unlabeled pixel in a thousand is unreliable: nearly all negatives are labeled pixels, as in plain pixel contrast.
+NONE_UNRELIABLE = ("--alpha-0", "0.001")
 MSRC_ROWS: dict[str, tuple[str, ...]] = {
     "supervised": ("--method", "supervised", "--average-weights", "--sup-only-epochs", "0"),
     "self-training": ("--method", "mean-teacher", *SELF_TRAINING),
-    "u2pl-self-training": ("--method", "u2pl", "--recipe", "lean", *SELF_TRAINING),
-    "u2pl-self-training-strong": ("--method", "u2pl", "--recipe", "lean", *SELF_TRAINING, *STRONG_CONTRAST),
+    "u2pl-self-training": (*LEAN, *SELF_TRAINING),
+    "u2pl-self-training-strong": (*LEAN, *SELF_TRAINING, *CONTRAST),
+    "contrast-self-training": (*LEAN, *SELF_TRAINING, *CONTRAST, *NONE_UNRELIABLE),
     "mean-teacher": ("--method", "mean-teacher", *TEACHER_LATER),
-    "u2pl-lean": ("--method", "u2pl", "--recipe", "lean", *TEACHER_LATER),
+    "u2pl-lean": (*LEAN, *TEACHER_LATER),
     "fixmatch": ("--method", "mean-teacher", "--gate", "confidence", *TEACHER_LATER),
     "unimatch": (
         *("--method", "mean-teacher", "--gate", "confidence", "--strong-views", "2", "--feature-dropout", "0.5"),
