@@ -98,6 +98,9 @@ def test_recipes_of_folders_say_what_they_would_train(tmp_path, name, capsys):
     epochs = config_of(name).epochs or config_of(name).steps / 10
     assert f"= {epochs:.1f} epochs of 10" in said
     assert ("supervised on folder" in said) == config_of(name).labels_first
+    assert "are few" not in said
+    main(["--dataset", "folder", "--dry-run", *flags])
+    assert "60 images are few: --config folder-small" in capsys.readouterr().out
 
 
 def test_the_published_data_sets_are_known_by_these_names():

@@ -42,6 +42,7 @@ from .traffic import step_traffic
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 LABELS_ALONE = "labels-alone"  # folder of the first of two runs, inside that of the second
+FEW_IMAGES = 1000
 LOGGED_AT_CHANCE, AT_CHANCE = 10, 0.99  # so many logged values of L_c, so near to log(N + 1), are suspicious
 RESUME_ONLY = ("bank", "optimizer", "whole_images")  # the largest part of a checkpoint, which nobody reads in best.pt
 
@@ -620,6 +621,10 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     say(f"{method} on {config.dataset}: {trainer.split.describe()}")
     for note in trainer.split.dataset.notes:
         say(note)
+    if config.dataset == "folder" and trainer.semi and config.teacher_input == "crop":
+        number = len(trainer.split.labeled) + len(trainer.split.unlabeled)
+        if number < FEW_IMAGES:
+            say(f"{number} images are few: --config folder-small holds what gained most on photographs")
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
