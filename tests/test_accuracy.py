@@ -149,6 +149,7 @@ def test_paired_differences():
     # t(11) · 1.5811 / √12 = 1.005, t(12) · 1.5811 / √13 = 0.956
     assert five.seeds_for_one == 13 and paired.shown(five) == "+3.0 ± 2.0"
     assert paired.difference([1.0, 1.0], [0.0, 0.0]).half_width == 0
+    assert paired.shown(paired.difference([0.01, 0.02, 0.03], [0.0, 0.0, 0.0])) == "+0.02 ± 0.02"
     assert paired.difference([0.0, 500.0], [0.0, 0.0]).seeds_for_one is None
 
 

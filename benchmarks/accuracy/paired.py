@@ -41,6 +41,10 @@ def difference(own: Sequence[float | None], other: Sequence[float | None]) -> Di
 
 
 def shown(found: Difference | None) -> str:
+    """One digit after the point, two where the interval is narrower than one would show."""
     if found is None:
         return "—"
-    return f"{found.mean:+.1f}" + ("" if found.half_width is None else f" ± {found.half_width:.1f}")
+    if found.half_width is None:
+        return f"{found.mean:+.1f}"
+    digits = 2 if found.half_width < 0.05 else 1
+    return f"{found.mean:+.{digits}f} ± {found.half_width:.{digits}f}"
