@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -393,6 +394,10 @@ def test_one_command_trains_on_labels_alone_first(tmp_path, capsys):
     run(tiny(one, labels_first=True, resume=True, **taught))  # both are complete
     assert_same_state(tmp_path / "second", one)
     assert (one / "labels-alone" / "last.pt").stat().st_mtime_ns == before
+    shutil.rmtree(one / "labels-alone")  # its labels are in the second run's checkpoint
+    run(tiny(one, labels_first=True, resume=True, **taught))
+    assert_same_state(tmp_path / "second", one)
+    assert not (one / "labels-alone").exists()
     with pytest.raises(ValueError, match="out: .*one already holds a run"):
         run(tiny(one, labels_first=True, **taught))
     run(tiny(tmp_path / "labels", labels_first=True, **taught | alone))  # on labels alone there is nothing to do first

@@ -500,14 +500,14 @@ def run(config: TrainConfig) -> dict:
     with session(config.device) as (device, group):
         if config.labels_first and config.teacher_from is None and config.method != "supervised":
             first = _labels_alone(config)
-            _claim(config)  # before the time for the first run is spent
-            if rank(group) == 0:
-                print(f"two runs: on labels alone in {first.out}, then with its labels in {config.out}", flush=True)
-            metrics, finished = _train(first, device, group)
-            if not finished:
-                return metrics
-            if group is not None:
-                dist.barrier(group)  # the first process writes the checkpoint that all read
+            if not _claim(config):  # the second run holds the labels once it has begun
+                if rank(group) == 0:
+                    print(f"two runs: on labels alone in {first.out}, then with its labels in {config.out}", flush=True)
+                metrics, finished = _train(first, device, group)
+                if not finished:
+                    return metrics
+                if group is not None:
+                    dist.barrier(group)  # the first process writes the checkpoint that all read
             if not config.dry_run:
                 config = dataclasses.replace(config, teacher_from=first.out / LAST)
         return _train(config, device, group)[0]
