@@ -109,7 +109,7 @@ def test_draws_are_even_over_scenes_nested_and_of_their_seed(photographs):
 def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, monkeypatch, capsys):
     tiny = ("--dataset", "folder", *TINY[2:], "--encoder", "mobilenetv3_small_050", "--encoder-lr", "1e-3")
     monkeypatch.setitem(cells_module.BEDS, "msrc", tiny)
-    monkeypatch.setattr(cells_module, "MSRC_LABELS", (4, 6))
+    monkeypatch.setattr(cells_module, "MSRC_LABELS", 4)
     arguments = ["--msrc", str(photographs), "--encoder-weights", "none", "--work", str(tmp_path / "work")]
     arguments += ["--results", str(tmp_path / "results"), "--jobs", "2", "--only", "msrc-4-self-training-seed0"]
     assert suite.main(arguments) == 0
@@ -124,7 +124,7 @@ def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, monkeyp
     assert suite.main(arguments) == 0
     assert "0 runs to train" in capsys.readouterr().out
 
-    monkeypatch.setattr(predictions, "MSRC_LABELS", (4, 6))
+    monkeypatch.setattr(predictions, "MSRC_LABELS", 4)
     monkeypatch.setattr(predictions, "PHOTOGRAPHS", ("1_2_s", "2_3_s"))
     picture = tmp_path / "plots" / "predictions.png"
     drawn, draw = {}, predictions.draw
@@ -227,6 +227,21 @@ def test_photographs_are_compared_in_pairs(some_runs):
     name = "msrc-40-fixmatch-seed0"
     (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.62)))
     assert rows()["u2pl-lean, 40 labels"][7] == "+2.0"  # at the one seed that both rivals have FixMatch is the best
+    name = "msrc-80-supervised-seed0"
+    (folder / f"{name}.json").write_text(json.dumps(made_up(name, 0.7)))
+    assert rows().keys() == found.keys() | {"fixmatch, 40 labels"}
+    assert "| supervised, 80 labels | 70.0 |" in tables.accuracy_msrc_labels(some_runs / "cpu")
+
+
+def test_screening_shows_each_change_beside_what_it_changes(tmp_path):
+    assert len(tables.accuracy_msrc_settings(tmp_path / "cpu").splitlines()) == 2  # no results
+    run = {"name": "plain", "title": "labels alone", "miou": 0.5, "settings": {"seed": 0}}
+    changed = {"name": "new", "base": "plain", "changed": "`--mix none`", "miou": 0.48, "settings": {"seed": 0}}
+    runs = [run, changed, {**changed, "miou": 0.9, "settings": {"seed": 1}}]
+    (tmp_path / "accuracy").mkdir()
+    (tmp_path / "accuracy" / "msrc-screening.json").write_text(json.dumps({"runs": runs}))
+    lines = tables.accuracy_msrc_settings(tmp_path / "cpu").splitlines()
+    assert lines[2:] == ["| labels alone: `--mix none` | 50.0 | 48.0 | -2.0 |"]
 
 
 def test_time_counts_the_run_that_a_row_reads(some_runs):

@@ -100,9 +100,7 @@ def photographs(runs: Runs, axis: Axes) -> None:
             steps, scores = list(complete), list(complete.values())
             _mean_line(axis, steps, [statistics.mean(s) for s in scores], place, f"{row}, {len(own)} seeds")
             axis.fill_between(steps, list(map(min, scores)), list(map(max, scores)), color=f"C{place}", alpha=0.15)
-    axis.set(
-        xlabel="step", ylabel="val mIoU, %", title=f"MSRC-21, {MSRC_LABELS[0]} labels: mean and range of the seeds"
-    )
+    axis.set(xlabel="step", ylabel="val mIoU, %", title=f"MSRC-21, {MSRC_LABELS} labels: mean and range of the seeds")
 
 
 def photographs_in_time(runs: Runs, axis: Axes) -> None:
@@ -113,7 +111,7 @@ def photographs_in_time(runs: Runs, axis: Axes) -> None:
         curves = [_curve(run, EVALUATED) for run in own]
         steps = [step for step in (curves[0] if curves else {}) if all(step in curve for curve in curves)]
         if steps:
-            earlier = by_name[f"msrc-{MSRC_LABELS[0]}-{row}-seed{MSRC_SEEDS[0]}"].needs
+            earlier = by_name[f"msrc-{MSRC_LABELS}-{row}-seed{MSRC_SEEDS[0]}"].needs
             before = 0 if earlier is None else _minutes(rows[by_name[earlier].row])
             minutes = [before + _minutes(own) * step / own[0]["steps"] for step in steps]
             _mean_line(axis, minutes, [statistics.mean(curve[step] for curve in curves) for step in steps], place, row)
@@ -122,7 +120,7 @@ def photographs_in_time(runs: Runs, axis: Axes) -> None:
 
 def _msrc(runs: Runs) -> dict[str, list[dict]]:
     """Finished runs of each row with few labels."""
-    names = {row: [f"msrc-{MSRC_LABELS[0]}-{row}-seed{seed}" for seed in MSRC_SEEDS] for row in MSRC_ROWS}
+    names = {row: [f"msrc-{MSRC_LABELS}-{row}-seed{seed}" for seed in MSRC_SEEDS] for row in MSRC_ROWS}
     return {row: [runs[name] for name in own if name in runs] for row, own in names.items()}
 
 

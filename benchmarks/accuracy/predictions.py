@@ -30,7 +30,7 @@ PHOTOGRAPHS = ("15_6_s", "16_13_s", "18_20_s", "12_27_s", "17_15_s")
 
 def checkpoints(work: Path, seed: int) -> dict[str, Path]:
     """Return the last checkpoint of each row of this seed that has one."""
-    paths = {row: work / f"msrc-{MSRC_LABELS[0]}-{row}-seed{seed}" / "last.pt" for row in MSRC_ROWS}
+    paths = {row: work / f"msrc-{MSRC_LABELS}-{row}-seed{seed}" / "last.pt" for row in MSRC_ROWS}
     return {row: path for row, path in paths.items() if path.exists()}
 
 

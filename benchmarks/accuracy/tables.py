@@ -1,5 +1,6 @@
 """Tables of docs/accuracy.md, from the runs that have finished. What has not is shown empty."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 from u2pl_fast.data.folder import CAMVID_CLASSES
 
 from ..markdown import markdown
-from .cells import ABLATIONS, ALL, LONGER, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, SHAPES_LABELS
+from .cells import ABLATIONS, ALL, LONGER, MSRC_LABELS, MSRC_OTHER_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, SHAPES_LABELS
 from .paired import difference, shown
 from .runs import current
 
 Runs = dict[str, dict[str, Any]]
 SEEDS = (0, 1, 2)
 BASE = "u2pl-lean"
+SCREENING = "msrc-screening.json"  # runs of one seed that are no cells
 
 
 def _runs(folder: Path) -> Runs:
@@ -108,19 +110,19 @@ def best_rival(runs: Runs, labels: int) -> str | None:
     return max(scores, key=lambda row: statistics.mean(scores[row][place] for place in shared))
 
 
-def accuracy_msrc(folder: Path) -> str:
+def _msrc(folder: Path, rows: Sequence[tuple[str, int | str]]) -> str:
     """MSRC-21: scores, and paired differences to labels alone and to the best rival. What has no run is left out."""
-    runs, labels = _runs(folder), MSRC_LABELS[0]
-    rows = [*((row, labels) for row in MSRC_ROWS), ("supervised", ALL)]
-    scores = {key: [score(runs, "msrc", *key, seed) for seed in MSRC_SEEDS] for key in rows}
-    rival = best_rival(runs, labels)
-    table = []
-    for (row, count), own in scores.items():
+    runs, table = _runs(folder), []
+    for row, count in rows:
+        own = [score(runs, "msrc", row, count, seed) for seed in MSRC_SEEDS]
         known = [s for s in own if s is not None]
         if not known:
             continue
-        gain = None if row == "supervised" else difference(own, scores["supervised", labels])
-        beyond = difference(own, scores[rival, labels]) if rival and row.startswith("u2pl") else None
+        gain, beyond = None, None
+        if row != "supervised":
+            gain = difference(own, [score(runs, "msrc", "supervised", count, seed) for seed in MSRC_SEEDS])
+        if row.startswith("u2pl") and (rival := best_rival(runs, count)):
+            beyond = difference(own, [score(runs, "msrc", rival, count, seed) for seed in MSRC_SEEDS])
         table.append(
             [
                 f"{row}, {'all' if count == ALL else count} labels",
@@ -133,6 +135,30 @@ def accuracy_msrc(folder: Path) -> str:
         )
     header = ["", *(f"seed {seed}" for seed in MSRC_SEEDS), "mean", "− labels alone", "− best rival", "seeds for ± 1"]
     return markdown(header, table, keep_empty=True)
+
+
+def accuracy_msrc(folder: Path) -> str:
+    """The number of labels that every row is trained with."""
+    return _msrc(folder, [*((row, MSRC_LABELS) for row in MSRC_ROWS), ("supervised", ALL)])
+
+
+def accuracy_msrc_labels(folder: Path) -> str:
+    """Fewer and more labels."""
+    return _msrc(folder, [(row, count) for count in MSRC_OTHER_LABELS for row in MSRC_ROWS])
+
+
+def accuracy_msrc_settings(folder: Path) -> str:
+    """One change at a time, one seed: those screening runs that name the run they change as their ``base``."""
+    path = folder.parent / "accuracy" / SCREENING
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    of_name = {run["name"]: run for run in runs if run["settings"]["seed"] == 0}
+    table = []
+    for run in of_name.values():
+        if "base" in run:
+            base = of_name[run["base"]]
+            scores = [100 * base["miou"], 100 * run["miou"]]
+            table.append([f"{base['title']}: {run['changed']}", *map(_number, scores), f"{scores[1] - scores[0]:+.1f}"])
+    return markdown(["change", "before", "after", "difference"], table, keep_empty=True)
 
 
 def accuracy_classes(folder: Path) -> str:
@@ -213,4 +239,6 @@ TABLES = (
     accuracy_ablations,
     accuracy_quality,
     accuracy_msrc,
+    accuracy_msrc_labels,
+    accuracy_msrc_settings,
 )
