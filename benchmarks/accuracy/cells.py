@@ -149,19 +149,22 @@ def _changed(row: str) -> str:
     return "mean-teacher" if row in MSRC_ROWS else "u2pl-lean"
 
 
+def _shared(bed: str, row: str) -> tuple[str, ...]:
+    """What a row has in common with others of its bed."""
+    return BEDS[bed] if _changed(row) == "supervised" else BEDS[bed] + SEMI_SUPERVISED[bed]
+
+
 def _cell(bed: str, row: str, labels: int | str, seed: int) -> Cell:
     flags = ROWS[_changed(row)] + (LONGER | ABLATIONS).get(row, ())
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--num-labeled", str(labels))
-    shared = BEDS[bed] if _changed(row) == "supervised" else BEDS[bed] + SEMI_SUPERVISED[bed]
-    return Cell(bed, row, labels, seed, (*shared, *chosen, *flags, "--seed", str(seed)))
+    return Cell(bed, row, labels, seed, (*_shared(bed, row), *chosen, *flags, "--seed", str(seed)))
 
 
 def _msrc_cell(row: str, labels: int | str, seed: int) -> Cell:
     """All rows of a seed share labeled images, initial weights and batches, so that they can be compared in pairs."""
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--labeled-list", f"lists/msrc-{labels}-seed{seed}.txt")
-    shared = BEDS["msrc"] if row == "supervised" else BEDS["msrc"] + SEMI_SUPERVISED["msrc"]
     flags = [flag.format(supervised=f"msrc-{labels}-supervised-seed{seed}") for flag in MSRC_ROWS[row]]
-    return Cell("msrc", row, labels, seed, (*shared, *chosen, *flags, "--seed", str(seed)))
+    return Cell("msrc", row, labels, seed, (*_shared("msrc", row), *chosen, *flags, "--seed", str(seed)))
 
 
 def cells() -> list[Cell]:

@@ -92,15 +92,13 @@ def ablations(runs: Runs, axis: Axes) -> None:
 def photographs(runs: Runs, axis: Axes) -> None:
     """Gains on MSRC-21 over steps: the mean of the seeds, in a band from the lowest to the highest."""
     for place, (row, own) in enumerate(_msrc(runs).items()):
-        curves = _gains(runs, own)
-        steps = _shared_steps(curves)
-        scores = [[curve[step] for curve in curves] for step in steps]
+        scores = _gains(runs, own)
         label = f"{row}, {len(own)} seed{'s' if len(own) > 1 else ''}"
-        _mean_line(axis, steps, scores, place, label)
+        _mean_line(axis, list(scores), scores, place, label)
         if len(own) > 1:
-            axis.fill_between(steps, list(map(min, scores)), list(map(max, scores)), color=f"C{place}", alpha=0.12)
-    title = f"MSRC-21, {MSRC_LABELS} labels: mean and range of the seeds"
-    axis.set(xlabel="step", ylabel=GAIN, title=title, ylim=(-5, None))
+            low, high = list(map(min, scores.values())), list(map(max, scores.values()))
+            axis.fill_between(list(scores), low, high, color=f"C{place}", alpha=0.12)
+    axis.set(xlabel="step", ylabel=GAIN, title=f"MSRC-21, {MSRC_LABELS} labels: mean and range of the seeds")
 
 
 def photographs_in_time(runs: Runs, axis: Axes) -> None:
@@ -108,13 +106,12 @@ def photographs_in_time(runs: Runs, axis: Axes) -> None:
     by_name = {cell.name: cell for cell in cells()}
     rows = _msrc(runs)
     for place, (row, own) in enumerate(rows.items()):
-        curves = _gains(runs, own)
-        steps = _shared_steps(curves)
+        scores = _gains(runs, own)
         earlier = by_name[f"msrc-{MSRC_LABELS}-{row}-seed{MSRC_SEEDS[0]}"].needs
         before = 0 if earlier is None else _minutes(rows[by_name[earlier].row])
-        minutes = [before + _minutes(own) * step / own[0]["steps"] for step in steps]
-        _mean_line(axis, minutes, [[curve[step] for curve in curves] for step in steps], place, row)
-    axis.set(xlabel="minutes of one core", ylabel=GAIN, title="the same means in time", xlim=(0, None), ylim=(-5, None))
+        minutes = [before + _minutes(own) * step / own[0]["steps"] for step in scores]
+        _mean_line(axis, minutes, scores, place, row)
+    axis.set(xlabel="minutes of one core", ylabel=GAIN, title="the same means in time", xlim=(0, None))
 
 
 def _msrc(runs: Runs) -> dict[str, list[dict]]:
@@ -129,20 +126,15 @@ def _msrc(runs: Runs) -> dict[str, list[dict]]:
     return {row: own for row, own in found.items() if own}
 
 
-def _gains(runs: Runs, own: list[dict]) -> list[dict[int, float]]:
-    """Of each run, by step: the mIoU beyond that of labels alone at their end, with the same seed.
+def _gains(runs: Runs, own: list[dict]) -> dict[int, list[float]]:
+    """By step, of each run: the mIoU beyond that of labels alone at their end, with the same seed.
 
     Draws of labels differ by more than methods do, and not every row has run with every seed.
     """
+    curves = [_curve(run, EVALUATED) for run in own]
     ends = [score(runs, "msrc", "supervised", MSRC_LABELS, run["seed"]) for run in own]
-    return [
-        {step: value - end for step, value in _curve(run, EVALUATED).items()}
-        for run, end in zip(own, ends, strict=True)
-    ]
-
-
-def _shared_steps(curves: list[dict[int, float]]) -> list[int]:
-    return [step for step in curves[0] if all(step in curve for curve in curves)]
+    steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+    return {step: [curve[step] - end for curve, end in zip(curves, ends, strict=True)] for step in steps}
 
 
 def _minutes(own: list[dict]) -> float:
@@ -150,10 +142,10 @@ def _minutes(own: list[dict]) -> float:
     return min(run["seconds"] for run in own) / 60
 
 
-def _mean_line(axis: Axes, x: Sequence[float], scores: list[list[float]], place: int, label: str) -> None:
+def _mean_line(axis: Axes, x: Sequence[float], scores: dict[int, list[float]], place: int, label: str) -> None:
     """Dashed where a single seed stands behind it."""
-    style = "-" if scores and len(scores[0]) > 1 else "--"
-    means = [statistics.mean(of_step) for of_step in scores]
+    style = "-" if any(len(of_step) > 1 for of_step in scores.values()) else "--"
+    means = [statistics.mean(of_step) for of_step in scores.values()]
     axis.plot(x, means, style, marker="o", ms=3, linewidth=2, color=f"C{place}", label=label)
 
 
