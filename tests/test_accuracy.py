@@ -53,10 +53,17 @@ def test_a_run_is_trained_once_and_remembered(tmp_path, monkeypatch, capsys):
     before = file.stat().st_mtime_ns
     assert suite.main(arguments) == 0
     assert "0 runs to train" in capsys.readouterr().out and file.stat().st_mtime_ns == before
-    # Another recipe makes it another run.
-    # The same flags may come to mean something else; then nothing of the old run is gone on with.
+    # A run that is older than a setting had that setting's default.
     leftover = tmp_path / "work" / file.stem / "leftover"
     leftover.touch()
+    description = leftover.with_name(suite.DESCRIPTION)
+    flags, settings = json.loads(description.read_text())
+    description.write_text(json.dumps([flags, {k: v for k, v in settings.items() if k != "label_smoothing"}]))
+    file.unlink()
+    assert suite.main(arguments) == 0
+    assert leftover.exists() and file.exists()
+    # Another recipe makes it another run.
+    # The same flags may come to mean something else; then nothing of the old run is gone on with.
     with monkeypatch.context() as patch:
         patch.setitem(DATASET_DEFAULTS, "shapes", DATASET_DEFAULTS["shapes"] | {"encoder_lr": 0.01})
         assert suite.main([*arguments, "--list"]) == 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from .. import machine
 from .cells import FOLDERS, IN_WORK_FOLDER, Cell, cells
 from .draws import write_list
-from .runs import RESULTS, current, load, meaning, record, save, settled
+from .runs import RESULTS, current, fits, load, meaning, record, save, settled
 
 DESCRIPTION = "cell.json"  # in the folder of a run: what it was described as
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
@@ -132,7 +132,10 @@ def description(cell: Cell) -> str:
 def is_of(out: Path, cell: Cell) -> bool:
     """Whether the run in this folder is of the cell as it is now described, and of what its flags now mean."""
     described = out / DESCRIPTION
-    return described.exists() and described.read_text() == description(cell)
+    if not described.exists():
+        return False
+    flags, settings = json.loads(described.read_text())
+    return flags == list(cell.flags) and fits(settings, cell)
 
 
 def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:

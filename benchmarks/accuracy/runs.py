@@ -71,7 +71,9 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 def current(folder: Path) -> dict[str, dict[str, Any]]:
     """Those that were trained with what the flags of their cell now mean."""
     described = {cell.name: cell for cell in cells()}
-    return {name: run for name, run in load(folder).items() if name in described and _fits(run, described[name])}
+    return {
+        name: run for name, run in load(folder).items() if name in described and fits(run["settings"], described[name])
+    }
 
 
 def meaning(cell: Cell) -> dict[str, Any]:
@@ -81,9 +83,12 @@ def meaning(cell: Cell) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in PATHS | MACHINE | by_data}
 
 
-def _fits(run: dict[str, Any], cell: Cell) -> bool:
-    """A setting that the run did not know yet had its default's effect."""
-    saved = TrainConfig().to_dict() | run["settings"]
+def fits(settings: dict[str, Any], cell: Cell) -> bool:
+    """Whether a run's settings are what the flags of its cell now mean.
+
+    A setting that the run did not know yet had its default's effect.
+    """
+    saved = TrainConfig().to_dict() | settings
     return all(saved[k] == v for k, v in meaning(cell).items())
 
 
