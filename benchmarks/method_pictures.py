@@ -187,7 +187,7 @@ class Scene:
 
     def schedule(self) -> Figure:
         figure, axes = pyplot.subplots(1, 3, figsize=(12.4, 2.9), layout="constrained")
-        per_epoch = self.split.steps_per_epoch(self.config.batch_size)
+        per_epoch = self.split.steps_per_epoch(self.config.unlabeled_images)
         steps = [line["step"] for line in self.log if "gamma" in line]
         last = self.config.steps or round(self.config.epochs * per_epoch)
         shares = [

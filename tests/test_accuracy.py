@@ -241,6 +241,27 @@ def test_photographs_are_compared_in_pairs(some_runs):
     assert "| supervised, 80 labels | 70.0 |" in tables.accuracy_msrc_labels(some_runs / "cpu")
 
 
+def test_parts_of_u2pl_are_compared_in_pairs(some_runs):
+    def rows() -> list[str]:
+        return tables.accuracy_msrc_parts(some_runs / "cpu").splitlines()[2:]
+
+    assert rows() == []
+    for row, scores in {
+        "supervised": (0.6, 0.7),
+        "contrast-labels": (0.61, 0.73),
+        "contrast-negatives": (0.64,),
+    }.items():
+        for seed, miou in enumerate(scores):
+            name = f"msrc-40-{row}-seed{seed}"
+            (some_runs / f"accuracy/cpu/{name}.json").write_text(json.dumps(made_up(name, miou)))
+    assert rows() == [
+        "| L_c on the labeled pixels | supervised 65.0 | contrast-labels 67.0 | +2.0 ± 12.7 | 2 |",
+        "| unreliable pixels as its negatives | contrast-labels 61.0 | contrast-negatives 64.0 | +3.0 | 1 |",
+    ]
+    trained = {cell.row for cell in cells() if (cell.bed, cell.labels) == ("msrc", cells_module.MSRC_LABELS)}
+    assert {row for _, *compared in tables.PARTS for row in compared} <= trained
+
+
 def test_screening_shows_each_change_beside_what_it_changes(tmp_path):
     assert len(tables.accuracy_msrc_settings(tmp_path / "cpu").splitlines()) == 2  # no results
     run = {"name": "plain", "title": "labels alone", "miou": 0.5, "settings": {"seed": 0}}

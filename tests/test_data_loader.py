@@ -62,6 +62,22 @@ def test_further_strong_views_leave_the_rest_as_it_was():
     assert_same(one, two)
 
 
+def test_more_unlabeled_images_leave_the_labeled_ones_as_they_were():
+    split = small_split()
+    few = [StepDataset(split, OPTIONS, seed=0, batch_size=2)[step] for step in range(6)]
+    many = StepDataset(split, OPTIONS, seed=0, batch_size=2, unlabeled_batch_size=6)
+    ranks = [StepDataset(split, OPTIONS, seed=0, batch_size=1, unlabeled_batch_size=3, rank=r, world=2) for r in (0, 1)]
+    for step in (0, 1):
+        batch, shares = many[step], [dataset[step] for dataset in ranks]
+        assert_same({name: torch.cat([share[name] for share in shares]) for name in batch}, batch)
+        for name in ("images", "labels", "labeled_index"):
+            assert torch.equal(batch[name], few[step][name])
+        assert len(batch["strong"]) == len(batch["valid"]) == 6
+        same = range(3 * step, 3 * step + 3)  # the same images in the same order, seen by other steps
+        assert torch.equal(batch["window"][:, 0], torch.cat([few[s]["window"][:, 0] for s in same]))
+        assert torch.equal(batch["unlabeled_index"], torch.cat([few[s]["unlabeled_index"] for s in same]))
+
+
 def test_windows_name_the_image_and_lie_in_it():
     split = small_split()
     batch = StepDataset(split, OPTIONS, seed=0, batch_size=4)[2]

@@ -113,7 +113,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
         {"method": "supervised", "ohem": True, "ohem_min_kept": 500, "auxiliary": True},
         {"method": "supervised", "average_weights": True, "mix_labeled_prob": 1.0, "jitter_labeled": True},
         {"method": "mean-teacher", "strong_views": 2, "feature_dropout": 0.5, "gate": "confidence"},
-        {"method": "u2pl", "teacher_input": "whole", "teacher_every": 3, "num_labeled": 390},
+        {"method": "u2pl", "teacher_input": "whole", "teacher_every": 3, "num_labeled": 390, "unlabeled_batch_size": 3},
     ],
     ids=["lean", "paper-sgd-accumulate", "mean-teacher", "supervised-ohem", "averaged", "unimatch", "whole-images"],
 )
@@ -266,6 +266,7 @@ def test_refusals_name_the_setting(tmp_path):
         ({"dataset": "folder"}, "data-root"),
         ({"low_rank": 6}, "low_rank"),
         ({"batch_size": 0}, "batch_size"),
+        ({"unlabeled_batch_size": 0}, "unlabeled_batch_size: expected at least 1"),
         ({"batch_size": 1}, "batch-size 2"),
         ({"epochs": 1.0}, "steps or epochs"),
         ({"labeled_fraction": "1/4"}, "not several"),
@@ -696,7 +697,10 @@ def test_there_is_no_teacher_before_it_begins(tmp_path):
 def test_images_without_a_partner_are_told(tmp_path, capsys):
     run(tiny(tmp_path / "odd", batch_size=3, dry_run=True))
     assert "--mix cutmix takes images of a process in pairs: one image of each step" in capsys.readouterr().out
-    run(tiny(tmp_path / "even", dry_run=True))
+    run(tiny(tmp_path / "more", unlabeled_batch_size=5, dry_run=True))
+    told = capsys.readouterr().out
+    assert "global batch 2 labelled + 5 unlabelled" in told and "in pairs: one image of each step" in told
+    run(tiny(tmp_path / "even", batch_size=3, unlabeled_batch_size=4, dry_run=True))
     assert "in pairs" not in capsys.readouterr().out
 
 

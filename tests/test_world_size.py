@@ -187,6 +187,7 @@ TRAININGS = {
     "supervised": {"method": "supervised", "auxiliary": True, "label_smoothing": 0.1},
     "mean-teacher": {"method": "mean-teacher", "clip_norm": 1.0},
     "mean-teacher-accumulate": {"method": "mean-teacher", "accumulate": 2, "mix": "classmix"},
+    "mean-teacher-more-unlabeled": {"method": "mean-teacher", "unlabeled_batch_size": 2 * GLOBAL_BATCH},
 }
 ONE_PROGRAM = {
     "method": "u2pl",
@@ -221,12 +222,13 @@ def train(options: dict, rank: int = 0, world: int = 1, group: Group = None, ini
             scale_range=(0.5, 1.3),  # the smaller ones are padded
             num_labeled=20,
             batch_size=GLOBAL_BATCH // world,
+            unlabeled_batch_size=options.get("unlabeled_batch_size", GLOBAL_BATCH) // world,
             optimizer="sgd",
             lr=0.05,
             steps=TRAIN_STEPS,
             workers=0,
             device="cpu",
-            **options,
+            **{name: value for name, value in options.items() if name != "unlabeled_batch_size"},
         )
     )
     split = data.training_data(config)

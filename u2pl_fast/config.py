@@ -227,7 +227,9 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the unlabelled images, instead of steps."""
     batch_size: int = 4
-    """Labelled images per process and step, and as many unlabelled ones."""
+    """Labelled images per process and step."""
+    unlabeled_batch_size: int | None = None
+    """Unlabeled images per process and step; unset: as many as labeled ones. An epoch is a pass over them."""
     accumulate: int = 1
     """Steps whose gradients are averaged into one update."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -274,6 +276,11 @@ class TrainConfig:
     eval_protocol: Literal["whole", "slide"] = "whole"
     max_skipped: int = 20
     """Steps in a row with a loss or gradient that is not finite, after which training stops."""
+
+    @property
+    def unlabeled_images(self) -> int:
+        """Unlabeled images per process and step."""
+        return self.batch_size if self.unlabeled_batch_size is None else self.unlabeled_batch_size
 
     @property
     def image_format(self) -> ImageFormat:
@@ -408,6 +415,7 @@ def _check(config: TrainConfig) -> None:
     positive = (
         "in_channels",
         "batch_size",
+        "unlabeled_batch_size",
         "accumulate",
         "strong_views",
         "teacher_every",

@@ -74,7 +74,7 @@ class Trainer:
             image_format=config.image_format,
         )
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
-        self.steps_per_epoch = self.split.steps_per_epoch(config.batch_size * self.world)
+        self.steps_per_epoch = self.split.steps_per_epoch(config.unlabeled_images * self.world)
         self.steps = config.steps or max(1, round(config.epochs * self.steps_per_epoch))
         if config.sup_only_epochs is None:
             config.sup_only_epochs = 0.0 if self.steps < 4 * self.steps_per_epoch else 1.0
@@ -188,7 +188,7 @@ class Trainer:
         in_a_row = values.pop("skipped_in_a_row")
         if values["contrastive"] > 0:
             self._contrastive.append(values["contrastive"])
-        per_step = self.config.batch_size * (2 if self.semi else 1) * self.world
+        per_step = (self.config.batch_size + self.semi * self.config.unlabeled_images) * self.world
         log.record(noted.step, noted.known | values, images_per_step=per_step)
         if in_a_row > self.config.max_skipped:
             raise FloatingPointError(f"{in_a_row} updates in a row had a loss or gradient that is not finite")
@@ -633,15 +633,15 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     if config.amp and learner.amp_dtype is None:
         say(refusal(getattr(torch, config.amp_dtype)))
 
-    batch = config.batch_size * trainer.world
+    labeled, unlabeled = config.batch_size * trainer.world, config.unlabeled_images * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
     if trainer.semi:
-        say(f"global batch {batch} labelled + {batch} unlabelled; teacher from step {learner.teacher_start}")
-        if config.batch_size % 2 and config.mix in ("cutmix", "classmix"):
-            odd = "the one image" if config.batch_size == 1 else "one image"
+        say(f"global batch {labeled} labelled + {unlabeled} unlabelled; teacher from step {learner.teacher_start}")
+        if config.unlabeled_images % 2 and config.mix in ("cutmix", "classmix"):
+            odd = "the one image" if config.unlabeled_images == 1 else "one image"
             say(f"--mix {config.mix} takes images of a process in pairs: {odd} of each step is not mixed")
     else:
-        say(f"global batch {batch} labelled")
+        say(f"global batch {labeled} labelled")
     if bank is not None:
         say(f"memory bank: {bank.extra_repr()}")
     if trainer.world > 1 and trainer.device.type == "cpu":

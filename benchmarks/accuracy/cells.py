@@ -66,7 +66,6 @@ MSRC_ROWS: dict[str, tuple[str, ...]] = {
     "self-training": ("--method", "mean-teacher", *SELF_TRAINING),
     "u2pl-self-training": (*LEAN, *SELF_TRAINING),
     "u2pl-self-training-strong": (*LEAN, *SELF_TRAINING, *CONTRAST),
-    "contrast-self-training": (*LEAN, *SELF_TRAINING, *CONTRAST, *NONE_UNRELIABLE),
     "mean-teacher": ("--method", "mean-teacher", *TEACHER_LATER),
     "u2pl-lean": (*LEAN, *TEACHER_LATER),
     "fixmatch": ("--method", "mean-teacher", "--gate", "confidence", *TEACHER_LATER),
@@ -76,6 +75,16 @@ MSRC_ROWS: dict[str, tuple[str, ...]] = {
     ),
     "augseg": ("--method", "mean-teacher", "--strong-colors", "intensity", *TEACHER_LATER),
     "u2pl-paper": ("--method", "u2pl", "--recipe", "paper", *TEACHER_LATER),
+}
+
+# What each part of U²PL with λ_c = 5 gives. A later flag overrides the same flag before it. At a threshold of 1 no
+# unlabeled pixel is sure enough to teach or to be an anchor.
+STRONG = (*LEAN, *SELF_TRAINING, *CONTRAST)
+MSRC_PARTS: dict[str, tuple[str, ...]] = {
+    "contrast-labels": (*STRONG, "--confidence-threshold", "1", *NONE_UNRELIABLE),
+    "contrast-negatives": (*STRONG, "--confidence-threshold", "1"),
+    "contrast-anchors": (*STRONG, "--unsupervised-weight", "0"),
+    "contrast-self-training": (*STRONG, *NONE_UNRELIABLE),
 }
 
 # 1.7 times the steps of the bed. Labels alone then take four fifths of the time that u2pl-lean takes for those.
@@ -163,7 +172,7 @@ def _cell(bed: str, row: str, labels: int | str, seed: int) -> Cell:
 def _msrc_cell(row: str, labels: int | str, seed: int) -> Cell:
     """All rows of a seed share labeled images, initial weights and batches, so that they can be compared in pairs."""
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--labeled-list", f"lists/msrc-{labels}-seed{seed}.txt")
-    flags = [flag.format(supervised=f"msrc-{labels}-supervised-seed{seed}") for flag in MSRC_ROWS[row]]
+    flags = [f.format(supervised=f"msrc-{labels}-supervised-seed{seed}") for f in (MSRC_ROWS | MSRC_PARTS)[row]]
     return Cell("msrc", row, labels, seed, (*_shared("msrc", row), *chosen, *flags, "--seed", str(seed)))
 
 
@@ -182,5 +191,6 @@ def cells() -> list[Cell]:
     found += [_cell("shapes", row, SHAPES_LABELS, 0) for row in ABLATIONS if row not in CAMVID_ALONE]
     found += [_msrc_cell(row, MSRC_LABELS, seed) for row in MSRC_ROWS for seed in MSRC_SEEDS]
     found += [_msrc_cell("supervised", ALL, seed) for seed in MSRC_SEEDS]
+    found += [_msrc_cell(row, MSRC_LABELS, seed) for row in MSRC_PARTS for seed in MSRC_SEEDS]
     found += [_msrc_cell(row, labels, seed) for labels in MSRC_OTHER_LABELS for row in MSRC_ROWS for seed in MSRC_SEEDS]
     return found

@@ -147,6 +147,31 @@ def accuracy_msrc_labels(folder: Path) -> str:
     return _msrc(folder, [(row, count) for count in MSRC_OTHER_LABELS for row in MSRC_ROWS])
 
 
+# What is added, to which row, and which row that makes.
+PARTS = (
+    ("L_c on the labeled pixels", "supervised", "contrast-labels"),
+    ("unreliable pixels as its negatives", "contrast-labels", "contrast-negatives"),
+    ("pseudo-labeled pixels in L_c", "contrast-negatives", "contrast-anchors"),
+    ("pseudo-labeled pixels in L_u", "supervised", "self-training"),
+    ("L_u, where L_c has them", "contrast-anchors", "u2pl-self-training-strong"),
+    ("L_c, where L_u has them", "self-training", "u2pl-self-training-strong"),
+    ("unreliable pixels, where both have them", "contrast-self-training", "u2pl-self-training-strong"),
+)
+
+
+def accuracy_msrc_parts(folder: Path) -> str:
+    """What each part of U²PL adds, over the seeds that have both rows. What has no run is left out."""
+    runs, table = _runs(folder), []
+    for added, before, after in PARTS:
+        scores = [[score(runs, "msrc", row, MSRC_LABELS, seed) for seed in MSRC_SEEDS] for row in (before, after)]
+        pairs = [pair for pair in zip(*scores, strict=True) if None not in pair]
+        if pairs:
+            low, high = (statistics.mean(own) for own in zip(*pairs, strict=True))
+            gain = shown(difference(scores[1], scores[0]))
+            table.append([added, f"{before} {low:.1f}", f"{after} {high:.1f}", gain, str(len(pairs))])
+    return markdown(["added", "before", "after", "difference", "seeds"], table, keep_empty=True)
+
+
 def accuracy_msrc_settings(folder: Path) -> str:
     """One change at a time, one seed: those screening runs that name the run they change as their ``base``."""
     path = folder.parent / "accuracy" / SCREENING
@@ -240,5 +265,6 @@ TABLES = (
     accuracy_quality,
     accuracy_msrc,
     accuracy_msrc_labels,
+    accuracy_msrc_parts,
     accuracy_msrc_settings,
 )

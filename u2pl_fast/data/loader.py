@@ -31,14 +31,14 @@ class StepDataset(Dataset):
     """Item `step` is the whole batch of one rank for that step, a function of (seed, step, rank, world).
 
     With G = world * batch_size, the step's global labelled samples are g = step*G .. step*G + G - 1. Sample g is
-    number g mod n of a permutation drawn anew for each pass g // n over the n images; unlabelled samples likewise.
-    Rank r takes the contiguous share that begins at step*G + r*batch_size, so the number of processes, the number
-    of workers and a restart change nothing.
+    number g mod n of a permutation drawn anew for each pass g // n over the n images; unlabeled samples likewise, with
+    `unlabeled_batch_size` (unset: as many). Rank r takes the contiguous share that begins at step*G + r*batch_size, so
+    the number of processes, the number of workers and a restart change nothing.
 
     A batch is a dict: `images` uint8 (B, N, H, W), `labels` (B, H, W), `labeled_index` int64 (B,), the global sample
-    indices on the CPU; and with `semi` also `weak` uint8 (B, N, H, W), `strong` (V*B, N, H, W) of V = `strong_views`
-    views, view by view, `valid` bool (B, H, W), `unlabeled_index`, and `window` int64 (B, 10) on the CPU: the image's
-    index in the data set and the `Window` of its views.
+    indices on the CPU; and with `semi`, of U unlabeled images, `weak` uint8 (U, N, H, W), `strong` (V*U, N, H, W) of
+    V = `strong_views` views, view by view, `valid` bool (U, H, W), `unlabeled_index`, and `window` int64 (U, 10) on the
+    CPU: the image's index in the data set and the `Window` of its views.
 
     `cache_bytes` bounds the decoded and resized images that this object keeps; 0 keeps none.
     """
@@ -50,6 +50,7 @@ class StepDataset(Dataset):
         *,
         seed: int,
         batch_size: int,
+        unlabeled_batch_size: int | None = None,
         semi: bool = True,
         rank: int = 0,
         world: int = 1,
@@ -58,21 +59,27 @@ class StepDataset(Dataset):
     ) -> None:
         self.split, self.semi, self.seed = split, semi, seed
         self.batch_size, self.rank, self.world, self.strong_views = batch_size, rank, world, strong_views
+        self.unlabeled_batch_size = batch_size if unlabeled_batch_size is None else unlabeled_batch_size
         self.views = Views(options, split.ignore_index)
         self._samples = _SampleCache(split.dataset, self.views, cache_bytes)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        first = (step * self.world + self.rank) * self.batch_size
-        samples = range(first, first + self.batch_size)
+        samples = self._share(step, self.batch_size)
         labeled = [self._labeled(step, sample) for sample in samples]
         images, labels = (torch.stack(column) for column in zip(*labeled, strict=True))
         batch = {"images": images, "labels": labels, "labeled_index": torch.tensor(samples)}
         if self.semi:
+            samples = self._share(step, self.unlabeled_batch_size)
             unlabeled = [self._unlabeled(step, sample) for sample in samples]
             window, weak, *strong, valid = map(torch.stack, zip(*unlabeled, strict=True))
             batch |= {"weak": weak, "strong": torch.cat(strong), "valid": valid, "window": window}
             batch["unlabeled_index"] = torch.tensor(samples)
         return batch
+
+    def _share(self, step: int, number: int) -> range:
+        """This rank's samples of a step, ``number`` of them."""
+        first = (step * self.world + self.rank) * number
+        return range(first, first + number)
 
     def _labeled(self, step: int, sample: int) -> tuple[Tensor, Tensor]:
         index = _drawn(self.split.labeled, self.seed, "labeled", sample)
@@ -184,6 +191,7 @@ def train_loader(
         options,
         seed=config.seed,
         batch_size=config.batch_size,
+        unlabeled_batch_size=config.unlabeled_images,
         semi=config.method != "supervised",
         rank=rank,
         world=world,
