@@ -26,6 +26,10 @@ BEDS: dict[str, tuple[str, ...]] = {
 }
 SHAPES_LABELS = 80
 MSRC_LABELS, MSRC_OTHER_LABELS, MSRC_SEEDS = 40, (20, 80), (0, 1, 2, 3, 4)
+MSRC_CLASSES = (
+    *("building", "grass", "tree", "cow", "sheep", "sky", "aeroplane", "water", "face", "car", "bicycle"),
+    *("flower", "sign", "bird", "book", "chair", "road", "cat", "dog", "body", "boat"),
+)
 FOLDERS = ("camvid", "msrc")  # beds whose images lie in a folder that the caller names
 
 # What all rows with pseudo-labels share beyond that: those with a strong view. No blur, which erases poles and signs at

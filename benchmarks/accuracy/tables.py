@@ -9,7 +9,18 @@ from typing import Any
 from u2pl_fast.data.folder import CAMVID_CLASSES
 
 from ..markdown import markdown
-from .cells import ABLATIONS, ALL, LONGER, MSRC_LABELS, MSRC_OTHER_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, SHAPES_LABELS
+from .cells import (
+    ABLATIONS,
+    ALL,
+    LONGER,
+    MSRC_CLASSES,
+    MSRC_LABELS,
+    MSRC_OTHER_LABELS,
+    MSRC_ROWS,
+    MSRC_SEEDS,
+    ROWS,
+    SHAPES_LABELS,
+)
 from .paired import difference, shown
 from .runs import current
 
@@ -186,22 +197,28 @@ def accuracy_msrc_settings(folder: Path) -> str:
     return markdown(["change", "before", "after", "difference"], table, keep_empty=True)
 
 
-def accuracy_classes(folder: Path) -> str:
-    """IoU of each class on CamVid with 23 labels, in the mean over the seeds that have every row."""
-    runs = _runs(folder)
-    columns = {row: f"camvid-23-{row}" for row in ROWS} | {"all labels": f"camvid-{ALL}-supervised"}
-    seeds = [seed for seed in SEEDS if all(f"{name}-seed{seed}" in runs for name in columns.values())]
-    if not seeds:
+def _classes(runs: Runs, names: Sequence[str], seeds: Sequence[int], columns: dict[str, str]) -> str:
+    """IoU of each class in the mean over the seeds that have all columns, each the name of a cell up to its seed."""
+    shared = [seed for seed in seeds if all(f"{cell}-seed{seed}" in runs for cell in columns.values())]
+    if not shared:
         return markdown(["class", *columns], [], keep_empty=True)
+    ious = [[runs[f"{cell}-seed{seed}"]["iou_per_class"] for seed in shared] for cell in columns.values()]
+    means = [[100 * statistics.mean(of_class) for of_class in zip(*own, strict=True)] for own in ious]
+    rows = [[name, *(f"{iou:.1f}" for iou in of_class)] for name, *of_class in zip(names, *means, strict=True)]
+    return markdown([f"seed {', '.join(map(str, shared))}", *columns], rows, keep_empty=True)
 
-    def mean(name: str, index: int) -> float:
-        return statistics.mean(runs[f"{name}-seed{seed}"]["iou_per_class"][index] for seed in seeds)
 
-    rows = [
-        [name, *(f"{100 * mean(column, index):.1f}" for column in columns.values())]
-        for index, name in enumerate(CAMVID_CLASSES)
-    ]
-    return markdown([f"seed {', '.join(map(str, seeds))}", *columns], rows, keep_empty=True)
+def accuracy_classes(folder: Path) -> str:
+    """CamVid with 23 labels."""
+    columns = {row: f"camvid-23-{row}" for row in ROWS} | {"all labels": f"camvid-{ALL}-supervised"}
+    return _classes(_runs(folder), CAMVID_CLASSES, SEEDS, columns)
+
+
+def accuracy_msrc_classes(folder: Path) -> str:
+    """Photographs: labels alone, the best rival, and U²PL on it."""
+    rows = ("supervised", "self-training", "u2pl-self-training-strong")
+    columns = {row: f"msrc-{MSRC_LABELS}-{row}" for row in rows}
+    return _classes(_runs(folder), MSRC_CLASSES, MSRC_SEEDS, columns)
 
 
 def accuracy_labels(folder: Path) -> str:
@@ -266,5 +283,6 @@ TABLES = (
     accuracy_msrc,
     accuracy_msrc_labels,
     accuracy_msrc_parts,
+    accuracy_msrc_classes,
     accuracy_msrc_settings,
 )
