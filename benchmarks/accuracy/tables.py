@@ -193,7 +193,13 @@ def accuracy_msrc_settings(folder: Path) -> str:
         if "base" in run:
             base = of_name[run["base"]]
             scores = [100 * base["miou"], 100 * run["miou"]]
-            table.append([f"{base['title']}: {run['changed']}", *map(_number, scores), f"{scores[1] - scores[0]:+.1f}"])
+            table.append(
+                [
+                    f"{base['title']}: {run['changed']}",
+                    *map(_number, scores),
+                    f"{round(scores[1] - scores[0], 1) + 0:+.1f}",
+                ]
+            )  # + 0: of −0.0
     return markdown(["change", "before", "after", "difference"], table, keep_empty=True)
 
 
