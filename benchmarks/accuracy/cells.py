@@ -88,7 +88,7 @@ MSRC_ROWS: dict[str, tuple[str, ...]] = {
 
 # What each part of U²PL with λ_c = 5 gives. A later flag overrides the same flag before it. At a threshold of 1 no
 # unlabeled pixel is sure enough to teach or to be an anchor.
-STRONG = (*LEAN, *SELF_TRAINING, *CONTRAST)
+STRONG = MSRC_ROWS["u2pl-self-training-strong"]
 MSRC_PARTS: dict[str, tuple[str, ...]] = {
     "contrast-labels": (*STRONG, "--confidence-threshold", "1", *NONE_UNRELIABLE),
     "contrast-negatives": (*STRONG, "--confidence-threshold", "1"),
