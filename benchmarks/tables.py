@@ -30,7 +30,10 @@ from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md")
-DOCUMENTS = (*(ROOT / "docs" / page for page in PAGES), ROOT / "README.md")
+DOCUMENTS = (
+    *(ROOT / "docs" / page for page in PAGES),
+    *(ROOT / "README.md", ROOT / "benchmarks" / "accuracy" / "LOG.md"),
+)
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 IMPLS = ("eager", "class-loop", "compile", "fused")
 WORLDS = (2, 4, 8, 32, 128, 1024)

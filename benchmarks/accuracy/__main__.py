@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from .. import machine
-from .cells import FOLDERS, IN_WORK_FOLDER, Cell, cells
+from .cells import DATASETS, IN_WORK_FOLDER, Cell, cells
 from .draws import write_list
 from .runs import RESULTS, current, fits, load, meaning, record, save, settled
 
@@ -51,14 +51,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.results = args.results or RESULTS / args.device.partition(":")[0]
     args.work = args.work.resolve()  # the runs have the project's folder as theirs
-    args.folders = {bed: path.resolve() for bed in FOLDERS if (path := getattr(args, bed)) is not None}
+    args.folders = {dataset: path.resolve() for dataset in DATASETS if (path := getattr(args, dataset))}
     if Path(args.encoder_weights).exists():
         args.encoder_weights = str(Path(args.encoder_weights).resolve())
     if args.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {args.jobs}")
-    for bed, path in args.folders.items():
+    for dataset, path in args.folders.items():
         if not path.is_dir():
-            parser.error(f"--{bed}: no folder {path}")
+            parser.error(f"--{dataset}: no folder {path}")
     return args
 
 
@@ -68,35 +68,35 @@ def wanted(args: argparse.Namespace) -> list[Cell]:
         sys.exit(f"error: --only: no cell is called like {' or '.join(args.only)}; --list names them")
     if args.list or args.dry_run:
         return chosen
-    able = [c for c in chosen if c.bed not in FOLDERS or c.bed in args.folders]
-    lacking = [bed for bed in FOLDERS if bed not in args.folders and any(c.bed == bed for c in chosen)]
+    able = [c for c in chosen if c.dataset in args.folders]
+    lacking = [name for name in DATASETS if name not in args.folders and any(c.dataset == name for c in chosen)]
     if not able:
         sys.exit(f"error: --{lacking[0]}: name the folder of its images")
-    for bed in lacking:
-        print(f"{bed}: left out, name its folder with --{bed}", flush=True)
+    for name in lacking:
+        print(f"{name}: left out, name its folder with --{name}", flush=True)
     return able
 
 
 def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
-    """By bed and kind of row, from finished runs; other kinds of the same bed by their relative cost."""
+    """By dataset and kind of row, from finished runs; other kinds of the same dataset by their relative cost."""
     measured: dict[tuple[str, str], list[float]] = {}
     by_name = {cell.name: cell for cell in cells()}
     for name, run in done.items():
         if name in by_name:
             cell = by_name[name]
-            measured.setdefault((cell.bed, cell.cost_of), []).append(run["seconds"] / run["steps"])
+            measured.setdefault((cell.dataset, cell.cost_of), []).append(run["seconds"] / run["steps"])
     found = {key: statistics.median(values) for key, values in measured.items()}
-    for bed in {bed for bed, _ in found}:
-        known = [found[bed, row] / cost for row, cost in RELATIVE_COST.items() if (bed, row) in found]
+    for dataset in {dataset for dataset, _ in found}:
+        known = [found[dataset, row] / cost for row, cost in RELATIVE_COST.items() if (dataset, row) in found]
         for row, cost in RELATIVE_COST.items():
-            found.setdefault((bed, row), cost * statistics.median(known))
+            found.setdefault((dataset, row), cost * statistics.median(known))
     return found
 
 
 def forecast(missing: list[Cell], done: dict[str, dict], jobs: int) -> str:
     rates = seconds_a_step(done)
-    known = [c for c in missing if (c.bed, c.cost_of) in rates]
-    seconds = sum(rates[c.bed, c.cost_of] * meaning(c)["steps"] for c in known)
+    known = [c for c in missing if (c.dataset, c.cost_of) in rates]
+    seconds = sum(rates[c.dataset, c.cost_of] * meaning(c)["steps"] for c in known)
     text = f"{len(missing)} runs to train"
     if known:
         text += f", about {seconds / jobs / 3600:.1f} h of training for {len(known)} of them, {jobs} at a time"
@@ -112,16 +112,14 @@ def command(cell: Cell, args: argparse.Namespace) -> list[str]:
         machine_flags += ["--threads", str(threads), "--workers", "0"]
     else:
         machine_flags += ["--amp"]
-    data = []
-    if cell.bed in FOLDERS:
-        data = ["--data-root", str(args.folders[cell.bed]), "--encoder-weights", args.encoder_weights]
+    data = ["--data-root", str(args.folders[cell.dataset]), "--encoder-weights", args.encoder_weights]
     out = args.work / cell.name
     flags = list(cell.flags)
     for place, flag in enumerate(cell.flags):
         if flag in IN_WORK_FOLDER:
             flags[place + 1] = str(args.work / flags[place + 1])
         if flag == "--labeled-list":
-            write_list(args.folders[cell.bed], cell.labels, cell.seed, Path(flags[place + 1]))
+            write_list(args.folders[cell.dataset], cell.labels, cell.seed, Path(flags[place + 1]))
     return [sys.executable, "-m", "u2pl_fast.train", *flags, *data, *machine_flags, "--out", str(out), "--resume"]
 
 

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 ALL = "all"  # in place of a number of labels
 
-# What every run of a bed shares. CamVid: far below its size and with a light decoder, so that a CPU gets through;
-# with weights, without which rare classes are not learnt in so few steps; with frozen batch norm, since eight crops are
-# few for its statistics; and a teacher quick enough for so few steps.
-BEDS: dict[str, tuple[str, ...]] = {
+# What every run on a dataset shares; the caller names the folder of its images.
+# CamVid: far below its size and with a light decoder, so that a CPU gets through; with weights, without which rare
+# classes are not learned in so few steps; with frozen batch norm, since eight crops are few for its statistics; and a
+# teacher quick enough for so few steps.
+DATASETS: dict[str, tuple[str, ...]] = {
     "camvid": (
         *("--dataset", "camvid", "--resize", "144", "192", "--crop-size", "96", "128", "--scale-range", "0.75", "1.5"),
         *("--arch", "segformer", "--decoder-width", "128", "--class-weights", "balanced"),
         *("--freeze-batchnorm", "--ema-momentum", "0.97", "--encoder-lr", "3e-4"),
         *("--jitter-prob", "0", "--grayscale-prob", "0", "--blur-prob", "0", "--steps", "1200", "--eval-every", "300"),
     ),
-    "shapes": ("--dataset", "shapes", "--eval-every", "300"),
     # Photographs, for minutes of one core: small crops, and the first three stages of the encoder as they are. LOG.md
     # has the runs behind each setting, of one seed.
     "msrc": (
@@ -24,13 +24,12 @@ BEDS: dict[str, tuple[str, ...]] = {
         *("--ema-momentum", "0.98", "--steps", "1000", "--eval-every", "250"),
     ),
 }
-SHAPES_LABELS = 80
 MSRC_LABELS, MSRC_OTHER_LABELS, MSRC_SEEDS = 40, (20, 80), (0, 1, 2, 3, 4)
+MSRC_MAIN_ROWS = ("supervised", "self-training", "u2pl-self-training-strong")  # with other numbers of labels, too
 MSRC_CLASSES = (
     *("building", "grass", "tree", "cow", "sheep", "sky", "aeroplane", "water", "face", "car", "bicycle"),
     *("flower", "sign", "bird", "book", "chair", "road", "cat", "dog", "body", "boat"),
 )
-FOLDERS = ("camvid", "msrc")  # beds whose images lie in a folder that the caller names
 
 # What all rows with pseudo-labels share beyond that: those with a strong view. No blur, which erases poles and signs at
 # this size. No CutMix on photographs: an object fills a small crop, and a box of another image takes away what tells it
@@ -38,7 +37,6 @@ FOLDERS = ("camvid", "msrc")  # beds whose images lie in a folder that the calle
 COLORS = ("--jitter-prob", "0.8", "--grayscale-prob", "0.2")
 SEMI_SUPERVISED: dict[str, tuple[str, ...]] = {
     "camvid": ("--weigh-pseudo-labels", *COLORS),
-    "shapes": (),
     "msrc": ("--mix", "none", *COLORS),
 }
 
@@ -96,7 +94,7 @@ MSRC_PARTS: dict[str, tuple[str, ...]] = {
     "contrast-self-training": (*STRONG, *NONE_UNRELIABLE),
 }
 
-# 1.7 times the steps of the bed. Labels alone then take four fifths of the time that u2pl-lean takes for those.
+# 1.7 times the steps. Labels alone then take four fifths of the time that u2pl-lean takes for those.
 LONGER = {f"{row}-longer": ("--steps", "2000") for row in ("supervised", "mean-teacher", "u2pl-lean")}
 
 # Each differs from u2pl-lean in what its flags say.
@@ -127,24 +125,21 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "second-teacher-pass": ("--second-teacher-pass",),
 }
 
-# On shapes as u2pl-lean itself, or meaningless.
-CAMVID_ALONE = ("keys-64th", "blur", "pseudo-labels-unweighted", "batchnorm-free", "ema-0.99")
-
 
 @dataclass(frozen=True)
 class Cell:
     """One training run."""
 
-    bed: str
+    dataset: str
     row: str
     labels: int | str
     seed: int
     flags: tuple[str, ...]
-    """Beyond the bed's and those of paths and machine."""
+    """Beyond those of its dataset, of paths and of the machine."""
 
     @property
     def name(self) -> str:
-        return f"{self.bed}-{self.labels}-{self.row}-seed{self.seed}"
+        return f"{self.dataset}-{self.labels}-{self.row}-seed{self.seed}"
 
     @property
     def needs(self) -> str | None:
@@ -167,15 +162,15 @@ def _changed(row: str) -> str:
     return "mean-teacher" if row in MSRC_ROWS else "u2pl-lean"
 
 
-def _shared(bed: str, row: str) -> tuple[str, ...]:
-    """What a row has in common with others of its bed."""
-    return BEDS[bed] if _changed(row) == "supervised" else BEDS[bed] + SEMI_SUPERVISED[bed]
+def _shared(dataset: str, row: str) -> tuple[str, ...]:
+    """Return what a row has in common with others of its dataset."""
+    return DATASETS[dataset] if _changed(row) == "supervised" else DATASETS[dataset] + SEMI_SUPERVISED[dataset]
 
 
-def _cell(bed: str, row: str, labels: int | str, seed: int) -> Cell:
+def _camvid_cell(row: str, labels: int | str, seed: int) -> Cell:
     flags = ROWS[_changed(row)] + (LONGER | ABLATIONS).get(row, ())
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--num-labeled", str(labels))
-    return Cell(bed, row, labels, seed, (*_shared(bed, row), *chosen, *flags, "--seed", str(seed)))
+    return Cell("camvid", row, labels, seed, (*_shared("camvid", row), *chosen, *flags, "--seed", str(seed)))
 
 
 def _msrc_cell(row: str, labels: int | str, seed: int) -> Cell:
@@ -189,17 +184,13 @@ def cells() -> list[Cell]:
     """All of them, what is wanted most first."""
     main = [(row, 23) for row in ROWS]
     headroom = [("supervised", ALL)]
-    found = [_cell("camvid", row, labels, 0) for row, labels in headroom + main]
-    found += [_cell("camvid", row, labels, seed) for seed in (1, 2) for row, labels in headroom + main]
+    found = [_camvid_cell(row, labels, 0) for row, labels in headroom + main]
+    found += [_camvid_cell(row, labels, seed) for seed in (1, 2) for row, labels in headroom + main]
     longer = [("supervised-longer", ALL), *((row, 23) for row in LONGER)]
-    found += [_cell("camvid", row, labels, seed) for seed in (0, 1, 2) for row, labels in longer]
-    found += [_cell("camvid", row, 23, 0) for row in ABLATIONS]
-    found += [_cell("camvid", row, labels, 0) for labels in (11, 46) for row in ROWS]
-    found += [_cell("shapes", row, SHAPES_LABELS, seed) for seed in (0, 1, 2) for row in ROWS]
-    found += [_cell("shapes", "supervised", ALL, seed) for seed in (0, 1, 2)]
-    found += [_cell("shapes", row, SHAPES_LABELS, 0) for row in ABLATIONS if row not in CAMVID_ALONE]
+    found += [_camvid_cell(row, labels, seed) for seed in (0, 1, 2) for row, labels in longer]
+    found += [_camvid_cell(row, 23, 0) for row in ABLATIONS]
     found += [_msrc_cell(row, MSRC_LABELS, seed) for row in MSRC_ROWS for seed in MSRC_SEEDS]
     found += [_msrc_cell("supervised", ALL, seed) for seed in MSRC_SEEDS]
     found += [_msrc_cell(row, MSRC_LABELS, seed) for row in MSRC_PARTS for seed in MSRC_SEEDS]
-    found += [_msrc_cell(row, labels, seed) for labels in MSRC_OTHER_LABELS for row in MSRC_ROWS for seed in MSRC_SEEDS]
-    return found
+    others = [(row, labels, seed) for labels in MSRC_OTHER_LABELS for seed in MSRC_SEEDS for row in MSRC_MAIN_ROWS]
+    return found + [_msrc_cell(*other) for other in others]

@@ -40,7 +40,7 @@ def record(cell: Cell, out: Path) -> dict[str, Any]:
     log = lines(out)
     return {
         "row": cell.row,
-        "bed": cell.bed,
+        "dataset": cell.dataset,
         "labels": cell.labels,
         "seed": cell.seed,
         "flags": list(cell.flags),

@@ -15,11 +15,11 @@ from .cells import (
     LONGER,
     MSRC_CLASSES,
     MSRC_LABELS,
+    MSRC_MAIN_ROWS,
     MSRC_OTHER_LABELS,
     MSRC_ROWS,
     MSRC_SEEDS,
     ROWS,
-    SHAPES_LABELS,
 )
 from .paired import difference, shown
 from .runs import current
@@ -35,19 +35,19 @@ def _runs(folder: Path) -> Runs:
     return current(folder.parent / "accuracy" / folder.name)
 
 
-def score(runs: Runs, bed: str, row: str, labels: int | str, seed: int) -> float | None:
+def score(runs: Runs, dataset: str, row: str, labels: int | str, seed: int) -> float | None:
     """mIoU at the end of a run, in per cent."""
-    run = runs.get(f"{bed}-{labels}-{row}-seed{seed}")
+    run = runs.get(f"{dataset}-{labels}-{row}-seed{seed}")
     return None if run is None else 100 * run["miou"]["last"]
 
 
-def share_closed(runs: Runs, bed: str, row: str, labels: int, alone: str) -> float | None:
+def share_closed(runs: Runs, dataset: str, row: str, labels: int, alone: str) -> float | None:
     """(method − labels only) ÷ (all labels − labels only), each a mean over the seeds that have all three.
 
     Not a mean of shares: a seed whose few labels are nearly as good as all would outweigh the others.
     """
     keys = ((row, labels), (alone, labels), (alone, ALL))
-    of_seeds = [[score(runs, bed, *key, seed) for key in keys] for seed in SEEDS]
+    of_seeds = [[score(runs, dataset, *key, seed) for key in keys] for seed in SEEDS]
     complete = [scores for scores in of_seeds if None not in scores]
     if not complete:
         return None
@@ -64,20 +64,20 @@ def _mean(values: list[float | None], form: str) -> str:
     return f"{text} ± {format((max(known) - min(known)) / 2, form.lstrip('+'))}" if len(known) > 1 else text
 
 
-def _methods(runs: Runs, bed: str, labels: int, rows: Sequence[str]) -> str:
+def _methods(runs: Runs, dataset: str, labels: int, rows: Sequence[str]) -> str:
     """``rows``: labels alone first."""
     table = []
     alone = rows[0]
     for row, count in (*((row, labels) for row in rows), (alone, ALL)):
-        scores = [score(runs, bed, row, count, seed) for seed in SEEDS]
+        scores = [score(runs, dataset, row, count, seed) for seed in SEEDS]
         compared = count != ALL and row != alone
-        low = [score(runs, bed, alone, labels, seed) for seed in SEEDS]
+        low = [score(runs, dataset, alone, labels, seed) for seed in SEEDS]
         gains = [a - b if compared and None not in (a, b) else None for a, b in zip(scores, low, strict=True)]
-        share = share_closed(runs, bed, row, labels, alone) if compared else None
+        share = share_closed(runs, dataset, row, labels, alone) if compared else None
         seconds = [
             run["seconds"] / run["steps"]
             for seed in SEEDS
-            if (run := runs.get(f"{bed}-{count}-{row}-seed{seed}")) is not None
+            if (run := runs.get(f"{dataset}-{count}-{row}-seed{seed}")) is not None
         ]
         table.append(
             [
@@ -103,22 +103,17 @@ def accuracy_longer(folder: Path) -> str:
     return _methods(_runs(folder), "camvid", 23, list(LONGER))
 
 
-def accuracy_shapes(folder: Path) -> str:
-    return _methods(_runs(folder), "shapes", SHAPES_LABELS, list(ROWS))
-
-
 def best_rival(runs: Runs, labels: int) -> str | None:
-    """The row other than labels alone and U²PL with the highest mean over the seeds that all of them have.
+    """The row with the highest mean, of those with the most seeds; neither labels alone nor U²PL.
 
-    Rows without any run are no rivals yet.
+    Rivals that one seed has dismissed do not narrow the comparison to that seed.
     """
     rivals = [row for row in MSRC_ROWS if row != "supervised" and not row.startswith("u2pl")]
     scores = {row: [score(runs, "msrc", row, labels, seed) for seed in MSRC_SEEDS] for row in rivals}
-    scores = {row: own for row, own in scores.items() if any(s is not None for s in own)}
-    shared = [place for place in range(len(MSRC_SEEDS)) if all(own[place] is not None for own in scores.values())]
-    if not scores or not shared:
-        return None
-    return max(scores, key=lambda row: statistics.mean(scores[row][place] for place in shared))
+    scores = {row: known for row, own in scores.items() if (known := [s for s in own if s is not None])}
+    most = max(map(len, scores.values()), default=0)
+    complete = {row: statistics.mean(own) for row, own in scores.items() if len(own) == most}
+    return max(complete, key=complete.__getitem__, default=None)
 
 
 def _msrc(folder: Path, rows: Sequence[tuple[str, int | str]]) -> str:
@@ -155,7 +150,7 @@ def accuracy_msrc(folder: Path) -> str:
 
 def accuracy_msrc_labels(folder: Path) -> str:
     """Fewer and more labels."""
-    return _msrc(folder, [(row, count) for count in MSRC_OTHER_LABELS for row in MSRC_ROWS])
+    return _msrc(folder, [(row, count) for count in MSRC_OTHER_LABELS for row in MSRC_MAIN_ROWS])
 
 
 # What is added, to which row, and which row that makes.
@@ -222,31 +217,19 @@ def accuracy_classes(folder: Path) -> str:
 
 def accuracy_msrc_classes(folder: Path) -> str:
     """Photographs: labels alone, the best rival, and U²PL on it."""
-    rows = ("supervised", "self-training", "u2pl-self-training-strong")
-    columns = {row: f"msrc-{MSRC_LABELS}-{row}" for row in rows}
+    columns = {row: f"msrc-{MSRC_LABELS}-{row}" for row in MSRC_MAIN_ROWS}
     return _classes(_runs(folder), MSRC_CLASSES, MSRC_SEEDS, columns)
 
 
-def accuracy_labels(folder: Path) -> str:
-    """mIoU by number of labels, seed 0."""
-    runs, counts = _runs(folder), (11, 23, 46, ALL)
-    rows = [[row, *(_number(score(runs, "camvid", row, count, 0)) for count in counts)] for row in ROWS]
-    return markdown(["seed 0", *(f"{count} labels" for count in counts)], rows, keep_empty=True)
-
-
 def accuracy_ablations(folder: Path) -> str:
-    """Each change of ``lean`` alone, one seed, on both beds."""
-    runs, beds = _runs(folder), (("camvid", 23), ("shapes", SHAPES_LABELS))
-    base = [score(runs, bed, BASE, labels, 0) for bed, labels in beds]
-    rows = [["`lean`, unchanged", "", *(cell for b in base for cell in (_number(b), ""))]]
+    """Each change of ``lean`` alone, CamVid, one seed. What has no run is left out."""
+    runs = _runs(folder)
+    base = score(runs, "camvid", BASE, 23, 0)
+    rows = [["`lean`, unchanged", _number(base), ""]]
     for name, flags in ABLATIONS.items():
-        cells = []
-        for (bed, labels), reference in zip(beds, base, strict=True):
-            own = score(runs, bed, name, labels, 0)
-            cells += [_number(own), "—" if None in (own, reference) else f"{own - reference:+.1f}"]
-        rows.append([name, f"`{' '.join(flags)}`", *cells])
-    header = ["change", "flags", "CamVid, 23", "±", "shapes", "±"]
-    return markdown(header, rows, keep_empty=True)
+        if (own := score(runs, "camvid", name, 23, 0)) is not None and base is not None:
+            rows.append([f"`{' '.join(flags)}`", _number(own), f"{own - base:+.1f}"])
+    return markdown(["change", "mIoU", "difference"], rows, keep_empty=True)
 
 
 def accuracy_quality(folder: Path) -> str:
@@ -282,8 +265,6 @@ TABLES = (
     accuracy,
     accuracy_longer,
     accuracy_classes,
-    accuracy_shapes,
-    accuracy_labels,
     accuracy_ablations,
     accuracy_quality,
     accuracy_msrc,
