@@ -25,7 +25,7 @@ DATASETS: dict[str, tuple[str, ...]] = {
     ),
 }
 MSRC_LABELS, MSRC_OTHER_LABELS, MSRC_SEEDS = 40, (20, 80), (0, 1, 2, 3, 4)
-MSRC_MAIN_ROWS = ("supervised", "self-training", "u2pl-self-training-strong")  # with other numbers of labels, too
+MSRC_MAIN_ROWS = ("supervised", "self-training", "u2pl-self-training-8")  # with other numbers of labels, too
 MSRC_CLASSES = (
     *("building", "grass", "tree", "cow", "sheep", "sky", "aeroplane", "water", "face", "car", "bicycle"),
     *("flower", "sign", "bird", "book", "chair", "road", "cat", "dog", "body", "boat"),
@@ -84,14 +84,14 @@ MSRC_ROWS: dict[str, tuple[str, ...]] = {
     "u2pl-paper": ("--method", "u2pl", "--recipe", "paper", *TEACHER_LATER),
 }
 
-# What each part of U²PL with λ_c = 5 gives. A later flag overrides the same flag before it. At a threshold of 1 no
-# unlabeled pixel is sure enough to teach or to be an anchor.
-STRONG = MSRC_ROWS["u2pl-self-training-strong"]
+# What each part of U²PL gives. A later flag overrides the same flag before it. At a threshold of 1 no unlabeled pixel
+# is sure enough to teach or to be an anchor.
+STRONG, EIGHT = MSRC_ROWS["u2pl-self-training-strong"], MSRC_ROWS["u2pl-self-training-8"]
 MSRC_PARTS: dict[str, tuple[str, ...]] = {
     "contrast-labels": (*STRONG, "--confidence-threshold", "1", *NONE_UNRELIABLE),
     "contrast-negatives": (*STRONG, "--confidence-threshold", "1"),
-    "contrast-anchors": (*STRONG, "--unsupervised-weight", "0"),
-    "contrast-self-training": (*STRONG, *NONE_UNRELIABLE),
+    "contrast-anchors-8": (*EIGHT, "--unsupervised-weight", "0"),
+    "contrast-self-training-8": (*EIGHT, *NONE_UNRELIABLE),
 }
 
 # 1.7 times the steps. Labels alone then take four fifths of the time that u2pl-lean takes for those.

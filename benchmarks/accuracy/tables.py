@@ -157,11 +157,11 @@ def accuracy_msrc_labels(folder: Path) -> str:
 PARTS = (
     ("L_c on the labeled pixels", "supervised", "contrast-labels"),
     ("unreliable pixels as its negatives", "contrast-labels", "contrast-negatives"),
-    ("pseudo-labeled pixels in L_c", "contrast-negatives", "contrast-anchors"),
-    ("pseudo-labeled pixels in L_u", "supervised", "self-training"),
-    ("L_u, where L_c has them", "contrast-anchors", "u2pl-self-training-strong"),
-    ("L_c, where L_u has them", "self-training", "u2pl-self-training-strong"),
-    ("unreliable pixels, where both have them", "contrast-self-training", "u2pl-self-training-strong"),
+    ("pseudo-labeled pixels in L_u", "supervised", "self-training-8"),
+    ("pseudo-labeled pixels in L_c alone", "supervised", "contrast-anchors-8"),
+    ("L_c, where L_u has them", "self-training-8", "u2pl-self-training-8"),
+    ("L_u, where L_c has them", "contrast-anchors-8", "u2pl-self-training-8"),
+    ("unreliable pixels, where both have them", "contrast-self-training-8", "u2pl-self-training-8"),
 )
 
 
