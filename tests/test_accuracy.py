@@ -11,7 +11,7 @@ from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy import cells as cells_module
 from benchmarks.accuracy import draws, paired, plots, predictions, tables
 from benchmarks.accuracy.cells import ALL, ROWS, cells
-from benchmarks.accuracy.runs import current
+from benchmarks.accuracy.runs import current, meaning
 from u2pl_fast.config import FALLBACKS, resolve
 from u2pl_fast.train import parse
 
@@ -30,6 +30,12 @@ def test_every_cell_is_a_run_of_its_own():
         assert config.seed == cell.seed and config.dataset == {"msrc": "folder"}.get(cell.dataset, cell.dataset)
         settings[tuple(sorted((k, str(v)) for k, v in config.to_dict().items()))] = cell.name
     assert len(settings) == len(found), "two cells train the same thing"
+
+
+def test_the_recipe_for_few_photographs_is_what_was_measured():
+    (cell,) = [cell for cell in cells() if cell.name == "msrc-40-u2pl-self-training-8-seed0"]
+    recipe, measured = resolve(parse(["--config", "folder-small"])).to_dict(), meaning(cell)
+    assert {name for name, value in measured.items() if recipe[name] != value} == {"labels_first"}  # --teacher-from
 
 
 def test_what_is_wanted_most_comes_first():
@@ -122,15 +128,15 @@ def test_draws_are_even_over_scenes_nested_and_of_their_seed(photographs):
 
 
 def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, tiny, monkeypatch, capsys):
-    arguments = [*tiny, "--results", str(tmp_path / "results"), "--jobs", "2", "--only", "msrc-4-self-training-seed0"]
+    arguments = [*tiny, "--results", str(tmp_path / "results"), "--jobs", "2", "--only", "msrc-4-self-training-8-seed0"]
     assert suite.main(arguments) == 0
     said = capsys.readouterr().out
     order = [
-        said.index(f"msrc-4-{row}-seed0: {what}") for row, what in (("supervised", "mIoU"), ("self-training", "t"))
+        said.index(f"msrc-4-{row}-seed0: {what}") for row, what in (("supervised", "mIoU"), ("self-training-8", "t"))
     ]
     assert order == sorted(order) and {path.stem for path in (tmp_path / "results").iterdir()} == {
         "msrc-4-supervised-seed0",
-        "msrc-4-self-training-seed0",
+        "msrc-4-self-training-8-seed0",
     }
     assert suite.main(arguments) == 0
     assert "0 runs to train" in capsys.readouterr().out
@@ -142,7 +148,7 @@ def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, tiny, m
     monkeypatch.setattr(predictions, "draw", lambda columns, *rest: drawn.update(columns) or draw(columns, *rest))
     arguments = ["--msrc", str(photographs), "--work", str(tmp_path / "work"), "--out", str(picture), "--photographs"]
     predictions.main(arguments)
-    assert list(drawn) == ["photograph", "truth", "supervised", "self-training"]
+    assert list(drawn) == ["photograph", "truth", "supervised", "self-training-8"]
     assert [int(label.max()) for label in drawn["truth"]] == [0, 1]
     assert {x.shape[:2] for column in drawn.values() for x in column} == {(40, 48)}
     assert Image.open(picture).width > 300
@@ -279,14 +285,18 @@ def test_screening_shows_each_change_beside_what_it_changes(tmp_path):
 
 def test_time_counts_the_run_that_a_row_reads(some_runs):
     folder = some_runs / "accuracy/cpu"
-    for row, seconds in (("supervised", 60), ("self-training", 120)):
+    for row, seconds in (("supervised", 60), ("self-training-8", 120)):
         run = made_up(f"msrc-40-{row}-seed0", 0.6) | {"seconds": seconds}
         (folder / f"msrc-40-{row}-seed0.json").write_text(json.dumps(run))
     figure = Figure()
     axis = figure.subplots()
     plots.photographs_in_time(current(folder), axis)
     minutes = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
-    assert minutes == {"supervised": [0.5, 1.0], "self-training": [2.0, 3.0]}
+    assert minutes == {"supervised": [0.5, 1.0], "self-training-8": [2.0, 3.0]}
+    assert tables.accuracy_headline(some_runs / "cpu").splitlines()[2:] == [
+        "| labels alone | 60.0 | — | 1 |",
+        "| self-training | 60.0 | +0.0 | 3 |",
+    ]
 
 
 def test_a_seed_without_headroom_does_not_decide_the_share(some_runs):

@@ -95,9 +95,11 @@ def test_recipes_of_folders_say_what_they_would_train(tmp_path, name, capsys):
     main(["--config", name, "--dry-run", "--no-freeze-batchnorm", "--freeze-stages", "0", *flags])
     said = capsys.readouterr().out
     assert "u2pl (lean) on" in said and "20 labelled and 40 unlabelled images" in said
-    epochs = config_of(name).epochs or config_of(name).steps / 10
-    assert f"= {epochs:.1f} epochs of 10" in said
-    assert ("supervised on folder" in said) == config_of(name).labels_first
+    config = config_of(name)
+    per_epoch = 40 // (config.unlabeled_batch_size or config.batch_size)
+    epochs = config.epochs or config.steps / per_epoch
+    assert f"= {epochs:.1f} epochs of {per_epoch}" in said
+    assert ("supervised on folder" in said) == config.labels_first
     assert "are few" not in said
     main(["--dataset", "folder", "--dry-run", *flags])
     assert "60 images are few: --config folder-small" in capsys.readouterr().out

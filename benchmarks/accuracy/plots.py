@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, cells
+from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
 from .runs import RESULTS, current
-from .tables import BASE, SEEDS, score
+from .tables import BASE, SEEDS, minutes, score
 
 COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
 EVALUATED = ("miou_teacher", "miou_student")  # the first that an evaluation has
@@ -103,14 +103,11 @@ def photographs(runs: Runs, axis: Axes) -> None:
 
 def photographs_in_time(runs: Runs, axis: Axes) -> None:
     """The same over minutes of a core, those of the run whose checkpoint a row reads included."""
-    by_name = {cell.name: cell for cell in cells()}
-    rows = _msrc(runs)
-    for place, (row, own) in enumerate(rows.items()):
+    for place, (row, own) in enumerate(_msrc(runs).items()):
         scores = _gains(runs, own)
-        earlier = by_name[f"msrc-{MSRC_LABELS}-{row}-seed{MSRC_SEEDS[0]}"].needs
-        before = 0 if earlier is None else _minutes(rows[by_name[earlier].row])
-        minutes = [before + _minutes(own) * step / own[0]["steps"] for step in scores]
-        _mean_line(axis, minutes, scores, place, row)
+        earlier, whole = minutes(runs, row)
+        of_steps = [earlier + whole * step / own[0]["steps"] for step in scores]
+        _mean_line(axis, of_steps, scores, place, row)
     axis.set(xlabel="minutes of one core", ylabel=GAIN, title="the same means in time", xlim=(0, None))
 
 
@@ -135,11 +132,6 @@ def _gains(runs: Runs, own: list[dict]) -> dict[int, list[float]]:
     ends = [score(runs, "msrc", "supervised", MSRC_LABELS, run["seed"]) for run in own]
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     return {step: [curve[step] - end for curve, end in zip(curves, ends, strict=True)] for step in steps}
-
-
-def _minutes(own: list[dict]) -> float:
-    """Of a whole run, the quickest: some of the others shared their cores with other work."""
-    return min(run["seconds"] for run in own) / 60
 
 
 def _mean_line(axis: Axes, x: Sequence[float], scores: dict[int, list[float]], place: int, label: str) -> None:

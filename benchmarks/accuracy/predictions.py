@@ -22,15 +22,15 @@ from u2pl_fast.data.folder import FolderDataset
 from u2pl_fast.inference import load_model, predict_labels
 from u2pl_fast.palette import colorize, palette
 
-from .cells import MSRC_LABELS, MSRC_ROWS
+from .cells import MSRC_LABELS, MSRC_MAIN_ROWS
 
 # A cat, a dog, a boat, a bird and a street: the first four are what 40 labels get wrong most.
 PHOTOGRAPHS = ("15_6_s", "16_13_s", "18_20_s", "12_27_s", "17_15_s")
 
 
 def checkpoints(work: Path, seed: int) -> dict[str, Path]:
-    """Return the last checkpoint of each row of this seed that has one."""
-    paths = {row: work / f"msrc-{MSRC_LABELS}-{row}-seed{seed}" / "last.pt" for row in MSRC_ROWS}
+    """Return the last checkpoint of each main row of this seed that has one."""
+    paths = {row: work / f"msrc-{MSRC_LABELS}-{row}-seed{seed}" / "last.pt" for row in MSRC_MAIN_ROWS}
     return {row: path for row, path in paths.items() if path.exists()}
 
 
