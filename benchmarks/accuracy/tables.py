@@ -188,9 +188,10 @@ PARTS = (
     ("unreliable pixels as its negatives", "contrast-labels", "contrast-negatives"),
     ("pseudo-labeled pixels in L_u", "supervised", "self-training-8"),
     ("pseudo-labeled pixels in L_c alone", "supervised", "contrast-anchors-8"),
-    ("L_c, where L_u has them", "self-training-8", "u2pl-self-training-8"),
     ("L_u, where L_c has them", "contrast-anchors-8", "u2pl-self-training-8"),
-    ("unreliable pixels, where both have them", "contrast-self-training-8", "u2pl-self-training-8"),
+    ("L_c, where L_u has them", "self-training-8", "u2pl-self-training-8"),
+    ("of that, L_c without unreliable pixels", "self-training-8", "contrast-self-training-8"),
+    ("and unreliable pixels as its negatives", "contrast-self-training-8", "u2pl-self-training-8"),
 )
 
 
