@@ -20,6 +20,7 @@ from .cells import (
     MSRC_ROWS,
     MSRC_SEEDS,
     ROWS,
+    msrc_cell,
 )
 from .paired import difference, shown
 from .runs import current
@@ -39,6 +40,11 @@ def score(runs: Runs, dataset: str, row: str, labels: int | str, seed: int) -> f
     """mIoU at the end of a run, in per cent."""
     run = runs.get(f"{dataset}-{labels}-{row}-seed{seed}")
     return None if run is None else 100 * run["miou"]["last"]
+
+
+def _msrc_scores(runs: Runs, row: str, labels: int | str) -> list[float | None]:
+    """Those of each seed of a row on photographs."""
+    return [score(runs, "msrc", row, labels, seed) for seed in MSRC_SEEDS]
 
 
 def share_closed(runs: Runs, dataset: str, row: str, labels: int, alone: str) -> float | None:
@@ -109,7 +115,7 @@ def best_rival(runs: Runs, labels: int) -> str | None:
     Rivals that one seed has dismissed do not narrow the comparison to that seed.
     """
     rivals = [row for row in MSRC_ROWS if row != "supervised" and not row.startswith("u2pl")]
-    scores = {row: [score(runs, "msrc", row, labels, seed) for seed in MSRC_SEEDS] for row in rivals}
+    scores = {row: _msrc_scores(runs, row, labels) for row in rivals}
     scores = {row: known for row, own in scores.items() if (known := [s for s in own if s is not None])}
     most = max(map(len, scores.values()), default=0)
     complete = {row: statistics.mean(own) for row, own in scores.items() if len(own) == most}
@@ -120,15 +126,15 @@ def _msrc(folder: Path, rows: Sequence[tuple[str, int | str]]) -> str:
     """MSRC-21: scores, and paired differences to labels alone and to the best rival. What has no run is left out."""
     runs, table = _runs(folder), []
     for row, count in rows:
-        own = [score(runs, "msrc", row, count, seed) for seed in MSRC_SEEDS]
+        own = _msrc_scores(runs, row, count)
         known = [s for s in own if s is not None]
         if not known:
             continue
         gain, beyond = None, None
         if row != "supervised":
-            gain = difference(own, [score(runs, "msrc", "supervised", count, seed) for seed in MSRC_SEEDS])
+            gain = difference(own, _msrc_scores(runs, "supervised", count))
         if row.startswith("u2pl") and (rival := best_rival(runs, count)):
-            beyond = difference(own, [score(runs, "msrc", rival, count, seed) for seed in MSRC_SEEDS])
+            beyond = difference(own, _msrc_scores(runs, rival, count))
         table.append(
             [
                 f"{row}, {'all' if count == ALL else count} labels",
@@ -154,7 +160,7 @@ def accuracy_headline(folder: Path) -> str:
     titles = ("labels alone", "self-training", "U²PL on self-training")
     before = None
     for title, row in zip(titles, MSRC_MAIN_ROWS, strict=True):
-        own = [score(runs, "msrc", row, MSRC_LABELS, seed) for seed in MSRC_SEEDS]
+        own = _msrc_scores(runs, row, MSRC_LABELS)
         known = [s for s in own if s is not None]
         if known:
             gain = shown(difference(own, before)) if before else "—"
@@ -170,11 +176,12 @@ def minutes(runs: Runs, row: str) -> tuple[float, float]:
     They are of the quickest seed: some of the others shared their cores with other work.
     """
 
-    def quickest(row: str) -> float:
-        names = (f"msrc-{MSRC_LABELS}-{row}-seed{seed}" for seed in MSRC_SEEDS)
+    def quickest(names: list[str]) -> float:
         return min(runs[name]["seconds"] for name in names if name in runs) / 60
 
-    return quickest("supervised") if "--teacher-from" in MSRC_ROWS[row] else 0.0, quickest(row)
+    own = [msrc_cell(row, MSRC_LABELS, seed) for seed in MSRC_SEEDS]
+    needed = [cell.needs for cell in own if cell.needs is not None]
+    return quickest(needed) if needed else 0.0, quickest([cell.name for cell in own])
 
 
 def accuracy_msrc_labels(folder: Path) -> str:
@@ -199,7 +206,7 @@ def accuracy_msrc_parts(folder: Path) -> str:
     """What each part of U²PL adds, over the seeds that have both rows. What has no run is left out."""
     runs, table = _runs(folder), []
     for added, before, after in PARTS:
-        scores = [[score(runs, "msrc", row, MSRC_LABELS, seed) for seed in MSRC_SEEDS] for row in (before, after)]
+        scores = [_msrc_scores(runs, row, MSRC_LABELS) for row in (before, after)]
         pairs = [pair for pair in zip(*scores, strict=True) if None not in pair]
         if pairs:
             low, high = (statistics.mean(own) for own in zip(*pairs, strict=True))
@@ -219,12 +226,8 @@ def accuracy_msrc_settings(folder: Path) -> str:
             base = of_name[run["base"]]
             scores = [100 * base["miou"], 100 * run["miou"]]
             table.append(
-                [
-                    f"{base['title']}: {run['changed']}",
-                    *map(_number, scores),
-                    f"{round(scores[1] - scores[0], 1) + 0:+.1f}",
-                ]
-            )  # + 0: of −0.0
+                [f"{base['title']}: {run['changed']}", *map(_number, scores), f"{scores[1] - scores[0]:+z.1f}"]
+            )
     return markdown(["change", "before", "after", "difference"], table, keep_empty=True)
 
 
