@@ -68,7 +68,7 @@ SHAPES = [
 ]
 
 
-def launches(full: bool, warp: int = 32) -> list[Launch]:
+def launches(full: bool, target: str = "sm_90") -> list[Launch]:
     """Distinct launches of the per-pixel ops: a set that has every variant once, or the product of all of them."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     chosen = (
@@ -83,17 +83,17 @@ def launches(full: bool, warp: int = 32) -> list[Launch]:
     )
     calls = [call for dtype, layout, shape in chosen for call in _pixel_calls(dtype, layout, *shape)]
     calls += [call for dtype in (dtypes if full else dtypes[:1]) for call in _quantile_calls(dtype)]
-    return launches_of(*calls, warp=warp)
+    return launches_of(*calls, target=target)
 
 
-def contrastive_launches(full: bool, warp: int = 32) -> list[Launch]:
+def contrastive_launches(full: bool, target: str = "sm_90") -> list[Launch]:
     """Distinct launches of the contrastive ops: of one workload, or of the product of all with dtypes and layouts."""
     chosen = (
         itertools.product(contrastive.WORKLOADS, contrastive.DTYPES, contrastive.LAYOUTS)
         if full
         else [(contrastive.VOC, torch.bfloat16, torch.contiguous_format)]
     )
-    return launches_of(*(call for one in chosen for call in contrastive.calls(*one)), warp=warp)
+    return launches_of(*(call for one in chosen for call in contrastive.calls(*one)), target=target)
 
 
 def describe(launch: Launch) -> dict[str, object]:
@@ -116,8 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for target in args.target:
-        warp = TARGETS[target].warp_size
-        for launch in [*launches(args.full, warp), *contrastive_launches(args.full, warp)]:
+        for launch in [*launches(args.full, target), *contrastive_launches(args.full, target)]:
             row = describe(launch) | {"target": target} | resources(compile_launch(launch, target))._asdict()
             if row not in rows:  # differing only in what divides by 16
                 rows.append(row)

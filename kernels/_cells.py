@@ -238,6 +238,14 @@ def corner_pointers(p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, s
 
 
 @triton.jit
+def class_offset(i_class, stride_c):
+    """Where a class begins, in 64 bits. Strides carry no type in a kernel's signature: with one, Triton's launcher
+    does not make a constant of a stride of 1, and the compiler does not see that neighbors lie together.
+    """
+    return tl.cast(i_class, tl.int64) * stride_c
+
+
+@triton.jit
 def corners(p_ul, p_ur, p_ll, p_lr, offset):
     """The four corners of one class, in units of log 2: exp2 is what the hardware has."""
     b_ul = tl.load(p_ul + offset).to(tl.float32) * LOG2E

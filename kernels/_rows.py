@@ -37,8 +37,25 @@ def rows(features: Tensor) -> Rows:
     return Rows(height * width, features.stride(0), features.stride(3), features.stride(1))
 
 
+def wide(features: Tensor) -> bool:
+    """Whether the channels of a pixel lie together, so that a lane reads several at once."""
+    return features.stride(1) == 1
+
+
 @triton.jit
 def row_offset(o_pixel, per_image, stride_b, stride_p):
     """Where pixels begin, in 64 bits."""
     i_image = o_pixel // per_image
     return i_image.to(tl.int64) * stride_b + (o_pixel - i_image * per_image).to(tl.int64) * stride_p
+
+
+@triton.jit
+def load_across(p_tile, m_tile, other):
+    """Load a tile with its last axis across the lanes.
+
+    Of a 2-D tile whose neighbors don't lie together, versions of Triton put different axes across the lanes. A run of
+    values has one order, and the tile takes its layout from the run.
+    """
+    SIZE: tl.constexpr = p_tile.shape[0] * p_tile.shape[1]
+    b_run = tl.load(tl.reshape(p_tile, (SIZE,)), mask=tl.reshape(m_tile, (SIZE,)), other=other)
+    return tl.reshape(b_run, p_tile.shape)

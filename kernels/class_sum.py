@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _counting, _rows
 from ._cells import guard
 from ._counting import class_range
-from ._rows import row_offset
+from ._rows import load_across, row_offset
 
 CHUNK = 512  # pixels of a partial sum
 PIXELS = 64  # read at once
@@ -46,9 +46,10 @@ def class_sum_fwd_kernel(
     num_classes,
     dim,
     per_image,
-    stride_b: tl.int64,
-    stride_p: tl.int64,
-    stride_d: tl.int64,
+    stride_b,
+    stride_p,
+    stride_d,
+    WIDE: tl.constexpr,
     CLASSES: tl.constexpr,
     CHUNK: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -68,7 +69,12 @@ def class_sum_fwd_kernel(
         o_pixel = tl.load(p_order + o_order, mask=m_order, other=0)
         p_row = p_features + row_offset(o_pixel, per_image, stride_b, stride_p)
         p_value = p_row[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
-        b_sum += tl.load(p_value, mask=m_channel[:, None] & m_order[None, :], other=0).to(tl.float32)
+        m_value = m_channel[:, None] & m_order[None, :]
+        if WIDE:
+            b_value = tl.load(p_value, mask=m_value, other=0)
+        else:  # the pixels of a class in order are often neighbors, its channels are a plane apart
+            b_value = load_across(p_value, m_value, 0)
+        b_sum += b_value.to(tl.float32)
     if end > first:
         tl.store(p_partial + i_chunk.to(tl.int64) * dim + o_channel, tl.sum(b_sum, 1), mask=m_channel)
 
@@ -117,6 +123,7 @@ def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tenso
             num_classes,
             dim,
             *_rows.rows(features),
+            WIDE=_rows.wide(features),
             CLASSES=classes,
             CHUNK=CHUNK,
             PIXELS=PIXELS,

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import reference
 from . import _launch, _rows
 from ._cells import LOG2E, guard
+from ._rows import load_across
 
 LOWEST = tl.constexpr(-(2**31))  # below the key of −∞: classes that only fill up the tile
 HIGHEST = tl.constexpr(2**31 - 1)
@@ -64,8 +65,7 @@ def among_first(b_key, o_class, b_bound, b_cut):
     return (b_key > b_bound[None, :]) | ((b_key == b_bound[None, :]) & (o_class[:, None] < b_cut[None, :]))
 
 
-# That the classes of a pixel may be neighbours in memory is kept from the compiler: it would lay them across the lanes.
-@triton.jit(do_not_specialize=["stride_c"])
+@triton.jit
 def contrast_masks_fwd_kernel(
     p_logits,
     p_label,
@@ -77,9 +77,9 @@ def contrast_masks_fwd_kernel(
     num_classes,
     num_words,
     per_image,
-    stride_b: tl.int64,
-    stride_p: tl.int64,
-    stride_c: tl.int64,
+    stride_b,
+    stride_p,
+    stride_c,
     num_labeled,
     low_rank,
     high_rank,
@@ -96,7 +96,7 @@ def contrast_masks_fwd_kernel(
     o_pixel = i_image.to(tl.int64) * per_image + o_local
     p_image = p_logits + i_image.to(tl.int64) * stride_b
     p_logit = p_image + o_class.to(tl.int64)[:, None] * stride_c + o_local.to(tl.int64)[None, :] * stride_p
-    b_logit = tl.load(p_logit, mask=m_class[:, None] & m_pixel[None, :], other=float("-inf")).to(tl.float32)
+    b_logit = load_across(p_logit, m_class[:, None] & m_pixel[None, :], float("-inf")).to(tl.float32)
     b_key = tl.where(m_class[:, None], order_key(b_logit), LOWEST)
 
     b_label = tl.load(p_label + o_pixel, mask=m_pixel, other=0).to(tl.int64)

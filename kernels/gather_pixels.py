@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _rows
 from ._cells import guard
-from ._rows import row_offset
+from ._rows import load_across, row_offset
 
 ROWS = 8  # rows read at once
 CHANNELS = 256  # of a program, at most
@@ -23,9 +23,10 @@ def gather_pixels_fwd_kernel(
     num_rows,
     dim,
     per_image,
-    stride_b: tl.int64,
-    stride_p: tl.int64,
-    stride_d: tl.int64,
+    stride_b,
+    stride_p,
+    stride_d,
+    WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -33,10 +34,13 @@ def gather_pixels_fwd_kernel(
     o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m_value = (o_row < num_rows)[:, None] & (o_channel < dim)[None, :]
     o_pixel = tl.load(p_index + o_row, mask=o_row < num_rows, other=-1).to(tl.int32)
-    p_value = p_features + row_offset(tl.maximum(o_pixel, 0), per_image, stride_b, stride_p)[:, None]
-    b_value = tl.load(
-        p_value + o_channel.to(tl.int64)[None, :] * stride_d, mask=m_value & (o_pixel >= 0)[:, None], other=0
-    )
+    p_row = p_features + row_offset(tl.maximum(o_pixel, 0), per_image, stride_b, stride_p)
+    p_value = p_row[:, None] + o_channel.to(tl.int64)[None, :] * stride_d
+    m_read = m_value & (o_pixel >= 0)[:, None]
+    if WIDE:
+        b_value = tl.load(p_value, mask=m_read, other=0)
+    else:  # as they are stored: nothing that is read lies together
+        b_value = load_across(p_value, m_read, 0)
     tl.store(p_rows + o_row[:, None] * dim + o_channel[None, :], b_value, mask=m_value)
 
 
@@ -49,9 +53,9 @@ def gather_pixels_bwd_kernel(
     num_rows,
     dim,
     per_image,
-    stride_b: tl.int64,
-    stride_p: tl.int64,
-    stride_d: tl.int64,
+    stride_b,
+    stride_p,
+    stride_d,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -93,6 +97,7 @@ def gather_pixels(features: Tensor, index: Tensor) -> Tensor:
             index.numel(),
             dim,
             *_rows.rows(features),
+            WIDE=_rows.wide(features),
             ROWS=ROWS,
             CHANNELS=channels,
             num_warps=2,

@@ -6,7 +6,16 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import blend, cell_pixels, corner_pointers, corners, load_labels, log_sum_exp_step, store_pixels
+from ._cells import (
+    blend,
+    cell_pixels,
+    class_offset,
+    corner_pointers,
+    corners,
+    load_labels,
+    log_sum_exp_step,
+    store_pixels,
+)
 from .masked_quantile import select
 
 BLOCK = 1024
@@ -21,10 +30,10 @@ def ohem_mask_probability_kernel(
     p_errors,
     num_classes,
     ignore_index,
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_h: tl.int64,
-    stride_w: tl.int64,
+    stride_b,
+    stride_c,
+    stride_h,
+    stride_w,
     num_cells,
     row_size,
     row_out,
@@ -81,7 +90,7 @@ def ohem_mask_probability_kernel(
     b_sum = tl.full((R, S, CELLS), 1.0, tl.float32)
     b_target = b_max
     for i_class in range(1, num_classes):
-        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
         b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
         b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
         b_target = tl.where(b_label == i_class, b_value, b_target)

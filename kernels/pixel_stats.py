@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import LN2, blend, cell_pixels, corner_pointers, corners, store_pixels
+from ._cells import LN2, blend, cell_pixels, class_offset, corner_pointers, corners, store_pixels
 
 LOWEST = tl.constexpr(-1e30)
 
@@ -29,10 +29,10 @@ def pixel_stats_fwd_kernel(
     p_confidence,
     p_entropy,
     num_classes,
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_h: tl.int64,
-    stride_w: tl.int64,
+    stride_b,
+    stride_c,
+    stride_h,
+    stride_w,
     num_cells,
     row_size,
     row_out,
@@ -85,7 +85,7 @@ def pixel_stats_fwd_kernel(
     b_moment = tl.zeros((R, S, CELLS), tl.float32)  # Σ d·2^d, d = value − max ≤ 0
     b_label = tl.zeros((R, S, CELLS), tl.int32)
     for i_class in range(1, num_classes):
-        b_ul, b_ur, b_ll, b_lr = finite_corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+        b_ul, b_ur, b_ll, b_lr = finite_corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
         b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
         delta = b_value - b_max
         e = tl.exp2(-tl.abs(delta))

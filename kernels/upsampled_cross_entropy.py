@@ -13,7 +13,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import LN2, blend, cell_pixels, corner_pointers, corners, load_labels, load_pixels, log_sum_exp_step
+from ._cells import (
+    LN2,
+    blend,
+    cell_pixels,
+    class_offset,
+    corner_pointers,
+    corners,
+    load_labels,
+    load_pixels,
+    log_sum_exp_step,
+)
 
 
 @triton.jit
@@ -29,11 +39,11 @@ def upsampled_cross_entropy_fwd_kernel(
     num_classes,
     ignore_index,
     label_smoothing,
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_h: tl.int64,
-    stride_w: tl.int64,
-    stride_chunk: tl.int64,
+    stride_b,
+    stride_c,
+    stride_h,
+    stride_w,
+    stride_chunk,
     num_cells,
     row_size,
     row_out,
@@ -105,7 +115,7 @@ def upsampled_cross_entropy_fwd_kernel(
     # Σ w_c·l_c is as linear as blending: sum at the corners, blend once.
     all_ul, all_ur, all_ll, all_lr = b_ul * class_weight, b_ur * class_weight, b_ll * class_weight, b_lr * class_weight
     for i_class in range(1, num_classes):
-        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
         b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
         b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
         b_target = tl.where(b_label == i_class, b_value, b_target)
@@ -150,14 +160,14 @@ def upsampled_cross_entropy_fwd_kernel(
         if not WEIGHTED:
             b_lse = tl.where(m_kept, b_lse, float("inf"))
         o_corner = i_image.to(tl.int64) * stride_b + i_x.to(tl.int64) * stride_w
-        p_up = p_upper + i_chunk * stride_chunk + o_corner + i_y.to(tl.int64) * stride_h
-        p_low = p_lower + i_chunk * stride_chunk + o_corner + (i_y + 1).to(tl.int64) * stride_h
+        p_up = p_upper + i_chunk.to(tl.int64) * stride_chunk + o_corner + i_y.to(tl.int64) * stride_h
+        p_low = p_lower + i_chunk.to(tl.int64) * stride_chunk + o_corner + (i_y + 1).to(tl.int64) * stride_h
         m_up = m_own & (i_x >= 0) & (i_y >= 0)
         m_low = m_own & (i_x >= 0) & (i_y + 1 < row_size)
         o_left = tl.maximum(o_lane - 1, 0)
         m_left = i_x > FIRST
         for i_class in range(0, num_classes):
-            b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, i_class * stride_c)
+            b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
             b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
             b_slope = tl.exp2(b_value - b_lse)
             if SMOOTHING:
@@ -178,8 +188,8 @@ def upsampled_cross_entropy_fwd_kernel(
             b_low_left = tl.sum(tl.sum(b_low, 1), 0) - b_low_right
             b_up_left += tl.where(m_left, tl.gather(b_up_right, o_left, 0), 0.0)
             b_low_left += tl.where(m_left, tl.gather(b_low_right, o_left, 0), 0.0)
-            tl.store(p_up + i_class * stride_c, b_up_left, mask=m_up)
-            tl.store(p_low + i_class * stride_c, b_low_left, mask=m_low)
+            tl.store(p_up + class_offset(i_class, stride_c), b_up_left, mask=m_up)
+            tl.store(p_low + class_offset(i_class, stride_c), b_low_left, mask=m_low)
 
 
 def upsampled_cross_entropy(

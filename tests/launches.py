@@ -1,24 +1,26 @@
 """What the host functions of the kernels launch, compiled ahead of time: no GPU is needed for either.
 
-``record`` runs a host function on CPU tensors and notes each launch instead of making it; ``compile_launch`` compiles
-one for a target with the specialisations that Triton's launcher would choose (integers equal to 1, and integers and
-pointers divisible by 16); ``resources`` reads registers, spills and shared memory from the result.
+``record`` runs a host function on CPU tensors and notes each launch instead of making it. ``compile_launch`` compiles
+one for a target as Triton's launcher would: Triton's own binder looks at the real arguments and says which of them
+become constants, which are 64 bits wide and which divide by 16. ``resources`` and ``machine_code`` read the result.
 """
 
+import functools
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -26,30 +28,47 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.uint8: "u8",
-    torch.int16: "i16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Launch(NamedTuple):
-    """A kernel, its arguments by name and the compiler's options."""
+    """A kernel and what it was called with: positional arguments, and arguments by name with the compiler's options."""
 
     kernel: JITFunction
-    arguments: dict[str, object]
-    options: dict[str, int]
+    positional: tuple[object, ...]
+    named: dict[str, object]
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The kernel's arguments by name."""
+        by_name = dict(zip(self.kernel.arg_names, self.positional, strict=False))
+        return by_name | {name: self.named[name] for name in self.kernel.arg_names if name in self.named}
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The compiler's options, ``num_warps`` and the like."""
+        return {name: value for name, value in self.named.items() if name not in self.kernel.arg_names}
 
 
 class Resources(NamedTuple):
+    """Registers of a lane, bytes spilled by a lane, bytes of shared memory of a program."""
+
     registers: int
     spills: int
     shared: int
+
+
+class MachineCode(NamedTuple):
+    """Counts over a kernel's instructions. ``loads`` and ``stores``: of global memory, by bits a lane.
+
+    ``sweeps``: of each innermost loop that raises 2 to a power, (instructions, powers), in order.
+    """
+
+    instructions: int
+    shuffles: int
+    loads: Counter[int]
+    stores: Counter[int]
+    sweeps: list[tuple[int, int]]
 
 
 @contextmanager
@@ -61,43 +80,51 @@ def record(warp: int = 32):
 
     def note(kernel: JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **kwargs: object) -> None:
         assert all(0 < n for n in grid), grid
-        named = dict(zip(kernel.arg_names, args, strict=False))
-        named |= {name: value for name, value in kwargs.items() if name in kernel.arg_names}
-        assert set(named) == set(kernel.arg_names), kernel
-        launches.append(Launch(kernel, named, {k: v for k, v in kwargs.items() if k not in named}))
+        launches.append(Launch(kernel, args, kwargs))
+        assert set(launches[-1].arguments) == set(kernel.arg_names), kernel
 
     with mock.patch.object(JITFunction, "run", note), mock.patch.object(_launch, "warp_size", lambda device: warp):
         yield launches
 
 
-def specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], object], dict[tuple[int, ...], list]]:
-    """(signature, constants, attributes) of a launch, as ``ASTSource`` takes them."""
-    signature, constants, attributes = {}, {}, {}
-    for parameter in launch.kernel.params:
-        name, where, value = parameter.name, (parameter.num,), launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
-            signature[name], constants[where] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name], attributes[where] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            wide = parameter.annotation_type == "i64" or not -(2**31) <= value < 2**31
-            signature[name] = "i64" if wide else "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[where] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
+@functools.cache
+def _binder(kernel: JITFunction, target: str) -> tuple[object, Callable]:
+    """Triton's backend for a target, and the function with which its launcher looks at a kernel's arguments."""
+    backend = make_backend(TARGETS[target])
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
+
+
+def specialize(launch: Launch, target: str) -> tuple[ASTSource, dict[str, object]]:
+    """(what to compile, the compiler's options), found by the very functions that ``JITFunction.run`` calls."""
+    kernel = launch.kernel
+    backend, binder = _binder(kernel, target)
+    named = launch.named | {"debug": bool(kernel.debug), "instrumentation_mode": knobs.compilation.instrumentation_mode}
+    bound, specialization, options = binder(*launch.positional, **named)
+    options, signature, constants, attributes = kernel._pack_args(backend, named, bound, specialization, options)
+    return ASTSource(kernel, signature, constants, attributes), options.__dict__
 
 
 def compile_launch(launch: Launch, target: str) -> CompiledKernel:
-    signature, constants, attributes = specialise(launch)
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target=TARGETS[target], options=launch.options)
+    source, options = specialize(launch, target)
+    return triton.compile(source, target=TARGETS[target], options=options)
 
 
-def distinct(launches: list[Launch]) -> list[Launch]:
-    """One launch for each specialisation."""
-    return list({f"{x.kernel.__name__}{specialise(x)}{x.options}": x for x in launches}.values())
+def distinct(launches: list[Launch], target: str) -> list[Launch]:
+    """One launch for each specialization."""
+    return list({_identity(x, target): x for x in launches}.values())
+
+
+def _identity(launch: Launch, target: str) -> str:
+    source, options = specialize(launch, target)
+    return f"{launch.kernel.__name__} {source.signature} {source.constants} {source.attrs} {options}"
+
+
+def launches_of(*calls: Callable[[], object], target: str) -> list[Launch]:
+    """The distinct launches of some calls on a target."""
+    with record(TARGETS[target].warp_size) as launches:
+        for call in calls:
+            call()
+    return distinct(launches, target)
 
 
 def resources(kernel: CompiledKernel) -> Resources:
@@ -107,18 +134,58 @@ def resources(kernel: CompiledKernel) -> Resources:
         # Scalar registers spill into lanes of vector registers, not into memory: they don't count.
         registers, spills = (int(re.search(rf"\.vgpr_{x}:\s*(\d+)", text)[1]) for x in ("count", "spill_count"))
         return Resources(registers, spills, kernel.metadata.shared)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        report = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True)
-    usage = dict(re.findall(r"(\w+):(\d+)", report.stdout))
+    usage = dict(re.findall(r"(\w+):(\d+)", _cuobjdump(kernel, "--dump-resource-usage")))
     return Resources(int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"]), kernel.metadata.shared)
 
 
-def launches_of(*calls: Callable[[], object], warp: int = 32) -> list[Launch]:
-    """The distinct launches of some calls."""
-    with record(warp) as launches:
-        for call in calls:
-            call()
-    return distinct(launches)
+def machine_code(kernel: CompiledKernel) -> MachineCode:
+    """Counted in the disassembly; NVIDIA alone."""
+    lines = re.findall(
+        r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);", _cuobjdump(kernel, "--dump-sass")
+    )
+    code = [(int(address, 16), opcode, operands) for address, opcode, operands in lines]
+    while code and code[-1][1] in ("NOP", "BRA"):  # padding after the end
+        code.pop()
+    loads, stores = Counter(), Counter()
+    for _, opcode, _ in code:
+        name, *modifiers = opcode.split(".")
+        if name in ("LDG", "STG", "ST"):
+            (loads if name == "LDG" else stores)[_bits(modifiers)] += 1
+    shuffles = sum(opcode.startswith("SHFL") for _, opcode, _ in code)
+    return MachineCode(len(code), shuffles, loads, stores, _sweeps(code))
+
+
+def _bits(modifiers: list[str]) -> int:
+    """Of a memory access, from what its opcode is followed by."""
+    for modifier in modifiers:
+        if modifier in ("64", "128", "256"):
+            return int(modifier)
+        if re.fullmatch(r"[US](8|16)", modifier):
+            return int(modifier[1:])
+    return 32
+
+
+def _sweeps(code: list[tuple[int, str, str]]) -> list[tuple[int, int]]:
+    """(instructions, powers of 2) of the innermost loops that hold any; a loop ends in a jump back."""
+    loops = []
+    for address, opcode, operands in code:
+        target = re.search(r"0x([0-9a-f]+)", operands)
+        if opcode.startswith("BRA") and target and int(target[1], 16) <= address:
+            loops.append((int(target[1], 16), address))
+    innermost = [x for x in loops if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in loops)]
+    found = []
+    for first, last in sorted(innermost):
+        body = [opcode for address, opcode, _ in code if first <= address <= last]
+        powers = sum(opcode.startswith("MUFU.EX2") for opcode in body)
+        if powers:
+            found.append((len(body), powers))
+    return found
+
+
+def _cuobjdump(kernel: CompiledKernel, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.run(
+            [TOOLS / "cuobjdump", option, file.name], check=True, capture_output=True, text=True
+        ).stdout

@@ -36,7 +36,7 @@ def test_budget_names_every_kernel() -> None:
 @pytest.mark.parametrize("target", aot.TARGETS)
 def test_resources(target: str, request: pytest.FixtureRequest) -> None:
     full = request.config.getoption("--aot-full")
-    launches = aot.launches(full, aot.TARGETS[target].warp_size)
+    launches = aot.launches(full, target)
     if not full and target != "sm_90":
         launches = [x for x in launches if aot.describe(x)["dtype"] in ("float32", "") and x.arguments.get("R", 4) == 4]
     assert launches
