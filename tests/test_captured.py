@@ -103,6 +103,20 @@ def test_capturing_changes_nothing(stand_in, negatives, accumulate):
     assert len(stand_in) == 3
 
 
+@pytest.mark.parametrize(("key_encoder", "copies"), [("teacher-head", 1), ("student", 1), ("teacher", 2)])
+def test_features_that_are_also_the_keys_enter_the_graph_once(stand_in, key_encoder, copies):
+    crit = criterion(key_encoder=key_encoder)
+    student, labels, pseudo, teacher = batch()
+    labeled = batch(1)[3].logits
+    teacher = teacher._replace(
+        logits=torch.cat((labeled, teacher.logits)), features=student.features.detach().clone(), project=student.project
+    )
+    crit.capture_contrastive(student.project)
+    losses(crit, (student, labels, pseudo, teacher))
+    (inputs,) = stand_in
+    assert sum(x.shape == student.features.shape for x in inputs) == copies
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("negatives", "accumulate"), [("per_anchor", 1), ("full", 1), ("per_anchor", 3)])
 def test_cuda_graph_replays_steps(negatives, accumulate):
