@@ -17,7 +17,7 @@ from benchmarks.inputs import Inputs
 from benchmarks.roofline import Ceilings
 from benchmarks.workloads import NAMED, trained
 from u2pl_fast import mixing
-from u2pl_fast.ops import draws
+from u2pl_fast.ops import _backend, draws
 from u2pl_fast.optim import BufferGuard, build_optimizer
 
 TINY = NAMED["tiny"]
@@ -261,6 +261,7 @@ def test_no_step_reads_anything_back(choices: dict[str, object]):
         learner.optimizer = build_optimizer(learner.student, learner.config)
         for name in ("_window_ok", "skipped", "skipped_in_a_row"):
             setattr(learner, name, dataless(getattr(learner, name)))
+        patch.setattr(_backend, "readable", lambda x: False)  # as on a GPU
         # What Python draws and sends. It reads its own numbers.
         patch.setattr(mixing, "region_masks", lambda *_, **__: dataless(batch["valid"]))
         patch.setattr(mixing, "partner_index", lambda first, count, device: torch.empty(count, dtype=torch.int64))

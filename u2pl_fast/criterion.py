@@ -284,6 +284,7 @@ class U2PLCriterion(nn.Module):
 
         unread = torch.zeros_like(labels, dtype=torch.bool)
         key = self._key_output(student, teacher)
+        shared = key.features is student.features  # one input, since a graph copies each of its inputs
         draws = ops.contrastive_draws(
             self.num_classes,
             generator,
@@ -299,9 +300,9 @@ class U2PLCriterion(nn.Module):
             reliable: Tensor,
             unreliable: Tensor,
             features: Tensor,
-            key_features: Tensor,
-            *drawn: Tensor,
+            *rest: Tensor,
         ) -> ops.ContrastiveLoss:
+            key_features, *drawn = (features, *rest) if shared else rest
             return ops.contrastive_loss(
                 logits,
                 label,
@@ -327,7 +328,7 @@ class U2PLCriterion(nn.Module):
             to_grid(unread, reliable),
             to_grid(unread, unreliable),
             student.features,
-            key.features.detach(),
+            *(() if shared else (key.features.detach(),)),
             *(draw for draw in draws if draw is not None),
         )
         if self._captured is None:

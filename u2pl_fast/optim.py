@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .ops import _backend
+from .ops._packing import Packing, by_dtype
 
 
 def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -57,18 +59,25 @@ def gated_step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
 
 
 class BufferGuard:
-    """Remembers a module's buffers, and puts them back where a flag says so."""
+    """Remembers a module's buffers, and puts them back where a flag says so.
+
+    On a GPU that is a few launches, whatever the number of buffers.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._live = list(module.buffers())
-        self._saved = [torch.empty_like(buffer) for buffer in self._live]
+        self._packing = Packing(self._live)
+        self._saved: Tensor | None = None
 
     @torch.no_grad()
     def save(self) -> None:
-        for saved, live in zip(self._saved, self._live, strict=True):
-            saved.copy_(live)
+        if self._live:
+            self._saved = self._packing.pack(self._live)
 
     @torch.no_grad()
     def restore_unless(self, ok: Tensor) -> None:
-        for saved, live in zip(self._saved, self._live, strict=True):
-            live.copy_(torch.where(ok, live, saved))
+        if not self._live or (_backend.readable(ok) and ok):
+            return
+        chosen = torch.where(ok, self._packing.pack(self._live), self._saved)
+        for live, kept in by_dtype(self._live, self._packing.unpack(chosen)):
+            torch._foreach_copy_(live, kept)

@@ -125,3 +125,8 @@ def resolve(op: str, tensor: Tensor) -> str:
             _check_device(forced, tensor.device)
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(tensor.device.type, ())
     return next((backend for backend in candidates if _exists(op, backend)), "reference")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether asking for the value makes nobody wait: where it is on the CPU."""
+    return x.is_cpu

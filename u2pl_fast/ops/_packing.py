@@ -1,0 +1,52 @@
+"""Tensors of any dtypes end to end in one, so that one launch reads or selects them all."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+class Packing:
+    """How tensors with the shapes, dtypes and memory formats of ``like`` lie in one: as words of their bits.
+
+    Packing is one ``cat``, which copies 128 tensors a launch on a GPU; unpacking makes views.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self._like = list(like)
+        # Wide elements first: each tensor then begins at a multiple of its own element size.
+        self._order = sorted(range(len(like)), key=lambda i: -like[i].element_size())
+        self._word = WORDS.get(min((x.element_size() for x in like), default=8), torch.int64)
+        self._channels_last = [_is_channels_last(x) for x in like]
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """All bits in one dimension. A tensor in another memory format than ``like``'s costs a launch of its own."""
+        return torch.cat([self._flat(tensors[i], i) for i in self._order])
+
+    def unpack(self, packed: Tensor) -> list[Tensor]:
+        """Views of what :meth:`pack` gave, in the order of ``like``."""
+        views = list(self._like)
+        sizes = [views[i].numel() * views[i].element_size() // self._word.itemsize for i in self._order]
+        for i, part in zip(self._order, packed.split(sizes), strict=True):
+            like, part = views[i], part.view(views[i].dtype)
+            # The very strides, also where a dimension has one element: multi-tensor operations compare them.
+            dense = like.is_contiguous() or self._channels_last[i]
+            views[i] = part.as_strided(like.shape, like.stride()) if dense else part.view(like.shape)
+        return views
+
+    def _flat(self, x: Tensor, i: int) -> Tensor:
+        ordered = x.permute(0, 2, 3, 1) if self._channels_last[i] else x
+        return ordered.contiguous().view(-1).view(self._word)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def by_dtype(old: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Both lists in parts of one dtype: multi-tensor operations go through a list of several tensor by tensor."""
+    for dtype in dict.fromkeys(x.dtype for x in old):
+        pairs = [(x, y) for x, y in zip(old, new, strict=True) if x.dtype == dtype]
+        yield [x for x, _ in pairs], [y for _, y in pairs]
