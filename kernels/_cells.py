@@ -9,6 +9,13 @@ cells of the last row and column do. So no border costs the others anything.
 
 Cells are numbered (image, row, column) in one run and cut into blocks of ``CELLS`` lanes, whatever the width of the
 grid. Pixels of a cell are cut into chunks of at most ``R`` rows × ``S`` columns, one program each.
+
+Bilinear weights are convex: no pixel of a cell is above the largest logit at the cell's corners. That bound, found
+once a cell, is subtracted at the corners, so that a sum of exponentials needs no running maximum at each pixel: a
+product, an exponential and an addition remain of an online step. A pixel far below the bound, halfway between two
+corners that are sure of different classes, would lose digits. Where a block holds one (``TINY``), its sums are taken
+again relative to the pixel's own maximum, and so are those of a single class, which are exactly 1. Below ``SHIFTED``
+pixels a lane the bound costs more than it saves.
 """
 
 import math
@@ -22,6 +29,9 @@ from torch import Tensor
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 MAX_SIDE = 16384  # 2 · side² must fit int32
+TINY = tl.constexpr(2.0**-24)  # a sum of exponentials below that is taken again
+SHIFTED = tl.constexpr(4)  # pixels of a cell's chunk from which on the corners' maximum is subtracted
+LOWEST = tl.constexpr(-1e30)  # of that maximum, so that a class at −∞ is finite above it
 WIDEST = 4  # rows and columns of a cell's chunk: 16 pixels a lane keep registers below 128
 
 
@@ -227,37 +237,59 @@ def store_pixels(p_x, b_x, o_first, rows_left, cols_left, col_out, R: tl.constex
 
 
 @triton.jit
-def corner_pointers(p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w):
-    """Pointers to class 0 of the four corners; a corner outside is its neighbour inside, with weight 0."""
-    p_image = p_logits + i_image.to(tl.int64) * stride_b
+def corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w):
+    """Where class 0 of the four corners lies (upper left, upper right, lower left, lower right), each (CELLS); a
+    corner outside is its neighbour inside, with weight 0.
+    """
+    image = i_image.to(tl.int64) * stride_b
     upper = tl.maximum(i_y, 0).to(tl.int64) * stride_h
     lower = tl.minimum(i_y + 1, row_size - 1).to(tl.int64) * stride_h
     left = tl.maximum(i_x, 0).to(tl.int64) * stride_w
     right = tl.minimum(i_x + 1, col_size - 1).to(tl.int64) * stride_w
-    return p_image + upper + left, p_image + upper + right, p_image + lower + left, p_image + lower + right
+    return image + upper + left, image + upper + right, image + lower + left, image + lower + right
 
 
 @triton.jit
-def class_offset(i_class, stride_c):
-    """Where a class begins, in 64 bits. Strides carry no type in a kernel's signature: with one, Triton's launcher
-    does not make a constant of a stride of 1, and the compiler does not see that neighbors lie together.
+def corner_pointers(p_x, o_corners):
+    return p_x + o_corners[0], p_x + o_corners[1], p_x + o_corners[2], p_x + o_corners[3]
+
+
+@triton.jit
+def load_corners(p_corners, offset):
+    """The four corners of the class that begins at ``offset``. Loops add up the offset: a product of class and stride
+    would be 64 bits wide, and so would every comparison of a label with the class.
     """
-    return tl.cast(i_class, tl.int64) * stride_c
+    return (
+        tl.load(p_corners[0] + offset).to(tl.float32),
+        tl.load(p_corners[1] + offset).to(tl.float32),
+        tl.load(p_corners[2] + offset).to(tl.float32),
+        tl.load(p_corners[3] + offset).to(tl.float32),
+    )
 
 
 @triton.jit
-def corners(p_ul, p_ur, p_ll, p_lr, offset):
-    """The four corners of one class, in units of log 2: exp2 is what the hardware has."""
-    b_ul = tl.load(p_ul + offset).to(tl.float32) * LOG2E
-    b_ur = tl.load(p_ur + offset).to(tl.float32) * LOG2E
-    b_ll = tl.load(p_ll + offset).to(tl.float32) * LOG2E
-    b_lr = tl.load(p_lr + offset).to(tl.float32) * LOG2E
-    return b_ul, b_ur, b_ll, b_lr
+def corners(p_corners, offset, b_top):
+    """The four corners of one class in units of log 2, since exp2 is what the hardware has, minus ``b_top``."""
+    b_ul, b_ur, b_ll, b_lr = load_corners(p_corners, offset)
+    return b_ul * LOG2E - b_top, b_ur * LOG2E - b_top, b_ll * LOG2E - b_top, b_lr * LOG2E - b_top
 
 
 @triton.jit
-def blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx):
+def corner_maximum(p_corners, num_classes, stride_c):
+    """(CELLS): the largest logit of any class at a cell's corners, in units of log 2; at least ``LOWEST``."""
+    b_top = tl.full(p_corners[0].shape, LOWEST, tl.float32)
+    offset = tl.zeros((), tl.int64)
+    for _ in range(0, num_classes):
+        b_ul, b_ur, b_ll, b_lr = load_corners(p_corners, offset)
+        b_top = tl.maximum(b_top, tl.maximum(tl.maximum(b_ul, b_ur), tl.maximum(b_ll, b_lr)))
+        offset += stride_c
+    return tl.maximum(b_top * LOG2E, LOWEST)
+
+
+@triton.jit
+def blend(b_corners, b_wy, b_wx):
     """(R, S, CELLS) values from corners (CELLS), row weights (R, 1, CELLS) and column weights (1, S, CELLS)."""
+    b_ul, b_ur, b_ll, b_lr = b_corners
     upper = b_ul[None, None, :] + (b_ur - b_ul)[None, None, :] * b_wx
     lower = b_ll[None, None, :] + (b_lr - b_ll)[None, None, :] * b_wx
     return upper + (lower - upper) * b_wy
@@ -296,3 +328,48 @@ def log_sum_exp_step(b_max, b_sum, b_value):
     e = tl.exp2(-tl.abs(delta))
     b_sum = tl.where(delta > 0, b_sum * e + 1.0, b_sum + e)
     return tl.maximum(b_max, b_value), b_sum
+
+
+@triton.jit
+def online_log_sum_exp(p_corners, num_classes, stride_c, b_top, b_wy, b_wx):
+    """(R, S, CELLS): log2 Σ exp2 of the values minus ``b_top``, whatever their size."""
+    b_max = blend(corners(p_corners, 0, b_top), b_wy, b_wx)
+    b_sum = tl.full(b_max.shape, 1.0, tl.float32)
+    offset = tl.zeros((), tl.int64)
+    for _ in range(1, num_classes):
+        offset += stride_c
+        b_max, b_sum = log_sum_exp_step(b_max, b_sum, blend(corners(p_corners, offset, b_top), b_wy, b_wx))
+    return b_max + tl.log2(b_sum)
+
+
+@triton.jit
+def label_sweep(p_corners, num_classes, stride_c, b_label, b_wy, b_wx, R: tl.constexpr, S: tl.constexpr):
+    """One sweep over the classes: what is subtracted from the logits (CELLS), log2 Σ exp2 of what remains, and the
+    label's value of it, both (R, S, CELLS).
+    """
+    if R * S >= SHIFTED:
+        b_top = corner_maximum(p_corners, num_classes, stride_c)
+        b_sum = tl.zeros(b_label.shape, tl.float32)
+        b_target = tl.zeros(b_label.shape, tl.float32)
+        offset = tl.zeros((), tl.int64)
+        for i_class in range(0, num_classes):
+            b_value = blend(corners(p_corners, offset, b_top), b_wy, b_wx)
+            b_sum += tl.exp2(b_value)
+            b_target = tl.where(b_label == i_class, b_value, b_target)
+            offset += stride_c
+        b_lse = tl.log2(b_sum)
+        if (tl.min(b_sum) < TINY) | (num_classes == 1):
+            b_lse = online_log_sum_exp(p_corners, num_classes, stride_c, b_top, b_wy, b_wx)
+    else:
+        b_top = tl.zeros(p_corners[0].shape, tl.float32)
+        b_max = blend(corners(p_corners, 0, b_top), b_wy, b_wx)
+        b_sum = tl.full(b_label.shape, 1.0, tl.float32)
+        b_target = b_max
+        offset = tl.zeros((), tl.int64)
+        for i_class in range(1, num_classes):
+            offset += stride_c
+            b_value = blend(corners(p_corners, offset, b_top), b_wy, b_wx)
+            b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
+            b_target = tl.where(b_label == i_class, b_value, b_target)
+        b_lse = b_max + tl.log2(b_sum)
+    return b_top, b_lse, b_target

@@ -6,16 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import (
-    blend,
-    cell_pixels,
-    class_offset,
-    corner_pointers,
-    corners,
-    load_labels,
-    log_sum_exp_step,
-    store_pixels,
-)
+from ._cells import cell_pixels, corner_offsets, corner_pointers, label_sweep, load_labels, store_pixels
 from .masked_quantile import select
 
 BLOCK = 1024
@@ -77,24 +68,15 @@ def ohem_mask_probability_kernel(
         R,
         S,
     )
-    p_ul, p_ur, p_ll, p_lr = corner_pointers(
-        p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
-    )
+    o_corners = corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w)
+    p_corners = corner_pointers(p_logits, o_corners)
     m_own = o_cell < num_cells
     b_label = load_labels(
         p_target, o_first, rows_left, cols_left, col_out, m_own, p_errors, num_classes, ignore_index, R, S
     )
 
-    b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, 0)
-    b_max = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
-    b_sum = tl.full((R, S, CELLS), 1.0, tl.float32)
-    b_target = b_max
-    for i_class in range(1, num_classes):
-        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
-        b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
-        b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
-        b_target = tl.where(b_label == i_class, b_value, b_target)
-    b_probability = tl.where(b_label >= 0, tl.exp2(b_target - b_max) / b_sum, -1.0)
+    _, b_lse, b_target = label_sweep(p_corners, num_classes, stride_c, b_label, b_wy, b_wx, R, S)
+    b_probability = tl.where(b_label >= 0, tl.exp2(b_target - b_lse), -1.0)
     store_pixels(p_probability, b_probability, o_first, rows_left, cols_left, col_out, R, S)
 
 

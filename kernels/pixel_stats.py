@@ -6,20 +6,32 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _cells, _launch
-from ._cells import LN2, blend, cell_pixels, class_offset, corner_pointers, corners, store_pixels
-
-LOWEST = tl.constexpr(-1e30)
+from ._cells import (
+    LN2,
+    LOWEST,
+    SHIFTED,
+    TINY,
+    blend,
+    cell_pixels,
+    corner_maximum,
+    corner_offsets,
+    corner_pointers,
+    corners,
+    store_pixels,
+)
 
 
 @triton.jit
-def finite_corners(p_ul, p_ur, p_ll, p_lr, offset):
-    """Corners with −∞ made finite, so that blending a class that is switched off gives no 0·∞; NaN stays NaN."""
-    b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, offset)
+def finite_values(p_corners, offset, b_top, b_wy, b_wx):
+    """(R, S, CELLS) values minus ``b_top``, with −∞ at the corners made finite, so that blending a class that is
+    switched off gives no 0·∞; NaN stays NaN.
+    """
+    b_ul, b_ur, b_ll, b_lr = corners(p_corners, offset, b_top)
     b_ul = tl.where(b_ul < LOWEST, LOWEST, b_ul)
     b_ur = tl.where(b_ur < LOWEST, LOWEST, b_ur)
     b_ll = tl.where(b_ll < LOWEST, LOWEST, b_ll)
     b_lr = tl.where(b_lr < LOWEST, LOWEST, b_lr)
-    return b_ul, b_ur, b_ll, b_lr
+    return blend((b_ul, b_ur, b_ll, b_lr), b_wy, b_wx)
 
 
 @triton.jit
@@ -75,28 +87,57 @@ def pixel_stats_fwd_kernel(
         R,
         S,
     )
-    p_ul, p_ur, p_ll, p_lr = corner_pointers(
-        p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
-    )
+    o_corners = corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w)
+    p_corners = corner_pointers(p_logits, o_corners)
 
-    b_ul, b_ur, b_ll, b_lr = finite_corners(p_ul, p_ur, p_ll, p_lr, 0)
-    b_max = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
-    b_sum = tl.full((R, S, CELLS), 1.0, tl.float32)
-    b_moment = tl.zeros((R, S, CELLS), tl.float32)  # Σ d·2^d, d = value − max ≤ 0
+    # Σ 2^d and Σ d·2^d, d = value − top: the largest logit at the cell's corners, or of the pixel so far
     b_label = tl.zeros((R, S, CELLS), tl.int32)
-    for i_class in range(1, num_classes):
-        b_ul, b_ur, b_ll, b_lr = finite_corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
-        b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
-        delta = b_value - b_max
-        e = tl.exp2(-tl.abs(delta))
-        above = delta > 0
-        b_moment = tl.where(above, e * (b_moment - delta * b_sum), b_moment + delta * e)
-        b_sum = tl.where(above, b_sum * e + 1.0, b_sum + e)
-        b_label = tl.where(above, i_class, b_label)
-        b_max = tl.where(above, b_value, b_max)
+    b_none = tl.zeros((R, S, CELLS), tl.float32)
+    if R * S >= SHIFTED:
+        b_top = corner_maximum(p_corners, num_classes, stride_c)
+        b_max = finite_values(p_corners, 0, b_top, b_wy, b_wx)
+        b_sum = tl.exp2(b_max)
+        b_moment = b_max * b_sum
+        offset = tl.zeros((), tl.int64)
+        for i_class in range(1, num_classes):
+            offset += stride_c
+            b_value = finite_values(p_corners, offset, b_top, b_wy, b_wx)
+            e = tl.exp2(b_value)
+            b_sum += e
+            b_moment += b_value * e
+            above = b_value > b_max
+            b_label = tl.where(above, i_class, b_label)
+            b_max = tl.where(above, b_value, b_max)
+        if (tl.min(b_sum) < TINY) | (num_classes == 1):
+            b_sum, b_moment = b_none, b_none
+            offset = tl.zeros((), tl.int64)
+            for _ in range(0, num_classes):
+                delta = finite_values(p_corners, offset, b_top, b_wy, b_wx) - b_max
+                e = tl.exp2(delta)
+                b_sum += e
+                b_moment += delta * e
+                offset += stride_c
+            b_max = b_none
+    else:
+        b_own = finite_values(p_corners, 0, 0.0, b_wy, b_wx)
+        b_sum, b_moment = b_none + 1.0, b_none
+        offset = tl.zeros((), tl.int64)
+        for i_class in range(1, num_classes):
+            offset += stride_c
+            b_value = finite_values(p_corners, offset, 0.0, b_wy, b_wx)
+            delta = b_value - b_own
+            e = tl.exp2(-tl.abs(delta))
+            above = delta > 0
+            b_moment = tl.where(above, e * (b_moment - delta * b_sum), b_moment + delta * e)
+            b_sum = tl.where(above, b_sum * e + 1.0, b_sum + e)
+            b_label = tl.where(above, i_class, b_label)
+            b_own = tl.where(above, b_value, b_own)
+        b_max = b_none
 
-    b_confidence = 1.0 / b_sum
-    b_entropy = (tl.log2(b_sum) - b_moment * b_confidence) * LN2
+    b_share = 1.0 / b_sum
+    b_confidence = tl.exp2(b_max) * b_share
+    b_entropy = (tl.log2(b_sum) - b_moment * b_share) * LN2
+    b_entropy = tl.where(b_entropy < 0, 0.0, b_entropy)
     store_pixels(p_label, b_label, o_first, rows_left, cols_left, col_out, R, S)
     store_pixels(p_confidence, b_confidence, o_first, rows_left, cols_left, col_out, R, S)
     store_pixels(p_entropy, b_entropy, o_first, rows_left, cols_left, col_out, R, S)

@@ -1,10 +1,10 @@
 """Cross-entropy and its low-resolution gradient in one kernel without atomics; the scheme is in ``_cells.py``.
 
-Sweep 1 over the classes is an online log-sum-exp, sweep 2 computes the values again, forms exp(l − lse) − target and
-folds it onto the cell's corners: per lane, four shares of a sum over at most 16 pixels. The right-hand shares move one
-lane to the right, which is why a block begins one cell early (the halo) and why every share is written by one lane
-only. Upper and lower shares go to buffers of their own, and so do the shares of each chunk where cells are large; they
-are added in a fixed order. The same bits on every run.
+Sweep 1 over the classes is a log-sum-exp, sweep 2 computes the values again, forms exp(l − lse) − target and folds it
+onto the cell's corners: per lane, four shares of a sum over at most 16 pixels. The right-hand shares move one lane to
+the right, which is why a block begins one cell early (the halo) and why every share is written by one lane only. Upper
+and lower shares go to buffers of their own, and so do the shares of each chunk where cells are large; they are added in
+a fixed order. The same bits on every run.
 """
 
 import torch
@@ -17,12 +17,12 @@ from ._cells import (
     LN2,
     blend,
     cell_pixels,
-    class_offset,
+    corner_offsets,
     corner_pointers,
     corners,
+    label_sweep,
     load_labels,
     load_pixels,
-    log_sum_exp_step,
 )
 
 
@@ -94,40 +94,16 @@ def upsampled_cross_entropy_fwd_kernel(
         R,
         S,
     )
-    p_ul, p_ur, p_ll, p_lr = corner_pointers(
-        p_logits, i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w
-    )
+    o_corners = corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w)
+    p_corners = corner_pointers(p_logits, o_corners)
 
     b_label = load_labels(
         p_target, o_first, rows_left, cols_left, col_out, m_own, p_errors, num_classes, ignore_index, R, S
     )
     m_kept = b_label >= 0
 
-    # Sweep 1: lse, the target's logit and, smoothed, Σ w_c and Σ w_c·l_c.
-    b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, 0)
-    b_max = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
-    b_sum = tl.full((R, S, CELLS), 1.0, tl.float32)
-    b_target = b_max
-    class_weight = 1.0
-    if HAS_WEIGHT:
-        class_weight = tl.load(p_weight)
-    weight_total = class_weight
-    # Σ w_c·l_c is as linear as blending: sum at the corners, blend once.
-    all_ul, all_ur, all_ll, all_lr = b_ul * class_weight, b_ur * class_weight, b_ll * class_weight, b_lr * class_weight
-    for i_class in range(1, num_classes):
-        b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
-        b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
-        b_max, b_sum = log_sum_exp_step(b_max, b_sum, b_value)
-        b_target = tl.where(b_label == i_class, b_value, b_target)
-        if SMOOTHING:
-            if HAS_WEIGHT:
-                class_weight = tl.load(p_weight + i_class)
-            weight_total += class_weight
-            all_ul += b_ul * class_weight
-            all_ur += b_ur * class_weight
-            all_ll += b_ll * class_weight
-            all_lr += b_lr * class_weight
-    b_lse = b_max + tl.log2(b_sum)
+    # Sweep 1: lse and the target's logit.
+    b_top, b_lse, b_target = label_sweep(p_corners, num_classes, stride_c, b_label, b_wy, b_wx, R, S)
 
     # ℓ = hard·(−log p_y) + spread·Σ_c w_c·(−log p_c), times the pixel's weight
     hard = 1.0 - label_smoothing
@@ -145,7 +121,21 @@ def upsampled_cross_entropy_fwd_kernel(
     m_count = m_kept & m_own[None, None, :]
     b_loss = b_hard * (b_lse - b_target)
     if SMOOTHING:
-        b_all = blend(all_ul, all_ur, all_ll, all_lr, b_wy, b_wx)
+        # Σ w_c and Σ w_c·l_c, which is as linear as blending: sum at the corners, blend once.
+        class_weight, weight_total = 1.0, 0.0
+        all_ul, all_ur, all_ll, all_lr = (tl.zeros((CELLS,), tl.float32),) * 4
+        offset = tl.zeros((), tl.int64)
+        for i_class in range(0, num_classes):
+            b_ul, b_ur, b_ll, b_lr = corners(p_corners, offset, b_top)
+            if HAS_WEIGHT:
+                class_weight = tl.load(p_weight + i_class)
+            weight_total += class_weight
+            all_ul += b_ul * class_weight
+            all_ur += b_ur * class_weight
+            all_ll += b_ll * class_weight
+            all_lr += b_lr * class_weight
+            offset += stride_c
+        b_all = blend((all_ul, all_ur, all_ll, all_lr), b_wy, b_wx)
         b_loss = hard * b_loss + spread * b_weight * (weight_total * b_lse - b_all)
     o_partial = i_chunk * tl.num_programs(0) + tl.program_id(0)
     tl.store(p_partial + o_partial, tl.sum(tl.where(m_count, b_loss, 0.0)) * LN2)
@@ -159,16 +149,16 @@ def upsampled_cross_entropy_fwd_kernel(
             b_scale = hard * b_hard + spread * weight_total * b_weight
         if not WEIGHTED:
             b_lse = tl.where(m_kept, b_lse, float("inf"))
-        o_corner = i_image.to(tl.int64) * stride_b + i_x.to(tl.int64) * stride_w
-        p_up = p_upper + i_chunk.to(tl.int64) * stride_chunk + o_corner + i_y.to(tl.int64) * stride_h
-        p_low = p_lower + i_chunk.to(tl.int64) * stride_chunk + o_corner + (i_y + 1).to(tl.int64) * stride_h
+        # The corners' places, in two buffers with the strides of the logits.
+        p_up = p_upper + i_chunk.to(tl.int64) * stride_chunk + o_corners[0]
+        p_low = p_lower + i_chunk.to(tl.int64) * stride_chunk + o_corners[2]
         m_up = m_own & (i_x >= 0) & (i_y >= 0)
         m_low = m_own & (i_x >= 0) & (i_y + 1 < row_size)
         o_left = tl.maximum(o_lane - 1, 0)
         m_left = i_x > FIRST
+        offset = tl.zeros((), tl.int64)
         for i_class in range(0, num_classes):
-            b_ul, b_ur, b_ll, b_lr = corners(p_ul, p_ur, p_ll, p_lr, class_offset(i_class, stride_c))
-            b_value = blend(b_ul, b_ur, b_ll, b_lr, b_wy, b_wx)
+            b_value = blend(corners(p_corners, offset, b_top), b_wy, b_wx)
             b_slope = tl.exp2(b_value - b_lse)
             if SMOOTHING:
                 if HAS_WEIGHT:
@@ -188,8 +178,9 @@ def upsampled_cross_entropy_fwd_kernel(
             b_low_left = tl.sum(tl.sum(b_low, 1), 0) - b_low_right
             b_up_left += tl.where(m_left, tl.gather(b_up_right, o_left, 0), 0.0)
             b_low_left += tl.where(m_left, tl.gather(b_low_right, o_left, 0), 0.0)
-            tl.store(p_up + class_offset(i_class, stride_c), b_up_left, mask=m_up)
-            tl.store(p_low + class_offset(i_class, stride_c), b_low_left, mask=m_low)
+            tl.store(p_up + offset, b_up_left, mask=m_up)
+            tl.store(p_low + offset, b_low_left, mask=m_low)
+            offset += stride_c
 
 
 def upsampled_cross_entropy(

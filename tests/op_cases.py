@@ -56,6 +56,15 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 HALVES = [torch.bfloat16, torch.float16]
 
 
+def between_sure_corners(height: float, device: torch.device) -> Tensor:
+    """Logits of BASE's shape whose neighbors are sure of different classes: midway all classes are far below them."""
+    logits = make_logits(BASE, device)
+    rows, columns = (torch.arange(n, device=device) for n in BASE.grid)
+    sure = (rows[:, None] + columns) % BASE.classes
+    classes = torch.arange(BASE.classes, device=device)[:, None, None]
+    return logits + torch.where(classes == sure, height, -height)
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

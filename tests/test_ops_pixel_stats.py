@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from op_cases import BASE, CASES, HALF, HALVES, LAYOUTS, TIE, TOLERANCE, Case, assert_close, make_logits
+from op_cases import (
+    BASE,
+    CASES,
+    HALF,
+    HALVES,
+    LAYOUTS,
+    TIE,
+    TOLERANCE,
+    Case,
+    assert_close,
+    between_sure_corners,
+    make_logits,
+)
 from torch import Tensor
 
 from u2pl_fast import ops, reference
@@ -52,6 +64,12 @@ def test_extreme_logits(backend: str, device: torch.device) -> None:
     stats = ops.pixel_stats(logits, BASE.size, align_corners=True)
     assert stats.entropy.isfinite().all() and (stats.entropy >= 0).all()
     assert ((stats.confidence > 0) & (stats.confidence <= 1)).all()
+
+
+@pytest.mark.parametrize("height", [5.0, 30.0, 300.0])
+def test_between_sure_corners(height: float, backend: str, device: torch.device) -> None:
+    logits = between_sure_corners(height, device)
+    assert_stats(ops.pixel_stats(logits, BASE.size, align_corners=True), logits, BASE)
 
 
 def test_nan_is_not_hidden(backend: str, device: torch.device) -> None:

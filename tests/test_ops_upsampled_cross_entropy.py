@@ -12,6 +12,7 @@ from op_cases import (
     TOLERANCE,
     Case,
     assert_close,
+    between_sure_corners,
     generator,
     ignore_index,
     make_logits,
@@ -63,6 +64,13 @@ def test_matches_reference(case: Case, backend: str, device: torch.device) -> No
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_weights_and_smoothing(case: Case, extra: str, reduction: str, backend: str, device: torch.device) -> None:
     assert_loss(make_logits(case, device), make_target(case, device), reduction, **options(case, extra, device))
+
+
+@pytest.mark.parametrize("height", [5.0, 30.0, 300.0])
+@pytest.mark.parametrize("extra", ["plain", "all"])
+def test_between_sure_corners(height: float, extra: str, backend: str, device: torch.device) -> None:
+    logits = between_sure_corners(height, device)
+    assert_loss(logits, make_target(BASE, device), **options(BASE, extra, device))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
