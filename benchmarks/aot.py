@@ -23,7 +23,7 @@ def _logits(dtype: torch.dtype, layout: str, grid: tuple[int, int], classes: int
     return torch.zeros(1, classes, *grid, dtype=dtype).to(memory_format=LAYOUTS[layout])
 
 
-def _pixel_calls(
+def pixel_calls(
     dtype: torch.dtype, layout: str, grid: tuple[int, int], size: tuple[int, int], align: bool
 ) -> Iterator[Callable[[], object]]:
     from u2pl_fast.kernels import ohem_mask, pixel_stats, upsampled_cross_entropy
@@ -81,7 +81,7 @@ def launches(full: bool, target: str = "sm_90") -> list[Launch]:
             (torch.float32, "nchw", SHAPES[3]),
         )
     )
-    calls = [call for dtype, layout, shape in chosen for call in _pixel_calls(dtype, layout, *shape)]
+    calls = [call for dtype, layout, shape in chosen for call in pixel_calls(dtype, layout, *shape)]
     calls += [call for dtype in (dtypes if full else dtypes[:1]) for call in _quantile_calls(dtype)]
     return launches_of(*calls, target=target)
 

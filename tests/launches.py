@@ -58,17 +58,26 @@ class Resources(NamedTuple):
     shared: int
 
 
-class MachineCode(NamedTuple):
-    """Counts over a kernel's instructions. ``loads`` and ``stores``: of global memory, by bits a lane.
-
-    ``sweeps``: of each innermost loop that raises 2 to a power, (instructions, powers), in order.
+class Loop(NamedTuple):
+    """An innermost loop, as unrolled: its instructions, and of those the powers of 2, reads of global memory, shuffles
+    and accesses to spilled registers.
     """
+
+    instructions: int
+    powers: int
+    loads: int
+    shuffles: int
+    spilled: int
+
+
+class MachineCode(NamedTuple):
+    """Counts over a kernel's instructions. ``loads``, ``stores``: of global memory, by the bits that a lane moves."""
 
     instructions: int
     shuffles: int
     loads: Counter[int]
     stores: Counter[int]
-    sweeps: list[tuple[int, int]]
+    loops: list[Loop]
 
 
 @contextmanager
@@ -140,19 +149,16 @@ def resources(kernel: CompiledKernel) -> Resources:
 
 def machine_code(kernel: CompiledKernel) -> MachineCode:
     """Counted in the disassembly; NVIDIA alone."""
-    lines = re.findall(
-        r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);", _cuobjdump(kernel, "--dump-sass")
-    )
-    code = [(int(address, 16), opcode, operands) for address, opcode, operands in lines]
-    while code and code[-1][1] in ("NOP", "BRA"):  # padding after the end
-        code.pop()
-    loads, stores = Counter(), Counter()
-    for _, opcode, _ in code:
-        name, *modifiers = opcode.split(".")
-        if name in ("LDG", "STG", "ST"):
-            (loads if name == "LDG" else stores)[_bits(modifiers)] += 1
-    shuffles = sum(opcode.startswith("SHFL") for _, opcode, _ in code)
-    return MachineCode(len(code), shuffles, loads, stores, _sweeps(code))
+    instruction = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);"
+    code = [
+        (int(address, 16), opcode.split("."), operands)
+        for address, opcode, operands in re.findall(instruction, _cuobjdump(kernel, "--dump-sass"))
+        if opcode != "NOP"  # padding
+    ]
+    loads = Counter(_bits(modifiers) for _, (name, *modifiers), _ in code if name == "LDG")
+    stores = Counter(_bits(modifiers) for _, (name, *modifiers), _ in code if name == "STG")
+    shuffles = sum(opcode[0] == "SHFL" for _, opcode, _ in code)
+    return MachineCode(len(code), shuffles, loads, stores, _innermost(code))
 
 
 def _bits(modifiers: list[str]) -> int:
@@ -165,20 +171,23 @@ def _bits(modifiers: list[str]) -> int:
     return 32
 
 
-def _sweeps(code: list[tuple[int, str, str]]) -> list[tuple[int, int]]:
-    """(instructions, powers of 2) of the innermost loops that hold any; a loop ends in a jump back."""
-    loops = []
+def _innermost(code: list[tuple[int, list[str], str]]) -> list[Loop]:
+    """In the order of addresses; a loop ends in a jump back."""
+    ends = []
     for address, opcode, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands)
-        if opcode.startswith("BRA") and target and int(target[1], 16) <= address:
-            loops.append((int(target[1], 16), address))
-    innermost = [x for x in loops if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in loops)]
+        if opcode[0] == "BRA" and target and int(target[1], 16) < address:
+            ends.append((int(target[1], 16), address))
     found = []
-    for first, last in sorted(innermost):
-        body = [opcode for address, opcode, _ in code if first <= address <= last]
-        powers = sum(opcode.startswith("MUFU.EX2") for opcode in body)
-        if powers:
-            found.append((len(body), powers))
+    for first, last in sorted(ends):
+        if not any((first, last) != other and first <= other[0] and other[1] <= last for other in ends):
+            names = Counter(
+                "MUFU.EX2" if opcode[:2] == ["MUFU", "EX2"] else opcode[0]
+                for address, opcode, _ in code
+                if first <= address <= last
+            )
+            counted = (names["MUFU.EX2"], names["LDG"], names["SHFL"], names["LDL"] + names["STL"])
+            found.append(Loop(names.total(), *counted))
     return found
 
 
