@@ -147,11 +147,11 @@ def test_any_series_of_pushes_is_a_queue(
 
 
 def test_overflow_keeps_the_newest(backend: str, device: torch.device) -> None:
-    """1001 keys into rings of 1, 37 and 1000, one of them in use: each slot holds the last key that falls on it."""
-    rings = make_rings([1, 37, 1000], 2, pushed=5)
+    """3001 keys into rings of 1 to 2500, one of them in use: each slot holds the last key that falls on it."""
+    rings = make_rings([1, 37, 1000, 2500], 2, pushed=5)
     expected = rings.clone()
-    features = torch.randn(1001, 2, generator=generator())
-    mask = torch.full((1001, 1), 0b111, dtype=torch.int32)
+    features = torch.randn(3001, 2, generator=generator())
+    mask = torch.full((3001, 1), 0b1111, dtype=torch.int32)
     reference.ring_push(*expected, features, mask)
     rings = rings.to(device)
     ops.ring_push(*rings, features.to(device), mask.to(device))
