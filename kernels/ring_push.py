@@ -19,10 +19,11 @@ from torch import Tensor
 
 from . import _counting, _rows
 from ._cells import guard
-from ._counting import BLOCK, TILE, class_range
+from ._counting import BLOCK, TILE, class_range, membership
 
 ELEMENTS = 8192  # of the rows that a program holds
 PIXELS = 32  # whose rows it holds, at most
+EARLIER = tl.constexpr(32)  # pixels of a block before the program's own, counted at once
 EPS = tl.constexpr(1e-12)
 
 
@@ -63,8 +64,8 @@ def wanted_words(p_mask, p_running, p_kept_from, o_pixel, m_pixel, i_block, num_
 
 @triton.jit
 def kept_slots(
-    p_mask, p_counts, p_running, p_kept_from, p_position, p_offsets, b_word, o_earlier, m_earlier, i_block, num_blocks,
-    i_tile, num_tiles, num_classes,
+    p_mask, p_counts, p_running, p_kept_from, p_position, p_offsets, b_word, first, i_block, num_blocks, i_tile,
+    num_tiles, num_classes, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(PIXELS, 32): the slot of each key; and for each pixel the word of those that are kept."""
     o_bit = tl.arange(0, TILE)
@@ -73,8 +74,9 @@ def kept_slots(
     o_count = o_class.to(tl.int64) * num_blocks + i_block
     b_number = tl.load(p_running + o_count, mask=m_class, other=0) - tl.load(p_counts + o_count, mask=m_class, other=0)
     b_age = (b_number - tl.load(p_kept_from + o_class, mask=m_class, other=0)).to(tl.int32)
-    b_earlier = tl.load(p_mask + o_earlier.to(tl.int64) * num_tiles + i_tile, mask=m_earlier, other=0)
-    b_age += tl.sum((b_earlier[:, None] >> o_bit[None, :]) & 1, 0)
+    for start in range(i_block * BLOCK, first, EARLIER):
+        o_earlier = start + tl.arange(0, EARLIER)
+        b_age += tl.sum(membership(p_mask, o_earlier, o_earlier < first, i_tile, num_tiles, True), 0)
 
     b_member = (b_word[:, None] >> o_bit[None, :]) & 1
     b_age = b_age[None, :] + tl.cumsum(b_member, 0) - b_member  # numbers since the oldest key that is kept
@@ -128,8 +130,6 @@ def ring_push_write_kernel(
         )
     m_wanted = b_wanted != 0
     if tl.max(m_wanted.to(tl.int32), 0) > 0:
-        o_earlier = i_block * BLOCK + tl.arange(0, BLOCK)
-        m_earlier = o_earlier < first
         o_channel = tl.arange(0, CHANNELS)
         m_channel = o_channel < dim
         p_key = p_features + i_image.to(tl.int64) * stride_b + o_in_image.to(tl.int64)[None, :] * stride_p
@@ -145,8 +145,8 @@ def ring_push_write_kernel(
             )  # fmt: skip
             if tl.max((b_word != 0).to(tl.int32), 0) > 0:
                 b_slot, b_left = kept_slots(
-                    p_mask, p_counts, p_running, p_kept_from, p_position, p_offsets, b_word, o_earlier, m_earlier,
-                    i_block, num_blocks, i_tile, num_tiles, num_classes,
+                    p_mask, p_counts, p_running, p_kept_from, p_position, p_offsets, b_word, first, i_block,
+                    num_blocks, i_tile, num_tiles, num_classes, BLOCK,
                 )  # fmt: skip
                 while tl.max((b_left != 0).to(tl.int32), 0) > 0:
                     b_bit = b_left & -b_left  # one class of each pixel that has any left
@@ -210,5 +210,5 @@ def ring_push(
             BLOCK=BLOCK,
             PIXELS=pixels,
             CHANNELS=channels,
-            num_warps=4,
+            num_warps=8,
         )
