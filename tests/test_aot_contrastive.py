@@ -5,6 +5,7 @@ for all of them. Triton's cache makes a second run fast.
 """
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ BUDGET = {
     "class_sum_merge_kernel": (128, 2048),
     "gather_pixels_fwd_kernel": (96, 0),
     "gather_pixels_bwd_kernel": (96, 2048),
+    "ring_push_advance_kernel": (48, 0),
+    "ring_push_write_kernel": (168, 36 * 1024),
     "info_nce_anchor_kernel": (192, 1024),
     "info_nce_part_kernel": (255, 96 * 1024),
     "info_nce_merge_kernel": (96, 1024),
@@ -64,3 +67,18 @@ def test_half_banks_use_tensor_cores() -> None:
     assert part
     for launch in part:
         assert "wgmma.mma_async" in compile_launch(launch, "sm_90").asm["ptx"]
+
+
+@pytest.mark.parametrize(("layout", "load"), [(LAYOUTS[0], "ld.global.b32"), (LAYOUTS[1], "ld.global.v4.b32")], ids=str)
+def test_ring_push_reads_and_writes_whole_rows(layout: torch.memory_format, load: str) -> None:
+    """Lanes of a warp follow the pixels of a plane, or 16 bytes each the channels of a row; every store is 16 bytes."""
+    launches = launches_of(*calls(VOC, torch.float32, layout))
+    (write,) = [x for x in launches if x.kernel.__name__ == "ring_push_write_kernel"]
+    kernel = compile_launch(write, "sm_90")
+    assert set(re.findall(r"st\.global[\w.]*", kernel.asm["ptx"])) == {"st.global.v4.b32"}
+    elements = VOC.dim * write.arguments["PIXELS"]
+    lanes = 32 * write.options["num_warps"]
+    assert kernel.asm["ptx"].count(load) >= elements // lanes // (4 if "v4" in load else 1)
+    (encoding,) = re.findall(rf"tt\.load .*tensor<{VOC.dim}x\d+x!tt\.ptr<f32>, (#\w+)>", kernel.asm["ttgir"])
+    (threads,) = re.findall(rf"^{encoding} = .*threadsPerWarp = \[([\d, ]+)\]", kernel.asm["ttgir"], re.MULTILINE)
+    assert threads == ("1, 32" if layout is LAYOUTS[0] else "32, 1")

@@ -6,10 +6,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import missing
+from conftest import INTERPRETED, missing
 from contrast_cases import EMPTY, Batch, Rings, make_features, make_mask, make_rings, needs_extension
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from op_cases import LAYOUTS as MEMORY
 from op_cases import assert_close, generator
 
 from u2pl_fast import ops, reference
@@ -21,7 +22,7 @@ CLASSES = [1, 2, 21, 33, 64, 150, 300]
 LAYOUTS = ["nchw", "nhwc", "rows"]
 
 
-@pytest.fixture(params=["reference", "cpu", "cuda"])
+@pytest.fixture(params=["triton"] if INTERPRETED else ["reference", "cpu", "triton", "cuda"])
 def backend(request: pytest.FixtureRequest, filled_memory: None) -> Iterator[str]:
     reason = missing(request.param)
     if request.param == "cuda" and not (torch.cuda.is_available() and hasattr(_backend.extension(), "ring_push_cuda")):
@@ -34,7 +35,7 @@ def backend(request: pytest.FixtureRequest, filled_memory: None) -> Iterator[str
 
 @pytest.fixture
 def device(backend: str) -> torch.device:
-    return torch.device("cuda" if backend == "cuda" else "cpu")
+    return torch.device("cuda" if backend == "cuda" or (backend == "triton" and not INTERPRETED) else "cpu")
 
 
 def assert_rings(actual: Rings, expected: Rings) -> None:
@@ -82,6 +83,45 @@ def test_dtypes(
     assert_rings(rings, expected)
 
 
+@pytest.mark.parametrize("bank_type", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_exact_norm_have_the_reference_s_bits(
+    layout: str, bank_type: torch.dtype, backend: str, device: torch.device
+) -> None:
+    """Norms that are powers of two: no sum and no division rounds."""
+    batch = Batch(3, (5, 13), 4)
+    signs = torch.sign(make_features(batch, 16)) * 2.0 ** torch.arange(-2, 2).view(4, 1, 1, 1)
+    features = reference.pixel_rows(signs) if layout == "rows" else signs.contiguous(memory_format=MEMORY[layout])
+    expected = make_rings([100, 30, 300], 16, bank_type)
+    rings = expected.clone().to(device)
+    for seed in range(2):
+        mask = make_mask(3, batch.pixels, share=0.6, seed=seed)
+        reference.ring_push(*expected, features, mask)
+        ops.ring_push(*rings, features.to(device), mask.to(device))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(rings, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_maps_of_one_pixel(layout: str, backend: str, device: torch.device) -> None:
+    batch = Batch(2, (1, 1), 7)
+    expected = make_rings([4, 9], 5)
+    rings = expected.clone().to(device)
+    features, mask = make_features(batch, 5, layout=layout), make_mask(2, batch.pixels, share=0.8)
+    reference.ring_push(*expected, features, mask)
+    ops.ring_push(*rings, features.to(device), mask.to(device))
+    assert_rings(rings, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_spoils_its_own_row_alone(layout: str, backend: str, device: torch.device) -> None:
+    batch = Batch(1, (3, 3), 1)
+    features = make_features(batch, 40, layout=layout)
+    reference.pixel_rows(features)[4, 7] = torch.nan  # a view: written in place
+    rings = make_rings([9], 40).to(device)
+    ops.ring_push(*rings, features.to(device), torch.ones(9, 1, dtype=torch.int32, device=device))
+    assert rings.bank.isnan().all(1).tolist() == rings.bank.isnan().any(1).tolist() == [i == 4 for i in range(9)]
+
+
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
@@ -107,17 +147,28 @@ def test_any_series_of_pushes_is_a_queue(
 
 
 def test_overflow_keeps_the_newest(backend: str, device: torch.device) -> None:
-    """1001 keys into rings of 1, 37 and 1000, one of them in use: each slot holds the last key that falls on it."""
-    rings = make_rings([1, 37, 1000], 2, pushed=5)
+    """3001 keys into rings of 1 to 2500, one of them in use: each slot holds the last key that falls on it."""
+    rings = make_rings([1, 37, 1000, 2500], 2, pushed=5)
     expected = rings.clone()
-    features = torch.randn(1001, 2, generator=generator())
-    mask = torch.full((1001, 1), 0b111, dtype=torch.int32)
+    features = torch.randn(3001, 2, generator=generator())
+    mask = torch.full((3001, 1), 0b1111, dtype=torch.int32)
     reference.ring_push(*expected, features, mask)
     rings = rings.to(device)
     ops.ring_push(*rings, features.to(device), mask.to(device))
     assert_rings(rings, expected)
     newest = torch.nn.functional.normalize(features[-1], dim=0)
     torch.testing.assert_close(rings.bank[0].cpu(), newest)
+
+
+def test_the_oldest_kept_key_lies_anywhere(backend: str, device: torch.device) -> None:
+    """Every pixel is a key; images of 40 pixels, so that no block of a backend's ends with one."""
+    batch = Batch(6, (4, 10), 4)
+    expected = make_rings([5, 25, 31, 33, 100, 160], 3)
+    rings = expected.clone().to(device)
+    features, mask = make_features(batch, 3), torch.full((batch.pixels, 1), 0b111111, dtype=torch.int32)
+    reference.ring_push(*expected, features, mask)
+    ops.ring_push(*rings, features.to(device), mask.to(device))
+    assert_rings(rings, expected)
 
 
 @pytest.mark.parametrize("is_open", [True, False])
@@ -203,7 +254,7 @@ def test_half_bank_is_the_rounded_fp32_bank(backend: str, device: torch.device) 
 
 
 def test_float64_bank(backend: str) -> None:
-    if backend == "cuda":
+    if backend in ("triton", "cuda"):
         pytest.skip("the reference's")
     rings = make_rings([9], 3, torch.float64)
     features = torch.randn(4, 3, generator=generator()).double()
@@ -261,10 +312,9 @@ def test_wrong_arguments(changed: dict, error: type[Exception], name: str) -> No
 
 
 @pytest.mark.gpu
-def test_cuda_graph_replays_pushes() -> None:
-    if not hasattr(_backend.extension(), "ring_push_cuda"):
-        pytest.skip("the extension was built without CUDA")
-    device, batch = torch.device("cuda"), Batch(21, (33, 31))
+@pytest.mark.parametrize("backend", ["triton", "cuda"], indirect=True)
+def test_cuda_graph_replays_pushes(backend: str, device: torch.device) -> None:
+    batch = Batch(21, (33, 31))
     features, mask = make_features(batch, 64).to(device), make_mask(21, batch.pixels).to(device)
     gate = torch.tensor(True, device=device)
     rings, expected = make_rings([500] * 21, 64).to(device), make_rings([500] * 21, 64)

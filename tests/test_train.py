@@ -24,7 +24,8 @@ from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
 from u2pl_fast.inference import load_model
 from u2pl_fast.learner import Learner
-from u2pl_fast.train import main, parse, run
+from u2pl_fast.ops import _backend
+from u2pl_fast.train import _backends, main, parse, run
 
 CAMVID = os.environ.get("U2PL_FAST_CAMVID")
 ENCODER_WEIGHTS = os.environ.get("U2PL_FAST_ENCODER_WEIGHTS")
@@ -567,8 +568,15 @@ def _printed_by_main(out: Path, capsys) -> str:
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     run(tiny(tmp_path / "out", dry_run=True))
     told = capsys.readouterr().out
+    assert f"\nops: {'reference' if _backend.extension() is None else 'cpu'}\n" in told
     assert "memory bank" in told and "keys a class and step" in told and "each process receives" not in told
     assert not (tmp_path / "out").exists()
+
+
+def test_ops_of_another_backend_are_named(monkeypatch):
+    chosen = {"class_sum": "triton", "ring_push": "cuda", "thin_mask": "triton", "info_nce": "triton"}
+    monkeypatch.setattr(ops, "info", lambda device: chosen)
+    assert _backends(torch.device("cuda")) == "triton; cuda for ring_push"
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):

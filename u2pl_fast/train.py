@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -630,6 +630,7 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
     network += [str(trainer.device)] + [config.amp_dtype] * (learner.amp_dtype is not None)
     say(", ".join(network + ["channels_last"] * config.channels_last))
+    say(f"ops: {_backends(trainer.device)}")
     if config.amp and learner.amp_dtype is None:
         say(refusal(getattr(torch, config.amp_dtype)))
 
@@ -651,6 +652,14 @@ def _introduce(say: Callable[[str], None], trainer: Trainer) -> None:
         say(f"each process receives a step: {parts}")
     if trainer.step:
         say(f"resumed at step {trainer.step}")
+
+
+def _backends(device: torch.device) -> str:
+    """What the ops run with: the backend of most, then the others with the names of their ops."""
+    chosen = ops.info(device)
+    (most, _), *others = Counter(chosen.values()).most_common()
+    named = [f"{name} for {', '.join(op for op in chosen if chosen[op] == name)}" for name, _ in others]
+    return "; ".join([most, *named])
 
 
 def _bytes(size: float) -> str:

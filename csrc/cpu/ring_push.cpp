@@ -27,6 +27,17 @@ void prefetch_row(const Features& x, int64_t pixel) {
   for (int64_t byte = 0; byte < x.dim * size; byte += 64) __builtin_prefetch(row + byte);
 }
 
+// Whether a key of the group is kept; if not, nothing of its pixels is read.
+bool keeps_any(const RingPush& args, int64_t group) {
+  const ring::Push& push = args.push;
+  if (group + 1 == push.groups) return true;  // the newest keys
+  for (int64_t c = 0; c < push.classes; ++c) {
+    const int64_t rank = push.rank[c * push.groups + group], keys = push.rank[c * push.groups + group + 1] - rank;
+    if (ring::Dropped{push}(c, rank, keys) < keys) return true;
+  }
+  return false;
+}
+
 // Writes the kept keys of some pixels, of which `next` is the rank of each class's next key; a pixel's row is read and
 // its norm taken once, whatever the number of its classes.
 void write_keys(const RingPush& args, Pixels pixels, std::vector<int64_t>& next, float* rows) {
@@ -39,21 +50,22 @@ void write_keys(const RingPush& args, Pixels pixels, std::vector<int64_t>& next,
   for (int64_t first = pixels.begin; first < pixels.end; first += kTile) {
     const Pixels tile{first, std::min(pixels.end, first + kTile)};
     if (!any_key(args, tile)) continue;
-    if (planes) k.load_rows(x, first, tile.end - first, pitch, rows);
+    bool tile_loaded = false;
     for (int64_t p = first; p < tile.end; ++p) {
       if (!planes && any_key(args, {p + kRowsAhead, p + kRowsAhead + 1})) prefetch_row(x, p + kRowsAhead);
       float* row = rows + (planes ? (p - first) * pitch : 0);
       bool loaded = false;
       float scale = 0;
       for_each_class(args.mask + p * words, classes, [&](int64_t c) {
-        const int64_t slot = find_slot(c, next[c]++);
-        if (slot < 0) return;
+        const int64_t rank = next[c]++;
+        if (rank < args.push.oldest[c]) return;
         if (!loaded) {
           if (!planes) k.load_rows(x, p, 1, pitch, row);
+          if (planes && !tile_loaded) k.load_rows(x, first, tile.end - first, pitch, rows);
+          tile_loaded = loaded = true;
           scale = ring::InverseNorm{}(k.square_sum(row, x.dim));
-          loaded = true;
         }
-        k.write_row(writer, row, scale, slot);
+        k.write_row(writer, row, scale, find_slot(c, rank));
       });
     }
   }
@@ -88,6 +100,7 @@ void ring_push(const RingPush& args, const Workers& workers) {
     const Scratch rows = make_scratch(size_t(kTile * pitch_of(args.features.dim)));
     std::vector<int64_t> next(classes);
     for (int64_t group; (group = task.fetch_add(1, std::memory_order_relaxed)) < groups;) {
+      if (!keeps_any(args, group)) continue;
       for (int64_t c = 0; c < classes; ++c) next[c] = push.rank[c * groups + group];
       write_keys(args, pixels_of(group), next, rows.get());
     }

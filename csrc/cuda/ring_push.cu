@@ -50,6 +50,19 @@ __device__ __forceinline__ int count_keys(const uint32_t* ballots) {
   return count;
 }
 
+// Clears the first keys, as many as are dropped.
+__device__ __forceinline__ void drop_keys(uint32_t* ballots, int dropped) {
+  for (int warp = 0; warp < kWarps && dropped > 0; ++warp) {
+    const int count = __popc(ballots[warp]);
+    if (count <= dropped) {
+      ballots[warp] = 0;
+    } else {
+      for (int i = 0; i < dropped; ++i) ballots[warp] &= ballots[warp] - 1;
+    }
+    dropped -= count;
+  }
+}
+
 // Keys of the pixels before this one.
 __device__ __forceinline__ int rank_in_group(const uint32_t* ballots, int pixel) {
   int rank = 0;
@@ -129,18 +142,16 @@ __device__ __forceinline__ void write_row(__nv_bfloat16* out, const float* row, 
                                  [](float x, float y) { return __floats2bfloat162_rn(x, y); });
 }
 
-// Pixels first .. first + count of a tile into shared rows of fp32. Neighbouring threads read neighbouring addresses:
-// the pixels of a plane, or the elements of a row, of which those without a key are skipped.
+// Pixels first .. first + count of a tile into shared rows of fp32, those whose bit is set in `wanted`. Neighboring
+// threads read neighboring addresses: the pixels of a plane, or the elements of a row.
 template <typename T>
-__device__ __forceinline__ void load_tile(const cpu::Features& x, Mask mask, int64_t first, int count, int pitch,
+__device__ __forceinline__ void load_tile(const cpu::Features& x, uint32_t wanted, int64_t first, int count, int pitch,
                                           float* tile) {
   const T* data = static_cast<const T*>(x.data);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = int(x.dim);
   if (x.stride_d == 1) {
     for (int i = warp; i < count; i += kWriteWarps) {
-      bool wanted = false;
-      for (int64_t word = lane; word < mask.count; word += kWarp) wanted |= mask(first + i, word) != 0;
-      if (!__any_sync(kAll, wanted)) continue;
+      if (!(wanted >> i & 1u)) continue;
       const int64_t pixel = first + i;
       const T* row = data + pixel / x.plane * x.stride_b + pixel % x.plane * x.stride_p;
 #pragma unroll 4
@@ -149,7 +160,7 @@ __device__ __forceinline__ void load_tile(const cpu::Features& x, Mask mask, int
     return;
   }
   const int step = kWriteThreads / count, i = threadIdx.x % count, from = threadIdx.x / count;
-  if (from >= step) return;  // left over where the count isn't a power of two
+  if (from >= step || !(wanted >> i & 1u)) return;  // a count that isn't a power of two leaves threads over
   const int64_t pixel = first + i;
   const T* column = data + pixel / x.plane * x.stride_b + pixel % x.plane * x.stride_p;
 #pragma unroll 4
@@ -157,16 +168,20 @@ __device__ __forceinline__ void load_tile(const cpu::Features& x, Mask mask, int
 }
 
 // One block a group, which it takes in tiles; then one warp a pixel: the norm once, the row to every class's own slot.
+// Unlabeled images come last and have the pixels with most keys: those groups start first.
 template <typename T, typename B>
 __global__ void __launch_bounds__(kWriteThreads)
     write_kernel(cpu::Features x, Mask mask, B* bank, ring::Push push, int tile_pixels, int pitch) {
   extern __shared__ float tile[];
-  __shared__ uint32_t ballots[kWordsAtOnce * 32 * kWarps];
+  __shared__ uint32_t ballots[kWordsAtOnce * 32 * kWarps];  // of the keys that are kept
+  __shared__ int32_t ranks[kWordsAtOnce * 32];              // of the first of those in the group
+  __shared__ uint32_t wanted[kWarps];                       // pixels with a key that is kept
   if (push.gate != nullptr && !*push.gate) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = int(x.dim);
-  const int64_t group = blockIdx.x, first = group * kGroup;
+  const int64_t group = int64_t(gridDim.x) - 1 - blockIdx.x, first = group * kGroup;
   const int64_t left = mask.pixels - first;
   const int pixels = left < kGroup ? int(left) : kGroup;
+  const ring::Dropped count_dropped{push};
   const ring::FindSlot find_slot{push};
 
   for (int64_t word = 0; word < mask.count; word += kWordsAtOnce) {
@@ -177,40 +192,50 @@ __global__ void __launch_bounds__(kWriteThreads)
       ballots[(i / kWarps * 32 + lane) * kWarps + i % kWarps] = ballot_of_lane(bits, lane);
       any |= bits != 0;
     }
+    if (threadIdx.x < kWarps) wanted[threadIdx.x] = 0;
     if (!__syncthreads_or(any)) continue;
+    for (int i = threadIdx.x; i < words * 32; i += kWriteThreads) {
+      const int64_t c = word * 32 + i;
+      if (c >= push.classes) continue;
+      uint32_t* own = ballots + i * kWarps;
+      const int64_t rank = push.rank[c * push.groups + group];
+      const int dropped = int(count_dropped(c, rank, count_keys(own)));
+      drop_keys(own, dropped);
+      ranks[i] = int32_t(rank) + dropped;
+      for (int part = 0; part < kWarps; ++part) {
+        if (own[part] != 0) atomicOr(&wanted[part], own[part]);
+      }
+    }
+    __syncthreads();
     for (int begin = 0; begin < pixels; begin += tile_pixels) {
       const int count = pixels - begin < tile_pixels ? pixels - begin : tile_pixels;
-      load_tile<T>(x, mask, first + begin, count, pitch, tile);
+      // A tile lies within a warp's ballot, and its first pixel becomes bit 0.
+      const uint32_t tile_wanted = wanted[begin / kWarp] >> begin % kWarp & (kAll >> (kWarp - count));
+      if (tile_wanted == 0) continue;
+      load_tile<T>(x, tile_wanted, first + begin, count, pitch, tile);
       __syncthreads();
       for (int i = warp; i < count; i += kWriteWarps) {
+        if (!(tile_wanted >> i & 1u)) continue;
         const int pixel = begin + i;
         const float* row = tile + i * pitch;
-        float scale = 0;
-        bool scaled = false;
+        float square_sum = 0;
+        for (int d = lane; d < dim; d += kWarp) square_sum += row[d] * row[d];
+#pragma unroll
+        for (int other = kWarp / 2; other > 0; other /= 2) square_sum += __shfl_xor_sync(kAll, square_sum, other);
+        const float scale = ring::InverseNorm{}(square_sum);
         for (int w = 0; w < words; ++w) {
           const uint32_t* own = ballots + (w * 32 + lane) * kWarps;
-          const int64_t c = (word + w) * 32 + lane;
-          int64_t slot = -1;
-          if (own[pixel / kWarp] >> pixel % kWarp & 1u) {
-            slot = find_slot(c, push.rank[c * push.groups + group] + rank_in_group(own, pixel));
-          }
-          for (unsigned kept = __ballot_sync(kAll, slot >= 0); kept != 0; kept &= kept - 1) {
-            if (!scaled) {
-              float square_sum = 0;
-              for (int d = lane; d < dim; d += kWarp) square_sum += row[d] * row[d];
-#pragma unroll
-              for (int other = kWarp / 2; other > 0; other /= 2) {
-                square_sum += __shfl_xor_sync(kAll, square_sum, other);
-              }
-              scale = ring::InverseNorm{}(square_sum);
-              scaled = true;
-            }
-            write_row(bank + __shfl_sync(kAll, slot, __ffs(int(kept)) - 1) * x.dim, row, scale, dim, lane);
+          const bool kept = own[pixel / kWarp] >> pixel % kWarp & 1u;
+          int64_t slot = 0;
+          if (kept) slot = find_slot((word + w) * 32 + lane, ranks[w * 32 + lane] + rank_in_group(own, pixel));
+          for (unsigned keys = __ballot_sync(kAll, kept); keys != 0; keys &= keys - 1) {
+            write_row(bank + __shfl_sync(kAll, slot, __ffs(int(keys)) - 1) * x.dim, row, scale, dim, lane);
           }
         }
       }
       __syncthreads();
     }
+    __syncthreads();
   }
 }
 
@@ -218,7 +243,7 @@ template <typename T, typename B>
 void launch_write(const cpu::RingPush& args, const Mask& mask, cudaStream_t stream) {
   // An odd pitch keeps a column of the tile in different banks.
   const int64_t dim = args.features.dim, pitch = dim | 1;
-  const size_t budget = kSharedBytes - kWordsAtOnce * 32 * kWarps * sizeof(uint32_t);
+  const size_t budget = kSharedBytes - (kWordsAtOnce * 32 * (kWarps + 1) + kWarps) * sizeof(uint32_t);
   int tile_pixels = kWarp;
   while (tile_pixels > 1 && tile_pixels * pitch * sizeof(float) > budget) tile_pixels /= 2;
   const size_t bytes = tile_pixels * pitch * sizeof(float);

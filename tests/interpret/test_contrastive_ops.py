@@ -18,6 +18,7 @@ import test_ops_class_sum as class_sum
 import test_ops_contrast_masks as contrast_masks
 import test_ops_gather_pixels as gather_pixels
 import test_ops_info_nce as info_nce
+import test_ops_ring_push as ring_push
 import test_ops_thin_mask as thin_mask
 from contrast_cases import BATCHES, Batch
 
@@ -34,6 +35,20 @@ TESTS = {
     class_sample: ["no_anchor_at_all_and_no_draw", "every_pixel_is_as_likely_as_any_other"],
     class_sum: ["many_pixels_keep_their_digits_and_bits"],
     gather_pixels: ["one_pixel_and_none", "shape_of_the_index", "slices_are_read_where_they_lie", "bits_repeat"],
+    ring_push: [
+        "rows_of_exact_norm_have_the_reference_s_bits",
+        "maps_of_one_pixel",
+        "nan_spoils_its_own_row_alone",
+        "any_series_of_pushes_is_a_queue",
+        "overflow_keeps_the_newest",
+        "the_oldest_kept_key_lies_anywhere",
+        "gate",
+        "one_pixel_and_no_key",
+        "bits_past_the_last_class_are_not_read",
+        "counts_past_2_to_31",
+        "opcheck",
+        "compiles_whole",
+    ],
     info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_centre"],
 }
 for module, names in TESTS.items():
@@ -75,6 +90,19 @@ def test_class_sum_dtypes(dim: int, dtype: torch.dtype, layout: str, backend: st
 @pytest.mark.parametrize("dim", [1, 19])
 def test_gather_pixels(dim: int, dtype: torch.dtype, layout: str, backend: str) -> None:
     gather_pixels.test_matches_reference(dim, dtype, layout, backend, CPU)
+
+
+@pytest.mark.parametrize(("classes", "layout"), [(1, "nchw"), (21, "nchw"), (33, "nhwc"), (64, "rows"), (300, "nchw")])
+def test_ring_push(classes: int, layout: str, backend: str) -> None:
+    ring_push.test_matches_reference(classes, layout, backend, CPU)
+
+
+@pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("dim", "bank_type"), [(1, torch.float16), (48, torch.bfloat16), (300, torch.float32)], ids=str
+)
+def test_ring_push_dtypes(dim: int, bank_type: torch.dtype, features_type: torch.dtype, backend: str) -> None:
+    ring_push.test_dtypes(dim, bank_type, features_type, backend, CPU)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,11 +1,11 @@
 """Fused operations for semi-supervised segmentation, each usable alone in any PyTorch project.
 
 One file an op: docstring, argument checks, registration with torch, gradient. ``use_backend`` and the environment
-variable ``U2PL_FAST_BACKEND`` choose between implementations.
+variable ``U2PL_FAST_BACKEND`` choose between implementations; ``info`` says which of them each op runs with.
 """
 
 from ..reference import ContrastMasks, PixelStats, pack_mask, unpack_mask
-from ._backend import use_backend
+from ._backend import info, use_backend
 from ._checks import check_label_errors, label_errors
 from .class_sample import class_sample
 from .class_sum import class_sum
@@ -37,6 +37,7 @@ __all__ = [
     "draw32",
     "ema_update",
     "gather_pixels",
+    "info",
     "info_nce",
     "label_errors",
     "masked_quantile",

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import pkgutil
 import warnings
 from types import ModuleType, TracebackType
 
@@ -56,8 +57,8 @@ def extension() -> ModuleType | None:
         return importlib.import_module("..._C", __name__)
     except ImportError as error:
         warnings.warn(
-            f"u2pl_fast._C cannot be loaded ({error}); the slow reference implementation stands in. To have the fast "
-            f"one, {BUILD_HINT}.",
+            f"u2pl_fast._C cannot be loaded ({error}); on the CPU the slow reference implementation stands in. To have "
+            f"the fast one, {BUILD_HINT}.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -108,6 +109,50 @@ def _check_device(backend: str, device: torch.device) -> None:
         )
 
 
+def names() -> list[str]:
+    """The ops that have backends, which are the files of ``kernels/``; none is imported."""
+    kernels = importlib.import_module("..kernels", __package__)
+    return [module.name for module in pkgutil.iter_modules(kernels.__path__) if not module.name.startswith("_")]
+
+
+def _forced() -> str | None:
+    """What ``use_backend`` or the environment asks for."""
+    forced = _chosen or os.environ.get("U2PL_FAST_BACKEND") or None
+    if forced:
+        _check_name(forced, "U2PL_FAST_BACKEND")
+    return forced
+
+
+def _choose(op: str, device: torch.device) -> str:
+    """The forced backend if the op has it, else the device's default."""
+    forced = _forced()
+    if forced:
+        if _exists(op, forced):
+            _check_device(forced, device)
+            return forced
+        if forced in ("cpu", "cuda") and device.type != forced:
+            _check_device(forced, device)
+    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
+    return next((backend for backend in candidates if _exists(op, backend)), "reference")
+
+
+@functools.cache
+def _warn_of_fallback(op: str, device: str) -> None:
+    """Once for each op that falls back to the reference although it has something better for this kind of device."""
+    if device == "cuda" and not has_triton():
+        remedy = "install triton (`pip install triton`)"
+    elif device == "cpu" and extension() is not None:
+        remedy = f"u2pl_fast._C is of another version: {BUILD_HINT}"
+    else:  # nothing is better there, or ``extension`` has said it of all ops
+        return
+    warnings.warn(
+        f"{op}: no fast implementation for {device} tensors is installed; the slow reference implementation stands in. "
+        f"To have the fast one, {remedy}.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def resolve(op: str, tensor: Tensor) -> str:
     """The backend that runs ``op`` on ``tensor``: the forced one if the op has it, else the device's default.
 
@@ -115,16 +160,27 @@ def resolve(op: str, tensor: Tensor) -> str:
     """
     if tensor.dtype == torch.float64 or tensor.numel() == 0:
         return "reference"
-    forced = _chosen or os.environ.get("U2PL_FAST_BACKEND")
-    if forced:
-        _check_name(forced, "U2PL_FAST_BACKEND")
-        if _exists(op, forced):
-            _check_device(forced, tensor.device)
-            return forced
-        if forced in ("cpu", "cuda") and tensor.device.type != forced:
-            _check_device(forced, tensor.device)
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(tensor.device.type, ())
-    return next((backend for backend in candidates if _exists(op, backend)), "reference")
+    backend = _choose(op, tensor.device)
+    if backend == "reference" and _forced() != "reference":
+        _warn_of_fallback(op, tensor.device.type)
+    return backend
+
+
+def info(device: torch.device | str | None = None) -> dict[str, str]:
+    """Return, for each op, the backend that it would run with now on tensors of ``device``.
+
+    What ``use_backend`` or ``U2PL_FAST_BACKEND`` chose counts. float64 and empty tensors take the reference everywhere.
+    Ops that are missing here call others (``contrastive_loss``) or torch alone (``ema_update``).
+
+    Args:
+        device: None for the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: the chosen backend does not run on that device.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {op: _choose(op, torch.device(device)) for op in names()}
 
 
 def readable(x: Tensor) -> bool:
