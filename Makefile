@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal -p no:benchmark
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench docs gpu-check gpu-prepare sanitize clean
+.PHONY: demo test lint bench docs gpu-check gpu-prepare test-gpu-stack sanitize clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -55,6 +55,17 @@ gpu-prepare:
 	$(VENV)-gpu/bin/python -m pip install -q $(GPU_STACK) numpy setuptools wheel ninja pybind11
 	$(VENV)-gpu/bin/python -m benchmarks.gpu_check --prepare $(or $(DIR),build/gpu) $(if $(WHEELS),--wheels $(WHEELS)) \
 	    $(if $(MSRC),--msrc $(MSRC)) $(if $(WEIGHTS),--encoder-weights $(WEIGHTS))
+
+# The kernels with the Python, torch and Triton of the GPU's machine: in the interpreter, which in Triton 3.6 wants an
+# older numpy, and compiled ahead of time.
+test-gpu-stack:
+	@test -x $(VENV)-gpu/bin/python || $(GPU_PYTHON) -m venv $(VENV)-gpu || \
+	    { echo "error: GPU_PYTHON=$(GPU_PYTHON) does not run; name a Python of the other machine's version"; exit 1; }
+	$(VENV)-gpu/bin/python -m pip install -q $(GPU_STACK) 'numpy<2.4' setuptools wheel ninja pybind11 \
+	    pytest pytest-xdist pytest-timeout hypothesis
+	U2PL_FAST_CUDA=0 $(VENV)-gpu/bin/python setup.py -q build_ext --inplace
+	OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/test_aot.py tests/test_aot_contrastive.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/interpret
 
 # The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behaviour. The
 # sanitizer must be loaded before Python, and libstdc++ with it, or it does not see exceptions.

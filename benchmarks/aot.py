@@ -1,22 +1,27 @@
-"""Registers, spills and shared memory of every kernel, compiled ahead of time for GPUs that need not be present.
+"""What the compiler makes of every kernel, ahead of time and for GPUs that need not be present.
 
-``python -m benchmarks.aot [--full] [--target sm_90 …]`` prints them as JSON, one row for each specialisation that the
-ops launch. ``launches`` is what ``tests/test_aot.py`` holds to its budgets, so both see what really runs: the host
-functions of ``kernels/`` are called on CPU tensors and their launches recorded.
+``python -m benchmarks.aot [--target sm_90 …]`` prints it as JSON, one row for each specialization that a ``voc`` step
+launches: registers, spills, shared memory and, for NVIDIA, instructions, shuffles and the widths of reads and writes.
+The host functions of ``kernels/`` are called on CPU tensors and their launches recorded, so this is what really runs.
+``launches`` is what ``tests/test_aot.py`` holds to its budgets.
 """
 
 import argparse
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
+import triton
 from torch import Tensor
 
 from tests import contrastive_launches as contrastive
-from tests.launches import TARGETS, Launch, compile_launch, launches_of, resources
+from tests.launches import TARGETS, Launch, MachineCode, compile_launch, launches_of, machine_code, resources
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+FORMATS = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS]
+CORNERS = 4  # that a lane reads for each class
 
 
 def _logits(dtype: torch.dtype, layout: str, grid: tuple[int, int], classes: int = 21) -> Tensor:
@@ -86,18 +91,8 @@ def launches(full: bool, target: str = "sm_90") -> list[Launch]:
     return launches_of(*calls, target=target)
 
 
-def contrastive_launches(full: bool, target: str = "sm_90") -> list[Launch]:
-    """Distinct launches of the contrastive ops: of one workload, or of the product of all with dtypes and layouts."""
-    chosen = (
-        itertools.product(contrastive.WORKLOADS, contrastive.DTYPES, contrastive.LAYOUTS)
-        if full
-        else [(contrastive.VOC, torch.bfloat16, torch.contiguous_format)]
-    )
-    return launches_of(*(call for one in chosen for call in contrastive.calls(*one)), target=target)
-
-
 def describe(launch: Launch) -> dict[str, object]:
-    """Kernel, pointer types and constants: what makes it a specialisation of its own."""
+    """Kernel, type of what it reads, and constants: what makes it a specialization of its own."""
     tensors = {k: str(v.dtype).removeprefix("torch.") for k, v in launch.arguments.items() if isinstance(v, Tensor)}
     constants = {p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
     constants = {name: value if isinstance(value, int) else str(value) for name, value in constants.items()}
@@ -109,18 +104,51 @@ def describe(launch: Launch) -> dict[str, object]:
     }
 
 
+def per_element(launch: Launch, code: MachineCode) -> float | None:
+    """Instructions for each pixel and class of a per-pixel kernel, as its usual path runs: the bound over the corners,
+    which has no exponentials and may be unrolled, then the sweeps; not the sweep that takes sums again.
+    """
+    if "R" not in launch.arguments:
+        return None
+    pixels = launch.arguments["R"] * launch.arguments["S"]
+    bound = next(loop for loop in code.loops if loop.loads and not loop.powers)
+    first, _, *gradient = (loop for loop in code.loops if loop.powers)
+    sweeps = sum(loop.instructions / loop.powers for loop in (first, *gradient))
+    return round(bound.instructions / (bound.loads / CORNERS) / pixels + sweeps, 1)
+
+
+def rows(target: str) -> Iterator[dict[str, object]]:
+    """Every specialization of a ``voc`` step; on sm_90 in every format, elsewhere in two."""
+    formats = FORMATS if target == "sm_90" else (FORMATS[0], FORMATS[-1])
+    for dtype, layout in formats:
+        calls = (
+            *pixel_calls(dtype, layout, *VOC),
+            *_quantile_calls(torch.float32),
+            *contrastive.calls(contrastive.VOC, dtype, LAYOUTS[layout]),
+        )
+        for launch in launches_of(*calls, target=target):
+            kernel = compile_launch(launch, target)
+            row = describe(launch) | {"dtype": str(dtype).removeprefix("torch."), "layout": layout, "target": target}
+            row |= resources(kernel)._asdict()
+            if "cubin" in kernel.asm:
+                code = machine_code(kernel)
+                row |= {"instructions": code.instructions, "shuffles": code.shuffles}
+                row |= {"loads": _widths(code.loads), "stores": _widths(code.stores)}
+                row["per_element"] = per_element(launch, code)
+            yield row
+
+
+def _widths(accesses: Counter[int]) -> str:
+    """Bits a lane and how often, the widest first."""
+    return ", ".join(f"{number}×{bits}" for bits, number in sorted(accesses.items(), reverse=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="every dtype, layout and scale")
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     args = parser.parse_args()
-    rows = []
-    for target in args.target:
-        for launch in [*launches(args.full, target), *contrastive_launches(args.full, target)]:
-            row = describe(launch) | {"target": target} | resources(compile_launch(launch, target))._asdict()
-            if row not in rows:  # differing only in what divides by 16
-                rows.append(row)
-    print("[" + ",\n".join(map(json.dumps, rows)) + "]")
+    found = [row for target in args.target for row in rows(target)]
+    print(json.dumps({"triton": triton.__version__, "rows": found}, indent=0, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -264,22 +264,61 @@ def plots(folder: Path) -> str:
     return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
 
 
+def _compiled(folder: Path) -> dict[str, list[dict]]:
+    """What was compiled ahead of time, by the version of Triton."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("aot-triton-*.json"))]
+    return {".".join(one["triton"].split(".")[:2]): one["rows"] for one in found}
+
+
+def _used(row: dict) -> str:
+    return f"{row['registers']} / {row['spills']} / {row['shared']}"
+
+
 def resources(folder: Path) -> str:
-    """The most that any compiled variant of each kernel takes on each target."""
-    path = folder / "aot.json"
-    if not path.exists():
-        return "Not compiled yet: `python -m benchmarks.aot > benchmarks/results/aot.json`\n"
-    most: dict[str, dict[str, list[int]]] = {}
-    for row in json.loads(path.read_text()):
-        used = [row["registers"], row["spills"], row["shared"]]
-        known = most.setdefault(row["kernel"], {}).setdefault(row["target"], used)
-        most[row["kernel"]][row["target"]] = [max(pair) for pair in zip(known, used, strict=True)]
-    targets = list(dict.fromkeys(target for by_target in most.values() for target in by_target))
-    rows = [
-        [f"`{kernel}`", *(" / ".join(map(str, by_target[t])) if t in by_target else "—" for t in targets)]
+    """The most that any compiled variant of each kernel takes on each target, by versions of Triton."""
+    most: dict[str, dict[tuple[str, str], dict]] = {}
+    for version, rows in _compiled(folder).items():
+        for row in rows:
+            by_target = most.setdefault(row["kernel"], {})
+            known = by_target.setdefault((row["target"], version), row)
+            by_target[row["target"], version] = {x: max(known[x], row[x]) for x in ("registers", "spills", "shared")}
+    columns = list(dict.fromkeys(column for by_target in most.values() for column in by_target))
+    columns.sort(key=lambda column: list(dict.fromkeys(target for target, _ in columns)).index(column[0]))
+    table = [
+        [f"`{kernel}`", *(_used(by_target[x]) if x in by_target else "—" for x in columns)]
         for kernel, by_target in most.items()
     ]
-    return markdown(["kernel", *targets], rows)
+    return markdown(["kernel", *(f"{target}, {version}" for target, version in columns)], table)
+
+
+EXTRAS = ("HAS_WEIGHT", "HAS_PIXEL_WEIGHT", "SMOOTHING")
+
+
+def machine_code(folder: Path) -> str:
+    """Each kernel's longest variant on sm_90 in each format, without weights; formats that are alike share a row."""
+    longest: dict[tuple[str, str], dict[str, dict]] = {}
+    versions = _compiled(folder)
+    for version, rows in versions.items():
+        for row in rows:
+            if row["target"] == "sm_90" and not any(row.get(extra) for extra in EXTRAS):
+                by_version = longest.setdefault((row["kernel"], f"{row['dtype']} {row['layout']}"), {})
+                if row["instructions"] > by_version.get(version, {"instructions": 0})["instructions"]:
+                    by_version[version] = row
+    alike: dict[tuple, list[str]] = {}
+    for (kernel, form), by_version in sorted(longest.items()):
+        both = list(by_version.values())
+
+        def cell(name: str, both: list[dict] = both) -> str:
+            return " → ".join(dict.fromkeys(str(row[name]) if row[name] not in (None, "") else "—" for row in both))
+
+        used = " → ".join(dict.fromkeys(map(_used, both)))
+        counted = [cell(name) for name in ("instructions", "per_element", "shuffles", "loads", "stores")]
+        alike.setdefault((f"`{kernel}`", used, *counted), []).append(form)
+    order = list(dict.fromkeys(kernel for kernel, _ in longest))
+    table = [[kernel, ", ".join(forms), *cells] for (kernel, *cells), forms in alike.items()]
+    table.sort(key=lambda row: order.index(row[0].strip("`")))
+    header = ["kernel", "reads", f"registers / spills / shared, {' → '.join(versions)}", "instructions"]
+    return markdown([*header, "per pixel and class", "shuffles", "loads", "stores"], table)
 
 
 def traffic(_: Path) -> str:
@@ -365,6 +404,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
         growth,
         plots,
         resources,
+        machine_code,
         workloads,
     )
     + (predictions, traffic, networks)

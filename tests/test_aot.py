@@ -1,7 +1,7 @@
 """The per-pixel kernels, compiled ahead of time exactly as the ops launch them: budgets kept, no TF32, lanes as meant.
 
 By default every variant for sm_90 and the main shapes for the other targets; ``--aot-full`` takes all dtypes, layouts
-and scales for all of them. Triton's cache makes a second run fast. ``python -m benchmarks.aot`` prints the figures.
+and scales for all of them. Triton's cache makes a second run fast. ``python -m benchmarks.aot`` prints figures.
 """
 
 import pytest
@@ -21,7 +21,7 @@ from benchmarks import aot, precompile  # noqa: E402
 # (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's.
 # On gfx942 registers are vector registers, up to 512.
 BUDGET = {
-    "pixel_stats_fwd_kernel": (160, 1024),
+    "pixel_stats_fwd_kernel": (168, 1024),
     "ohem_mask_probability_kernel": (160, 1024),
     "ohem_mask_keep_kernel": (32, 0),
     "upsampled_cross_entropy_fwd_kernel": (216, 0),
@@ -31,7 +31,6 @@ BUDGET = {
 AMD_SLACK = 4  # a wavefront has twice the lanes, and layouts are exchanged through its 64 KiB of shared memory
 # A lane's bytes that ptxas may park in memory while the loops over the classes run; within a loop none.
 PARKED = 16
-FORMATS = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in aot.LAYOUTS]
 
 
 def test_budget_names_every_kernel() -> None:
@@ -60,7 +59,7 @@ def test_resources(target: str, request: pytest.FixtureRequest) -> None:
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize(("dtype", "layout"), FORMATS, ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), aot.FORMATS, ids=str)
 def test_pixels_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
     """A sweep over the classes reads four corners and raises one power a pixel; only shares of a gradient move."""
     seen = set()
@@ -77,7 +76,7 @@ def test_pixels_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
         if gradient:
             loads = 5 if weight and launch.arguments["SMOOTHING"] else 4
             assert (sweeps[2].powers, sweeps[2].shuffles, sweeps[2].loads) == (pixels, 2, loads)
-        assert max(code.loads) == 32 and code.loads[32 if dtype == torch.float32 else 16] >= 8, "a logit a load"
+        assert code.loads[8 * dtype.itemsize] >= 8 and max(code.loads) <= 32, "a logit a load"
         limit = {"pixel_stats_fwd_kernel": 10.5, "ohem_mask_probability_kernel": 9.5}
         assert sweeps[0].instructions / pixels <= limit.get(launch.kernel.__name__, 9.5)
     assert seen == {x for x in BUDGET if x.endswith(("fwd_kernel", "probability_kernel"))}
