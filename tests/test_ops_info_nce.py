@@ -14,6 +14,9 @@ from u2pl_fast.ops import _backend
 
 MODES = ["per_anchor", "shared", "full"]
 HALVES = [torch.bfloat16, torch.float16]
+# (loss, gradient) where tensor cores multiply: anchors and shares are rounded to the bank's type. Seen: 9e-5 and 2.3e-3
+# with bfloat16, 8e-6 and 1.7e-3 with float16. Elsewhere all is widened to float32.
+ROUNDED = {torch.bfloat16: (3e-4, 1e-2), torch.float16: (4e-5, 2e-3)}
 
 
 class Inputs(NamedTuple):
@@ -71,8 +74,11 @@ def both(inputs: Inputs, mode: str, temperature: float = 0.5) -> tuple[Tensor, T
 def check(inputs: Inputs, mode: str, device: torch.device, temperature: float = 0.5) -> None:
     loss, grad, exact, exact_grad = both(inputs.to(device), mode, temperature)
     assert loss.dtype == torch.float32 and grad.dtype == inputs.anchors.dtype
-    assert_close(loss, exact, TOLERANCE["value"], "loss")
-    assert_close(grad, exact_grad, TOLERANCE["gradient"][inputs.anchors.dtype], "gradient")
+    tolerance = (TOLERANCE["value"], TOLERANCE["gradient"][inputs.anchors.dtype])
+    if mode != "per_anchor" and _backend.resolve("info_nce", inputs.anchors.to(device)) == "triton":
+        tolerance = tuple(map(max, tolerance, ROUNDED.get(inputs.rings.bank.dtype, tolerance)))
+    assert_close(loss, exact, tolerance[0], "loss")
+    assert_close(grad, exact_grad, tolerance[1], "gradient")
 
 
 @pytest.mark.parametrize("mode", MODES)
