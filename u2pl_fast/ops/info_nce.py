@@ -187,11 +187,12 @@ def _(
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1], inputs[0])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor, _: Tensor | None) -> tuple:
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor | None, _: None) -> tuple:
     grad, anchors = ctx.saved_tensors
-    return (scale_gradient(grad, grad_loss, anchors, "info_nce"), *[None] * 9)
+    return (None if grad_loss is None else scale_gradient(grad, grad_loss, anchors, "info_nce"), *[None] * 9)
 
 
 _info_nce.register_autograd(_backward, setup_context=_save)
