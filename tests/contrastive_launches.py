@@ -33,7 +33,15 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Callable[[], object]]:
     """The host functions as the ops call them; only shapes, dtypes and strides matter."""
-    from u2pl_fast.kernels import class_sample, class_sum, contrast_masks, gather_pixels, info_nce, thin_mask
+    from u2pl_fast.kernels import (
+        class_sample,
+        class_sum,
+        contrast_masks,
+        contrastive_loss,
+        gather_pixels,
+        info_nce,
+        thin_mask,
+    )
 
     def maps(channels: int) -> torch.Tensor:
         return torch.empty(w.images, channels, *w.grid, dtype=dtype, memory_format=layout)
@@ -53,6 +61,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     rows = torch.zeros(w.classes, w.anchors, w.dim, dtype=dtype)
     yield lambda: gather_pixels.gather_pixels_backward(rows, draws, (w.images, w.dim, *w.grid), layout)
     ring = (torch.empty(w.rows, w.dim, dtype=dtype), torch.zeros(w.classes + 1, dtype=torch.int64), per_class)
+    yield lambda: contrastive_loss.class_weight(per_class, ring[1], per_class, per_class)
     centres = torch.zeros(w.classes, w.dim)
     for mode, shape in (
         ("per_anchor", (*draws.shape, w.negatives)),

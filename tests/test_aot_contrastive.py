@@ -22,6 +22,7 @@ from launches import TARGETS, compile_launch, launches_of, resources  # noqa: E4
 BUDGET = {
     "contrast_masks_fwd_kernel": (160, 1024),
     "block_counts_kernel": (48, 1024),
+    "running_counts_kernel": (48, 1024),
     "class_order_kernel": (128, 24 * 1024),
     "thin_mask_fwd_kernel": (192, 24 * 1024),
     "class_sample_fwd_kernel": (48, 0),
@@ -29,6 +30,7 @@ BUDGET = {
     "class_sum_merge_kernel": (128, 2048),
     "gather_pixels_fwd_kernel": (96, 0),
     "gather_pixels_bwd_kernel": (96, 2048),
+    "contrastive_loss_weight_kernel": (64, 1024),
     "info_nce_anchor_kernel": (192, 1024),
     "info_nce_part_kernel": (255, 96 * 1024),
     "info_nce_merge_kernel": (96, 1024),

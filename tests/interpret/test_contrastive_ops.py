@@ -16,6 +16,7 @@ if not _backend.interpreted():
 import test_ops_class_sample as class_sample
 import test_ops_class_sum as class_sum
 import test_ops_contrast_masks as contrast_masks
+import test_ops_contrastive_loss as contrastive_loss
 import test_ops_gather_pixels as gather_pixels
 import test_ops_info_nce as info_nce
 import test_ops_thin_mask as thin_mask
@@ -34,6 +35,7 @@ TESTS = {
     class_sample: ["no_anchor_at_all_and_no_draw", "every_pixel_is_as_likely_as_any_other"],
     class_sum: ["many_pixels_keep_their_digits_and_bits"],
     gather_pixels: ["one_pixel_and_none", "shape_of_the_index", "slices_are_read_where_they_lie", "bits_repeat"],
+    contrastive_loss: ["is_its_steps", "gate_leaves_the_bank_alone", "nothing_labelled_nothing_reliable", "opcheck"],
     info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_centre"],
 }
 for module, names in TESTS.items():
