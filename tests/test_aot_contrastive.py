@@ -29,6 +29,7 @@ BUDGET = {
     "class_sum_fwd_kernel": (192, 2048),
     "class_sum_merge_kernel": (128, 2048),
     "gather_pixels_fwd_kernel": (96, 0),
+    "gather_pixels_link_kernel": (48, 0),
     "gather_pixels_bwd_kernel": (96, 2048),
     "contrastive_loss_weight_kernel": (64, 1024),
     "info_nce_anchor_kernel": (192, 1024),
