@@ -67,13 +67,12 @@ def class_sum_fwd_kernel(
         o_order = start + tl.arange(0, PIXELS)
         m_order = o_order < end
         o_pixel = tl.load(p_order + o_order, mask=m_order, other=0)
-        p_row = p_features + row_offset(o_pixel, per_image, stride_b, stride_p)
-        p_value = p_row[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
+        o_value = row_offset(o_pixel, per_image, stride_b, stride_p)[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
         m_value = m_channel[:, None] & m_order[None, :]
         if WIDE:
-            b_value = tl.load(p_value, mask=m_value, other=0)
+            b_value = tl.load(p_features + o_value, mask=m_value, other=0)
         else:  # the pixels of a class in order are often neighbors, its channels are a plane apart
-            b_value = load_across(p_value, m_value, 0)
+            b_value = load_across(p_features, o_value, m_value, 0)
         b_sum += b_value.to(tl.float32)
     if end > first:
         tl.store(p_partial + i_chunk.to(tl.int64) * dim + o_channel, tl.sum(b_sum, 1), mask=m_channel)

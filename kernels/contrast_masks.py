@@ -97,8 +97,8 @@ def contrast_masks_fwd_kernel(
     m_pixel = o_local < per_image
     o_pixel = i_image.to(tl.int64) * per_image + o_local
     p_image = p_logits + i_image.to(tl.int64) * stride_b
-    p_logit = p_image + o_class.to(tl.int64)[:, None] * stride_c + o_local.to(tl.int64)[None, :] * stride_p
-    b_logit = load_across(p_logit, m_class[:, None] & m_pixel[None, :], float("-inf")).to(tl.float32)
+    o_logit = o_class.to(tl.int64)[:, None] * stride_c + o_local.to(tl.int64)[None, :] * stride_p
+    b_logit = load_across(p_image, o_logit, m_class[:, None] & m_pixel[None, :], float("-inf")).to(tl.float32)
     b_key = tl.where(m_class[:, None], order_key(b_logit), LOWEST)
 
     b_label = tl.load(p_label + o_pixel, mask=m_pixel, other=0).to(tl.int64)

@@ -44,13 +44,13 @@ def gather_pixels_fwd_kernel(
     o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m_value = (o_row < num_rows)[:, None] & (o_channel < dim)[None, :]
     o_pixel = tl.load(p_index + o_row, mask=o_row < num_rows, other=-1).to(tl.int32)
-    p_row = p_features + row_offset(tl.maximum(o_pixel, 0), per_image, stride_b, stride_p)
-    p_value = p_row[:, None] + o_channel.to(tl.int64)[None, :] * stride_d
+    o_start = row_offset(tl.maximum(o_pixel, 0), per_image, stride_b, stride_p)
+    o_value = o_start[:, None] + o_channel.to(tl.int64)[None, :] * stride_d
     m_read = m_value & (o_pixel >= 0)[:, None]
     if WIDE:
-        b_value = tl.load(p_value, mask=m_read, other=0)
+        b_value = tl.load(p_features + o_value, mask=m_read, other=0)
     else:  # as they are stored: nothing that is read lies together
-        b_value = load_across(p_value, m_read, 0)
+        b_value = load_across(p_features, o_value, m_read, 0)
     tl.store(p_rows + o_row[:, None] * dim + o_channel[None, :], b_value, mask=m_value)
 
 

@@ -22,7 +22,7 @@ from launches import TARGETS, compile_launch, launches_of, resources  # noqa: E4
 BUDGET = {
     "contrast_masks_fwd_kernel": (160, 1024),
     "block_counts_kernel": (48, 1024),
-    "running_counts_kernel": (48, 1024),
+    "running_counts_kernel": (64, 1024),
     "class_order_kernel": (128, 24 * 1024),
     "thin_mask_fwd_kernel": (192, 24 * 1024),
     "class_sample_fwd_kernel": (48, 0),
