@@ -82,9 +82,7 @@ def class_range(p_first, p_total, o_class, m_class):
 
 
 @triton.jit
-def class_order_kernel(
-    p_label, p_before, p_total, p_order, p_first, num_pixels, num_classes, BLOCK: tl.constexpr
-):
+def class_order_kernel(p_label, p_before, p_total, p_order, p_first, num_pixels, num_classes, BLOCK: tl.constexpr):
     i_block, i_tile = tl.program_id(0), tl.program_id(1)
     o_pixel = i_block * BLOCK + tl.arange(0, BLOCK)
     b_member = membership(p_label, o_pixel, o_pixel < num_pixels, i_tile, tl.num_programs(1), False)

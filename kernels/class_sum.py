@@ -67,7 +67,9 @@ def class_sum_fwd_kernel(
         o_order = start + tl.arange(0, PIXELS)
         m_order = o_order < end
         o_pixel = tl.load(p_order + o_order, mask=m_order, other=0)
-        o_value = row_offset(o_pixel, per_image, stride_b, stride_p)[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
+        o_value = (
+            row_offset(o_pixel, per_image, stride_b, stride_p)[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
+        )
         m_value = m_channel[:, None] & m_order[None, :]
         if WIDE:
             b_value = tl.load(p_features + o_value, mask=m_value, other=0)
