@@ -70,5 +70,6 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     ):
         indices = torch.zeros(shape, dtype=torch.int64) if shape else None
         for anchors, need_grad in ((rows, True), (rows.float(), True), (rows.float(), False)):
-            arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad)
+            drawn = need_grad and mode != "full"
+            arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad, drawn)
             yield lambda arguments=arguments: info_nce.info_nce_forward(*arguments)

@@ -24,7 +24,7 @@ if _backend.interpreted():
 
 from launches import record  # noqa: E402
 
-BUDGET = 40
+BUDGET = 36
 ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 SEVERAL = {"cumsum": 2, "sort": 11}  # CUB: a scan has two kernels, a sort of 64 bits two and one for every eight bits
 RING_PUSH = 3  # of its CUDA extension

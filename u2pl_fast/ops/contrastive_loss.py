@@ -27,8 +27,6 @@ class Bank(Protocol):
 
     def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None, gate: Tensor | None) -> None: ...
 
-    def sample(self, draws: Tensor) -> Tensor: ...
-
 
 class ContrastiveLoss(NamedTuple):
     """loss: 0-d, differentiable. Of this step, int64 (C) each: anchor pixels, negative pixels, keys the bank took."""
@@ -72,7 +70,7 @@ def contrastive_loss(
             ``low_rank``, ``high_rank``, ``positive_threshold``, ``ignore_index``: as ``contrast_masks`` takes them.
         features: (B, D', h, w), of which the gradient is wanted: dense representations, or what ``project`` takes.
         keys: representations for centres and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
-        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``push``, ``sample``.
+        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``push``.
         draws: from ``contrastive_draws``, on the device.
         negatives, temperature: as ``info_nce`` takes them.
         project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
@@ -127,7 +125,7 @@ def contrastive_loss(
         bank.bank,
         bank.offsets,
         bank.pushed,
-        indices=None if draws.negatives is None else bank.sample(draws.negatives),
+        draws=draws.negatives,
         negatives=negatives,
         temperature=temperature,
     )
