@@ -54,11 +54,12 @@ def pixel_calls(
 
 
 def _quantile_calls(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
-    from u2pl_fast.kernels.masked_quantile import masked_quantile
+    from u2pl_fast.kernels.masked_quantile import masked_quantile, select
 
     x = torch.zeros(4096, dtype=dtype)
     q = torch.full((), 0.8, dtype=torch.float64)
     yield lambda: masked_quantile(x, x == 0, q)
+    yield lambda: select(x, x == 0, q, 0, lambda counts: None)  # with a process group
 
 
 # (grid, size, align_corners): the two published ways to upscale by four, by eight, by two, and no or less than none

@@ -1,8 +1,9 @@
 """Counting and ordering pixels by class, without atomics and without the host.
 
 A pixel's classes come as a mask of words (many classes a pixel) or as a label (one or none). Blocks of ``BLOCK`` pixels
-are counted for every class; one running sum over all (class, block) counts, class by class, then says where each block
-of each class begins in a stable sort by class. Only integers, so the order of summation does not matter.
+are counted for every class; a running sum over the blocks of each class then says how many of its pixels come before
+each block, and with the totals of the classes where it begins in a stable sort by class. Only integers, so the order of
+summation does not matter.
 """
 
 from typing import NamedTuple
@@ -16,13 +17,24 @@ from ._cells import guard
 
 BLOCK = 128  # pixels a program looks at
 TILE = tl.constexpr(32)  # classes a program looks at: a word of a mask
+BLOCKS = 1024  # counts that a program adds up at once
 
 
 class Counts(NamedTuple):
-    """Both (C, blocks): keys of a class in a block, int32, and the running sum over the flattened counts, int64."""
+    """Both int32: (C, blocks), pixels of a class before each block; (C), pixels of a class."""
 
-    per_block: Tensor
-    running: Tensor
+    before: Tensor
+    total: Tensor
+
+
+class ClassOrder(NamedTuple):
+    """All int32: (P), the pixels sorted by class, stable, those of no class left out; (C), where each class begins in
+    them, and how many it has.
+    """
+
+    order: Tensor
+    first: Tensor
+    total: Tensor
 
 
 @triton.jit
@@ -49,22 +61,42 @@ def block_counts_kernel(p_classes, p_counts, num_pixels, num_classes, IS_MASK: t
 
 
 @triton.jit
-def class_range(p_running, o_class, m_class, num_blocks):
-    """(first, end) of classes in the stable sort by class."""
-    p_end = p_running + (o_class.to(tl.int64) + 1) * num_blocks - 1
-    b_first = tl.load(p_end - num_blocks, mask=m_class & (o_class > 0), other=0)
-    return b_first, tl.load(p_end, mask=m_class, other=0)
+def running_counts_kernel(p_counts, p_total, num_blocks, BLOCKS: tl.constexpr):
+    """One class a program: each block's count gives way to the sum of those before it."""
+    i_class = tl.program_id(0)
+    p_row = p_counts + i_class.to(tl.int64) * num_blocks
+    total = 0
+    for start in range(0, num_blocks, BLOCKS):
+        o_block = start + tl.arange(0, BLOCKS)
+        b_count = tl.load(p_row + o_block, mask=o_block < num_blocks, other=0)
+        tl.store(p_row + o_block, total + tl.cumsum(b_count, 0) - b_count, mask=o_block < num_blocks)
+        total += tl.sum(b_count, 0)
+    tl.store(p_total + i_class, total)
 
 
 @triton.jit
-def class_order_kernel(p_label, p_counts, p_running, p_order, num_pixels, num_classes, BLOCK: tl.constexpr):
+def class_range(p_first, p_total, o_class, m_class):
+    """(first, end) of classes in the stable sort by class."""
+    b_first = tl.load(p_first + o_class, mask=m_class, other=0)
+    return b_first, b_first + tl.load(p_total + o_class, mask=m_class, other=0)
+
+
+@triton.jit
+def class_order_kernel(p_label, p_before, p_total, p_order, p_first, num_pixels, num_classes, BLOCK: tl.constexpr):
     i_block, i_tile = tl.program_id(0), tl.program_id(1)
     o_pixel = i_block * BLOCK + tl.arange(0, BLOCK)
     b_member = membership(p_label, o_pixel, o_pixel < num_pixels, i_tile, tl.num_programs(1), False)
-    o_class = i_tile * TILE + tl.arange(0, TILE)
+    o_bit = tl.arange(0, TILE)
+    b_lower = tl.zeros((TILE,), tl.int32)
+    for tile in range(i_tile):
+        b_lower += tl.load(p_total + tile * TILE + o_bit)
+    o_class = i_tile * TILE + o_bit
     m_class = o_class < num_classes
-    o_count = o_class.to(tl.int64) * tl.num_programs(0) + i_block
-    b_first = tl.load(p_running + o_count, mask=m_class, other=0) - tl.load(p_counts + o_count, mask=m_class, other=0)
+    b_total = tl.load(p_total + o_class, mask=m_class, other=0)
+    b_first = tl.sum(b_lower, 0) + tl.cumsum(b_total, 0) - b_total
+    if i_block == 0:
+        tl.store(p_first + o_class, b_first, mask=m_class)
+    b_first += tl.load(p_before + o_class.to(tl.int64) * tl.num_programs(0) + i_block, mask=m_class, other=0)
     o_order = b_first[None, :] + tl.cumsum(b_member, 0) - 1
     b_pixel = tl.broadcast_to(o_pixel[:, None], (BLOCK, TILE))
     tl.store(p_order + o_order, b_pixel, mask=(b_member > 0) & m_class[None, :])
@@ -73,21 +105,24 @@ def class_order_kernel(p_label, p_counts, p_running, p_order, num_pixels, num_cl
 def count(classes: Tensor, num_classes: int) -> Counts:
     """``classes``: int32 words (P, ⌈C/32⌉), or labels (P), −1 for none."""
     pixels, blocks, tiles = classes.shape[0], triton.cdiv(classes.shape[0], BLOCK), triton.cdiv(num_classes, TILE.value)
-    per_block = classes.new_empty((num_classes, blocks), dtype=torch.int32)
+    counts = classes.new_empty((num_classes, blocks), dtype=torch.int32)
+    total = classes.new_empty((num_classes,), dtype=torch.int32)
     with guard(classes):
         block_counts_kernel[(blocks, tiles)](
-            classes, per_block, pixels, num_classes, IS_MASK=classes.dim() == 2, BLOCK=BLOCK, num_warps=4
+            classes, counts, pixels, num_classes, IS_MASK=classes.dim() == 2, BLOCK=BLOCK, num_warps=4
         )
-    return Counts(per_block, per_block.flatten().cumsum(0, dtype=torch.int64).view_as(per_block))
+        running_counts_kernel[(num_classes,)](counts, total, blocks, BLOCKS=BLOCKS, num_warps=4)
+    return Counts(counts, total)
 
 
-def class_order(label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels sorted by class, stable, int32 (P), those of no class left out; and ``Counts.running``."""
+def class_order(label: Tensor, num_classes: int) -> ClassOrder:
+    """``label``: (P), −1 for none."""
     counts = count(label, num_classes)
-    blocks = counts.per_block.shape[1]
+    blocks = counts.before.shape[1]
     order = label.new_empty(label.shape, dtype=torch.int32)
+    first = torch.empty_like(counts.total)
     with guard(label):
         class_order_kernel[(blocks, triton.cdiv(num_classes, TILE.value))](
-            label, *counts, order, label.numel(), num_classes, BLOCK=BLOCK, num_warps=4
+            label, *counts, order, first, label.numel(), num_classes, BLOCK=BLOCK, num_warps=4
         )
-    return order, counts.running
+    return ClassOrder(order, first, counts.total)

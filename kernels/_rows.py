@@ -50,12 +50,12 @@ def row_offset(o_pixel, per_image, stride_b, stride_p):
 
 
 @triton.jit
-def load_across(p_tile, m_tile, other):
+def load_across(p_x, o_tile, m_tile, other):
     """Load a tile with its last axis across the lanes.
 
     Of a 2-D tile whose neighbors don't lie together, versions of Triton put different axes across the lanes. A run of
-    values has one order, and the tile takes its layout from the run.
+    values has one order, and the tile takes its layout from the run. (A tile of pointers cannot become one for AMD.)
     """
-    SIZE: tl.constexpr = p_tile.shape[0] * p_tile.shape[1]
-    b_run = tl.load(tl.reshape(p_tile, (SIZE,)), mask=tl.reshape(m_tile, (SIZE,)), other=other)
-    return tl.reshape(b_run, p_tile.shape)
+    SIZE: tl.constexpr = o_tile.shape[0] * o_tile.shape[1]
+    b_run = tl.load(p_x + tl.reshape(o_tile, (SIZE,)), mask=tl.reshape(m_tile, (SIZE,)), other=other)
+    return tl.reshape(b_run, o_tile.shape)

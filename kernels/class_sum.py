@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _counting, _rows
 from ._cells import guard
-from ._counting import class_range
+from ._counting import ClassOrder, class_range
 from ._rows import load_across, row_offset
 
 CHUNK = 512  # pixels of a partial sum
@@ -21,13 +21,13 @@ PARTIALS = 64  # added at once
 
 
 @triton.jit
-def class_chunks(p_running, num_blocks, num_classes, CLASSES: tl.constexpr, CHUNK: tl.constexpr):
+def class_chunks(p_first, p_total, num_classes, CLASSES: tl.constexpr, CHUNK: tl.constexpr):
     """For all classes: number, first pixel and end in the order, first chunk and end."""
     o_class = tl.arange(0, CLASSES)
-    b_first, b_end = class_range(p_running, o_class, o_class < num_classes, num_blocks)
-    b_chunks = ((b_end - b_first + CHUNK - 1) // CHUNK).to(tl.int32)
+    b_first, b_end = class_range(p_first, p_total, o_class, o_class < num_classes)
+    b_chunks = (b_end - b_first + CHUNK - 1) // CHUNK
     b_chunk_end = tl.cumsum(b_chunks, 0)
-    return o_class, b_first.to(tl.int32), b_end.to(tl.int32), b_chunk_end - b_chunks, b_chunk_end
+    return o_class, b_first, b_end, b_chunk_end - b_chunks, b_chunk_end
 
 
 @triton.jit
@@ -40,9 +40,9 @@ def pick(b_values, m_chosen):
 def class_sum_fwd_kernel(
     p_features,
     p_order,
-    p_running,
+    p_first,
+    p_total,
     p_partial,
-    num_blocks,
     num_classes,
     dim,
     per_image,
@@ -56,7 +56,7 @@ def class_sum_fwd_kernel(
     CHANNELS: tl.constexpr,
 ):
     i_chunk = tl.program_id(0)
-    _, b_first, b_end, b_chunk, b_chunk_end = class_chunks(p_running, num_blocks, num_classes, CLASSES, CHUNK)
+    _, b_first, b_end, b_chunk, b_chunk_end = class_chunks(p_first, p_total, num_classes, CLASSES, CHUNK)
     m_chosen = (b_chunk <= i_chunk) & (i_chunk < b_chunk_end)
     first = pick(b_first + (i_chunk - b_chunk) * CHUNK, m_chosen)
     end = tl.minimum(first + CHUNK, pick(b_end, m_chosen))  # both 0 where there is no such chunk
@@ -67,13 +67,14 @@ def class_sum_fwd_kernel(
         o_order = start + tl.arange(0, PIXELS)
         m_order = o_order < end
         o_pixel = tl.load(p_order + o_order, mask=m_order, other=0)
-        p_row = p_features + row_offset(o_pixel, per_image, stride_b, stride_p)
-        p_value = p_row[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
+        o_value = (
+            row_offset(o_pixel, per_image, stride_b, stride_p)[None, :] + o_channel.to(tl.int64)[:, None] * stride_d
+        )
         m_value = m_channel[:, None] & m_order[None, :]
         if WIDE:
-            b_value = tl.load(p_value, mask=m_value, other=0)
+            b_value = tl.load(p_features + o_value, mask=m_value, other=0)
         else:  # the pixels of a class in order are often neighbors, its channels are a plane apart
-            b_value = load_across(p_value, m_value, 0)
+            b_value = load_across(p_features, o_value, m_value, 0)
         b_sum += b_value.to(tl.float32)
     if end > first:
         tl.store(p_partial + i_chunk.to(tl.int64) * dim + o_channel, tl.sum(b_sum, 1), mask=m_channel)
@@ -82,9 +83,9 @@ def class_sum_fwd_kernel(
 @triton.jit
 def class_sum_merge_kernel(
     p_partial,
-    p_running,
+    p_first,
+    p_total,
     p_sum,
-    num_blocks,
     num_classes,
     dim,
     CLASSES: tl.constexpr,
@@ -93,7 +94,7 @@ def class_sum_merge_kernel(
     CHANNELS: tl.constexpr,
 ):
     i_class = tl.program_id(0)
-    o_class, _, _, b_chunk, b_chunk_end = class_chunks(p_running, num_blocks, num_classes, CLASSES, CHUNK)
+    o_class, _, _, b_chunk, b_chunk_end = class_chunks(p_first, p_total, num_classes, CLASSES, CHUNK)
     first, end = pick(b_chunk, o_class == i_class), pick(b_chunk_end, o_class == i_class)
     o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m_channel = o_channel < dim
@@ -107,19 +108,22 @@ def class_sum_merge_kernel(
 
 def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
     """As ``reference.class_sum``."""
+    return class_sum_in_order(features, _counting.class_order(anchor_label.contiguous(), num_classes))
+
+
+def class_sum_in_order(features: Tensor, pixels: ClassOrder) -> Tensor:
+    """``class_sum`` of pixels that are sorted already."""
     features, dim = _rows.dense(features), features.shape[1]
-    order, running = _counting.class_order(anchor_label.contiguous(), num_classes)
-    chunks = triton.cdiv(order.numel(), CHUNK) + num_classes  # at most
+    num_classes = pixels.total.numel()
+    chunks = triton.cdiv(pixels.order.numel(), CHUNK) + num_classes  # at most
     partial = features.new_empty((chunks, dim), dtype=torch.float32)
     total = features.new_empty((num_classes, dim), dtype=torch.float32)
     groups, classes = triton.cdiv(dim, CHANNELS), triton.next_power_of_2(num_classes)
     with guard(features):
         class_sum_fwd_kernel[(chunks, groups)](
             features,
-            order,
-            running,
+            *pixels,
             partial,
-            running.shape[1],
             num_classes,
             dim,
             *_rows.rows(features),
@@ -132,9 +136,9 @@ def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tenso
         )
         class_sum_merge_kernel[(num_classes, groups)](
             partial,
-            running,
+            pixels.first,
+            pixels.total,
             total,
-            running.shape[1],
             num_classes,
             dim,
             CLASSES=classes,

@@ -74,7 +74,9 @@ def contrast_masks_fwd_kernel(
     p_mask,
     p_anchor_label,
     p_counts,
+    p_errors,
     num_classes,
+    ignore_index,
     num_words,
     per_image,
     stride_b,
@@ -95,12 +97,15 @@ def contrast_masks_fwd_kernel(
     m_pixel = o_local < per_image
     o_pixel = i_image.to(tl.int64) * per_image + o_local
     p_image = p_logits + i_image.to(tl.int64) * stride_b
-    p_logit = p_image + o_class.to(tl.int64)[:, None] * stride_c + o_local.to(tl.int64)[None, :] * stride_p
-    b_logit = load_across(p_logit, m_class[:, None] & m_pixel[None, :], float("-inf")).to(tl.float32)
+    o_logit = o_class.to(tl.int64)[:, None] * stride_c + o_local.to(tl.int64)[None, :] * stride_p
+    b_logit = load_across(p_image, o_logit, m_class[:, None] & m_pixel[None, :], float("-inf")).to(tl.float32)
     b_key = tl.where(m_class[:, None], order_key(b_logit), LOWEST)
 
     b_label = tl.load(p_label + o_pixel, mask=m_pixel, other=0).to(tl.int64)
     m_kept = m_pixel & (b_label >= 0) & (b_label < num_classes)
+    num_bad = tl.sum((m_pixel & ~m_kept & (b_label != ignore_index)).to(tl.int32), 0)
+    if num_bad > 0:
+        tl.atomic_add(p_errors, num_bad)
     b_class = tl.where(m_kept, b_label, -1).to(tl.int32)
     is_label = o_class[:, None] == b_class[None, :]
 
@@ -156,14 +161,18 @@ def contrast_masks(
     label: Tensor,
     reliable: Tensor,
     unreliable: Tensor,
+    errors: Tensor,
     *,
     num_labeled: int,
     low_rank: int,
     high_rank: int,
     positive_threshold: float,
     ignore_index: int = 255,
-) -> reference.ContrastMasks:
-    """As ``reference.contrast_masks``; any label that is no class counts as ignored, whatever ``ignore_index`` is."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mask, anchor label, (2, C): keys and anchors), as ``reference.contrast_masks``.
+
+    Any label that is no class is ignored; ``errors`` counts those that are not ``ignore_index`` either.
+    """
     logits = _rows.dense(logits)
     batch, num_classes, height, width = logits.shape
     words = reference.mask_words(num_classes)
@@ -181,7 +190,9 @@ def contrast_masks(
             mask,
             anchor_label,
             counts,
+            errors,
             num_classes,
+            ignore_index,
             words,
             *_rows.rows(logits),
             num_labeled,
@@ -193,5 +204,4 @@ def contrast_masks(
             PIXELS=pixels,
             num_warps=warps,
         )
-    keys, anchors = counts.sum(1).unbind()
-    return reference.ContrastMasks(mask, anchor_label, keys, anchors)
+    return mask, anchor_label, counts.sum(1)

@@ -1,4 +1,11 @@
-"""Rows of a feature map at given pixels, and the way back: a sum of the gradients of each pixel in a fixed order."""
+"""Rows of a feature map at given pixels, and the way back: a sum of the gradients of each pixel in a fixed order.
+
+The way back needs no sort. With zeros for the whole gradient, the first kernel notes the first and the last row of each
+pixel by a maximum of integers, whose order does not matter. In the second the program of a pixel's first row goes
+through the rows up to its last and adds those of the pixel, so the sum depends on ``index`` alone. For R rows of D
+channels at P pixels that writes P·D values and 8·P bytes of notes, reads and writes R·D values, and compares as many
+rows as lie between the first and the last of each pixel: a class's draws are neighbors, so these are few.
+"""
 
 from collections.abc import Sequence
 
@@ -12,7 +19,10 @@ from ._cells import guard
 from ._rows import load_across, row_offset
 
 ROWS = 8  # rows read at once
+SCAN = 64  # rows compared at once
 CHANNELS = 256  # of a program, at most
+VALUES = 4096  # of the gradient that a program sets to zero
+LINKS = 128  # rows that a program notes
 
 
 @triton.jit
@@ -34,21 +44,39 @@ def gather_pixels_fwd_kernel(
     o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m_value = (o_row < num_rows)[:, None] & (o_channel < dim)[None, :]
     o_pixel = tl.load(p_index + o_row, mask=o_row < num_rows, other=-1).to(tl.int32)
-    p_row = p_features + row_offset(tl.maximum(o_pixel, 0), per_image, stride_b, stride_p)
-    p_value = p_row[:, None] + o_channel.to(tl.int64)[None, :] * stride_d
+    o_start = row_offset(tl.maximum(o_pixel, 0), per_image, stride_b, stride_p)
+    o_value = o_start[:, None] + o_channel.to(tl.int64)[None, :] * stride_d
     m_read = m_value & (o_pixel >= 0)[:, None]
     if WIDE:
-        b_value = tl.load(p_value, mask=m_read, other=0)
+        b_value = tl.load(p_features + o_value, mask=m_read, other=0)
     else:  # as they are stored: nothing that is read lies together
-        b_value = load_across(p_value, m_read, 0)
+        b_value = load_across(p_features, o_value, m_read, 0)
     tl.store(p_rows + o_row[:, None] * dim + o_channel[None, :], b_value, mask=m_value)
+
+
+@triton.jit
+def gather_pixels_link_kernel(
+    p_index, p_ends, p_features_grad, num_rows, numel, LINKS: tl.constexpr, VALUES: tl.constexpr
+):
+    """Set the gradient to zero, and for each pixel that has rows ends[0] to num_rows − its first, ends[1] to its last +
+    1; both are 0 before.
+    """
+    i_part = tl.program_id(0).to(tl.int64)
+    o_value = i_part * VALUES + tl.arange(0, VALUES)
+    tl.store(p_features_grad + o_value, tl.zeros((VALUES,), p_features_grad.dtype.element_ty), mask=o_value < numel)
+    if i_part * LINKS < num_rows:
+        o_row = i_part * LINKS + tl.arange(0, LINKS)
+        b_pixel = tl.load(p_index + o_row, mask=o_row < num_rows, other=-1)
+        p_end = p_ends + b_pixel * 2
+        tl.atomic_max(p_end, (num_rows - o_row).to(tl.int32), mask=b_pixel >= 0, sem="relaxed")
+        tl.atomic_max(p_end + 1, (o_row + 1).to(tl.int32), mask=b_pixel >= 0, sem="relaxed")
 
 
 @triton.jit
 def gather_pixels_bwd_kernel(
     p_grad,
-    p_sorted,
-    p_source,
+    p_index,
+    p_ends,
     p_features_grad,
     num_rows,
     dim,
@@ -56,29 +84,30 @@ def gather_pixels_bwd_kernel(
     stride_b,
     stride_p,
     stride_d,
+    SCAN: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """The program at the first of a pixel's rows adds them all; the others have nothing to do."""
     i_row = tl.program_id(0)
-    pixel = tl.load(p_sorted + i_row)
-    before = tl.load(p_sorted + i_row - 1, mask=i_row > 0, other=-1)
-    if (pixel >= 0) & (pixel != before):
+    pixel = tl.load(p_index + i_row)
+    first = num_rows - tl.load(p_ends + tl.maximum(pixel, 0) * 2)
+    if (pixel >= 0) & (first == i_row):
+        end = tl.load(p_ends + pixel * 2 + 1)
         o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         m_channel = o_channel < dim
         b_sum = tl.zeros((CHANNELS,), tl.float32)
-        start = i_row
-        more = True
-        while more:
-            o_row = start + tl.arange(0, ROWS)
-            m_row = o_row < num_rows
-            m_same = tl.load(p_sorted + o_row, mask=m_row, other=-1) == pixel
-            o_source = tl.load(p_source + o_row, mask=m_same, other=0)
-            p_value = p_grad + o_source[:, None] * dim + o_channel[None, :]
-            b_value = tl.load(p_value, mask=m_same[:, None] & m_channel[None, :], other=0)
-            b_sum += tl.sum(b_value.to(tl.float32), 0)
-            start += ROWS
-            more = tl.min(m_same.to(tl.int32), 0) > 0
+        for start in range(i_row, end, SCAN):
+            o_scan = start + tl.arange(0, SCAN)
+            m_scan = tl.load(p_index + o_scan, mask=o_scan < end, other=-1) == pixel
+            if tl.max(m_scan.to(tl.int32), 0) > 0:
+                for begin in range(start, tl.minimum(start + SCAN, end), ROWS):
+                    o_row = begin + tl.arange(0, ROWS)
+                    m_same = tl.load(p_index + o_row, mask=o_row < end, other=-1) == pixel
+                    if tl.max(m_same.to(tl.int32), 0) > 0:
+                        p_value = p_grad + o_row.to(tl.int64)[:, None] * dim + o_channel[None, :]
+                        b_value = tl.load(p_value, mask=m_same[:, None] & m_channel[None, :], other=0)
+                        b_sum += tl.sum(b_value.to(tl.float32), 0)
         p_out = p_features_grad + row_offset(pixel.to(tl.int32), per_image, stride_b, stride_p)
         b_out = b_sum.to(p_features_grad.dtype.element_ty)
         tl.store(p_out + o_channel.to(tl.int64) * stride_d, b_out, mask=m_channel)
@@ -111,24 +140,25 @@ def gather_pixels_backward(
     shape: Sequence[int],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Gradient of the features, (B, D, h, w) or (R, D), in the dtype of ``grad`` (…, D): each pixel's rows added up.
-
-    A stable sort brings the rows of a pixel together in the order of ``index``, so the sum's order is fixed.
-    """
-    grad, dim = grad.contiguous(), shape[1]
+    """Gradient of the features, (B, D, h, w) or (P, D), in the dtype of ``grad`` (…, D): each pixel's rows added up."""
+    grad, index, dim = grad.contiguous(), index.contiguous(), shape[1]
     features_grad = torch.empty(tuple(shape), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
-    features_grad.zero_()
-    in_order, source = index.flatten().sort(stable=True)
+    rows, numel = index.numel(), features_grad.numel()
+    ends = torch.zeros((numel // dim, 2), dtype=torch.int32, device=grad.device)
     channels = min(CHANNELS, triton.next_power_of_2(dim))
     with guard(grad):
-        gather_pixels_bwd_kernel[(index.numel(), triton.cdiv(dim, channels))](
+        gather_pixels_link_kernel[(max(triton.cdiv(numel, VALUES), triton.cdiv(rows, LINKS)),)](
+            index, ends, features_grad, rows, numel, LINKS=LINKS, VALUES=VALUES, num_warps=4
+        )
+        gather_pixels_bwd_kernel[(rows, triton.cdiv(dim, channels))](
             grad,
-            in_order,
-            source,
+            index,
+            ends,
             features_grad,
-            index.numel(),
+            rows,
             dim,
             *_rows.rows(features_grad),
+            SCAN=SCAN,
             ROWS=ROWS,
             CHANNELS=channels,
             num_warps=2,

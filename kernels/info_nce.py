@@ -67,6 +67,7 @@ def info_nce_anchor_kernel(
     dim,
     scale,
     GRAD: tl.constexpr,
+    DRAWN: tl.constexpr,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
 ):
@@ -88,6 +89,8 @@ def info_nce_anchor_kernel(
         for start in range(0, num_negatives, KEYS):
             o_key = start + tl.arange(0, KEYS)
             b_slot = tl.load(p_indices + i_row * num_negatives + o_key, mask=o_key < num_negatives, other=-1)
+            if DRAWN:
+                b_slot = (b_slot * fill) >> 32
             m_key = (b_slot >= 0) & (b_slot < fill)
             p_key = p_bank + (first + b_slot)[:, None] * dim + o_dim[None, :]
             b_key = tl.load(p_key, mask=m_key[:, None] & m_dim[None, :], other=0).to(tl.float32)
@@ -124,6 +127,7 @@ def info_nce_part_kernel(
     scale,
     GRAD: tl.constexpr,
     INDEXED: tl.constexpr,
+    DRAWN: tl.constexpr,
     DOT: tl.constexpr,
     ANCHORS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -155,6 +159,8 @@ def info_nce_part_kernel(
             o_key = start + tl.arange(0, KEYS)
             if INDEXED:
                 b_slot = tl.load(p_indices + i_class * num_negatives + o_key, mask=o_key < end, other=-1)
+                if DRAWN:
+                    b_slot = (b_slot * fill) >> 32
                 m_key = (b_slot >= 0) & (b_slot < fill)
             else:
                 b_slot = o_key
@@ -278,10 +284,11 @@ def info_nce_forward(
     negatives: str,
     temperature: float,
     need_grad: bool = True,
+    drawn: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``reference.info_nce`` and its gradient with respect to the anchors, fp32 (C, M, D), empty unless ``need_grad``.
 
-    A slot outside what the class holds counts as no negative.
+    A slot outside what the class holds counts as no negative. ``drawn``: ``indices`` are draws.
     """
     classes, num_anchors, dim = anchors.shape
     block = max(16, triton.next_power_of_2(dim))
@@ -305,6 +312,7 @@ def info_nce_forward(
                 dim,
                 scale,
                 GRAD=need_grad,
+                DRAWN=drawn,
                 KEYS=max(1, min(64, warp_values // block)),
                 DIM=block,
                 num_warps=max(1, block // 512),
@@ -329,6 +337,7 @@ def info_nce_forward(
             scale,
             GRAD=need_grad,
             INDEXED=negatives == "shared",
+            DRAWN=drawn,
             DOT=dot_dtype(bank.dtype),
             ANCHORS=table.anchors,
             KEYS=table.keys,

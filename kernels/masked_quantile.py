@@ -1,10 +1,13 @@
 """Exact selection by radix: four passes over order-preserving 32-bit keys, eight bits each, without a host sync.
 
 A pass counts, per digit, the keys that begin with the digits found so far, for the lower and the upper neighbour of the
-wanted position at once; then one small program picks the digit that holds each. Counts are integers, so their order of
-addition cannot matter, and over several processes they are simply all-reduced between the two. Eight bits and not
-eleven: the cost of ``tl.histogram`` grows with its bins, and four cheap passes read from L2.
+wanted position at once; then the program that finishes last picks the digit that holds each. Counts are integers, so
+their order of addition cannot matter. Over several processes they are all-reduced before that, and a launch of its own
+picks. Eight bits and not eleven: the cost of ``tl.histogram`` grows with its bins, and four cheap passes read from L2.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -38,55 +41,6 @@ def key_to_float(key):
 
 
 @triton.jit
-def masked_quantile_count_kernel(
-    p_x,
-    p_mask,
-    p_state,
-    p_count,
-    numel,
-    LEVEL: tl.constexpr,
-    NONNEGATIVE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BITS: tl.constexpr,
-    BINS: tl.constexpr,
-):
-    """count[0] and count[1] += digits of the keys that begin as the lower, upper neighbour does; at level 0 count[1, 0]
-    counts NaN. ``NONNEGATIVE``: no mask, negative elements are left out.
-    """
-    SHIFT: tl.constexpr = 32 - BITS * (LEVEL + 1)
-    low_prefix = tl.load(p_state + 0)
-    high_prefix = tl.load(p_state + 2)
-    b_low = tl.zeros((BINS,), tl.int32)
-    b_high = tl.zeros((BINS,), tl.int32)
-    num_nan = 0
-    for i_block in range(tl.program_id(0), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
-        o_x = i_block * BLOCK + tl.arange(0, BLOCK)  # fits int32: at most 2³⁰ elements
-        m_x = o_x < numel
-        b_x = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32)
-        if NONNEGATIVE:
-            m_x = m_x & (b_x >= 0)
-        else:
-            m_x = m_x & (tl.load(p_mask + o_x, mask=m_x, other=0) != 0)
-        key = order_preserving_key(b_x)
-        digit = ((key >> SHIFT) & (BINS - 1)).to(tl.int32)
-        if LEVEL == 0:
-            b_low += tl.histogram(digit, BINS, mask=m_x)
-            num_nan += tl.sum((m_x & (b_x != b_x)).to(tl.int32))
-        else:
-            prefix = (key >> (SHIFT + BITS)).to(tl.int64)
-            b_low += tl.histogram(digit, BINS, mask=m_x & (prefix == low_prefix))
-            if high_prefix != low_prefix:
-                b_high += tl.histogram(digit, BINS, mask=m_x & (prefix == high_prefix))
-    o_bin = tl.arange(0, BINS)
-    tl.atomic_add(p_count + o_bin, b_low, mask=b_low > 0)
-    if LEVEL == 0:
-        if num_nan > 0:
-            tl.atomic_add(p_count + BINS, num_nan)
-    elif high_prefix != low_prefix:
-        tl.atomic_add(p_count + BINS + o_bin, b_high, mask=b_high > 0)
-
-
-@triton.jit
 def descend(p_count, prefix, rank, BITS: tl.constexpr, BINS: tl.constexpr):
     """Extend a prefix by the digit that holds the key of this rank; the rank becomes that within the digit."""
     o_bin = tl.arange(0, BINS)
@@ -97,7 +51,7 @@ def descend(p_count, prefix, rank, BITS: tl.constexpr, BINS: tl.constexpr):
 
 
 @triton.jit
-def masked_quantile_select_kernel(
+def select_digit(
     p_count,
     p_state,
     p_q,
@@ -110,7 +64,8 @@ def masked_quantile_select_kernel(
     BINS: tl.constexpr,
 ):
     """One digit further for both neighbours; after the last the result. ``SMALLEST``: the min(k, n)-th smallest, 0 if
-    there is none, instead of the quantile q. state = (lower prefix, rank, upper prefix, rank, n, number of NaN).
+    there is none, instead of the quantile q. state = (lower prefix, rank, upper prefix, rank, n, number of NaN,
+    programs that have counted).
     """
     if LEVEL == 0:
         count = tl.sum(tl.load(p_count + tl.arange(0, BINS)).to(tl.int64))
@@ -156,47 +111,129 @@ def masked_quantile_select_kernel(
         tl.store(p_state + 3, high_rank)
 
 
-def select(x: Tensor, mask: Tensor | None, q: Tensor | None, k: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The q-quantile of ``x[mask]``, or with no mask and no q the min(k, n)-th smallest of the n elements ≥ 0."""
+@triton.jit
+def masked_quantile_count_kernel(
+    p_x,
+    p_mask,
+    p_state,
+    p_count,
+    p_q,
+    p_result,
+    numel,
+    k,
+    LEVEL: tl.constexpr,
+    LAST: tl.constexpr,
+    NONNEGATIVE: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    SELECT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BITS: tl.constexpr,
+    BINS: tl.constexpr,
+):
+    """count[0] and count[1] += digits of the keys that begin as the lower, upper neighbour does; at level 0 count[1, 0]
+    counts NaN. ``NONNEGATIVE``: no mask, negative elements are left out. ``SELECT``: the last program goes on with
+    ``select_digit``.
+    """
+    SHIFT: tl.constexpr = 32 - BITS * (LEVEL + 1)
+    low_prefix = tl.load(p_state + 0)
+    high_prefix = tl.load(p_state + 2)
+    b_low = tl.zeros((BINS,), tl.int32)
+    b_high = tl.zeros((BINS,), tl.int32)
+    num_nan = 0
+    for i_block in range(tl.program_id(0), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
+        o_x = i_block * BLOCK + tl.arange(0, BLOCK)  # fits int32: at most 2³⁰ elements
+        m_x = o_x < numel
+        b_x = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32)
+        if NONNEGATIVE:
+            m_x = m_x & (b_x >= 0)
+        else:
+            m_x = m_x & (tl.load(p_mask + o_x, mask=m_x, other=0) != 0)
+        key = order_preserving_key(b_x)
+        digit = ((key >> SHIFT) & (BINS - 1)).to(tl.int32)
+        if LEVEL == 0:
+            b_low += tl.histogram(digit, BINS, mask=m_x)
+            num_nan += tl.sum((m_x & (b_x != b_x)).to(tl.int32))
+        else:
+            prefix = (key >> (SHIFT + BITS)).to(tl.int64)
+            b_low += tl.histogram(digit, BINS, mask=m_x & (prefix == low_prefix))
+            if high_prefix != low_prefix:
+                b_high += tl.histogram(digit, BINS, mask=m_x & (prefix == high_prefix))
+    o_bin = tl.arange(0, BINS)
+    tl.atomic_add(p_count + o_bin, b_low, mask=b_low > 0)
+    if LEVEL == 0:
+        if num_nan > 0:
+            tl.atomic_add(p_count + BINS, num_nan)
+    elif high_prefix != low_prefix:
+        tl.atomic_add(p_count + BINS + o_bin, b_high, mask=b_high > 0)
+    if SELECT:
+        tl.debug_barrier()  # every lane has counted
+        counted = tl.atomic_add(p_state + 6, 1, sem="acq_rel", scope="gpu")
+        if counted == (LEVEL + 1) * tl.num_programs(0) - 1:
+            select_digit(p_count, p_state, p_q, p_result, k, LEVEL, LAST, SMALLEST, BITS, BINS)
+
+
+@triton.jit
+def masked_quantile_select_kernel(
+    p_count,
+    p_state,
+    p_q,
+    p_result,
+    k,
+    LEVEL: tl.constexpr,
+    LAST: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    BITS: tl.constexpr,
+    BINS: tl.constexpr,
+):
+    select_digit(p_count, p_state, p_q, p_result, k, LEVEL, LAST, SMALLEST, BITS, BINS)
+
+
+def select(
+    x: Tensor, mask: Tensor | None, q: Tensor | None, k: int, all_reduce: Callable[[Tensor], object] | None = None
+) -> Tensor:
+    """The q-quantile of ``x[mask]``, or with no mask and no q the min(k, n)-th smallest of the n elements ≥ 0.
+
+    ``all_reduce`` adds up the counts of all processes, in place.
+    """
     if x.numel() > 2**30:
         raise ValueError(f"x: the triton backend takes up to 2**30 elements, got {x.numel()}")
-    counts = torch.zeros((LEVELS, 2, BINS.value), dtype=torch.int32, device=x.device)
-    state = torch.zeros(6, dtype=torch.int64, device=x.device)
+    bins = 2 * BINS.value
+    memory = torch.zeros(LEVELS * bins // 2 + 7, dtype=torch.int64, device=x.device)
+    counts, state = memory[:-7].view(torch.int32).view(LEVELS, bins), memory[-7:]
     result = torch.empty((), dtype=torch.float32, device=x.device)
     programs = min(PROGRAMS, triton.cdiv(x.numel(), BLOCK))
     for level in range(LEVELS):
+        of_level = {
+            "LEVEL": level,
+            "LAST": level == LEVELS - 1,
+            "SMALLEST": q is None,
+            "BITS": BITS.value,
+            "BINS": BINS.value,
+            "num_warps": NUM_WARPS,
+        }
         with _cells.guard(x):
             masked_quantile_count_kernel[(programs,)](
                 x,
                 x if mask is None else mask.view(torch.uint8),
                 state,
                 counts[level],
-                x.numel(),
-                LEVEL=level,
-                NONNEGATIVE=mask is None,
-                BLOCK=BLOCK,
-                BITS=BITS.value,
-                BINS=BINS.value,
-                num_warps=NUM_WARPS,
-            )
-            if group is not None:
-                dist.all_reduce(counts[level], group=group)
-            masked_quantile_select_kernel[(1,)](
-                counts[level],
-                state,
                 result if q is None else q,
                 result,
+                x.numel(),
                 k,
-                LEVEL=level,
-                LAST=level == LEVELS - 1,
-                SMALLEST=q is None,
-                BITS=BITS.value,
-                BINS=BINS.value,
-                num_warps=NUM_WARPS,
+                NONNEGATIVE=mask is None,
+                SELECT=all_reduce is None,
+                BLOCK=BLOCK,
+                **of_level,
             )
+            if all_reduce is not None:
+                all_reduce(counts[level])
+                masked_quantile_select_kernel[(1,)](
+                    counts[level], state, result if q is None else q, result, k, **of_level
+                )
     return result
 
 
 def masked_quantile(x: Tensor, mask: Tensor, q: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """0-d fp32."""
-    return select(x, mask, q, 0, group)
+    return select(x, mask, q, 0, None if group is None else functools.partial(dist.all_reduce, group=group))

@@ -1,4 +1,4 @@
-"""Appending keys to a ring per class: block counts, one running sum, the state of each ring, then tiles of pixels.
+"""Appending keys to a ring per class: counts of blocks and their running sums, the state of each ring, tiles of pixels.
 
 What it must move: the row of each pixel that has a kept key is read once (D features), each kept key is written once
 (D elements of the bank), and the mask is read (4 bytes a pixel and word). A program of ``ring_push_write_kernel`` holds
@@ -7,9 +7,9 @@ most lanes of a round have a row to write. Beyond the least, it moves the mask a
 for each class and block of 128 pixels, and in planes the pixels beside those that are wanted: with 21 classes less
 than 1 % of what the rows take.
 
-The running sum numbers all keys of a push, class after class. ``kept_from`` is the number of a class's oldest key that
-is kept, ``position`` the slot of that key: one 64-bit modulo a class. Any other kept key lies as many slots further as
-its number is higher, and begins again at the ring's start where it would pass the end.
+The keys of a push are numbered within their class. ``kept_from`` is the number of the oldest one that is kept,
+``position`` its slot: one 64-bit modulo a class. Any other kept key lies as many slots further as its number is higher,
+and begins again at the ring's start where it would pass the end.
 """
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _counting, _rows
 from ._cells import guard
-from ._counting import BLOCK, TILE, class_range, membership
+from ._counting import BLOCK, TILE, membership
 
 ELEMENTS = 8192  # of the rows that a program holds
 PIXELS = 32  # whose rows it holds, at most
@@ -29,34 +29,37 @@ EPS = tl.constexpr(1e-12)
 
 @triton.jit
 def ring_push_advance_kernel(
-    p_offsets, p_pushed, p_gate, p_running, p_kept_from, p_position, num_blocks, num_classes, HAS_GATE: tl.constexpr
+    p_offsets, p_pushed, p_gate, p_total, p_kept_from, p_position, num_classes, HAS_GATE: tl.constexpr
 ):
     """Where the keys of each class go, before any is written; and the counter of each class, moved on."""
     o_class = tl.program_id(0) * TILE + tl.arange(0, TILE)
     m_class = o_class < num_classes
-    b_first, b_end = class_range(p_running, o_class, m_class, num_blocks)
+    b_keys = tl.load(p_total + o_class, mask=m_class, other=0).to(tl.int64)
     b_offset = tl.load(p_offsets + o_class, mask=m_class, other=0)
     b_capacity = tl.load(p_offsets + o_class + 1, mask=m_class, other=0) - b_offset
     b_pushed = tl.load(p_pushed + o_class, mask=m_class, other=0)
-    b_kept_from = tl.maximum(b_first, b_end - b_capacity)
-    b_start = (b_pushed + b_kept_from - b_first) % tl.maximum(b_capacity, 1)
-    b_keys = b_end - b_first
+    b_kept_from = tl.maximum(b_keys - b_capacity, 0)
+    b_start = (b_pushed + b_kept_from) % tl.maximum(b_capacity, 1)
     if HAS_GATE:
         m_open = tl.load(p_gate) != 0
-        b_kept_from = tl.where(m_open, b_kept_from, b_end)
+        b_kept_from = tl.where(m_open, b_kept_from, b_keys)
         b_keys = tl.where(m_open, b_keys, 0)
-    tl.store(p_kept_from + o_class, b_kept_from, mask=m_class)
+    tl.store(p_kept_from + o_class, b_kept_from.to(tl.int32), mask=m_class)
     tl.store(p_position + o_class, b_offset + b_start, mask=m_class)
     tl.store(p_pushed + o_class, b_pushed + b_keys, mask=m_class)
 
 
 @triton.jit
-def wanted_words(p_mask, p_running, p_kept_from, o_pixel, m_pixel, i_block, num_blocks, i_tile, num_tiles, num_classes):
+def wanted_words(
+    p_mask, p_before, p_total, p_kept_from, o_pixel, m_pixel, i_block, num_blocks, i_tile, num_tiles, num_classes
+):
     """Words of the mask, without the classes of which the block has no key that is kept."""
     o_bit = tl.arange(0, TILE)
     o_class = i_tile * TILE + o_bit
     m_class = o_class < num_classes
-    b_end = tl.load(p_running + o_class.to(tl.int64) * num_blocks + i_block, mask=m_class, other=0)
+    b_end = tl.load(p_total + o_class, mask=m_class, other=0)
+    if i_block + 1 < num_blocks:
+        b_end = tl.load(p_before + o_class.to(tl.int64) * num_blocks + i_block + 1, mask=m_class, other=0)
     m_open = b_end > tl.load(p_kept_from + o_class, mask=m_class, other=0)
     b_word = tl.load(p_mask + o_pixel.to(tl.int64) * num_tiles + i_tile, mask=m_pixel, other=0)
     return b_word & tl.sum(m_open.to(tl.int32) << o_bit, 0)
@@ -64,16 +67,15 @@ def wanted_words(p_mask, p_running, p_kept_from, o_pixel, m_pixel, i_block, num_
 
 @triton.jit
 def kept_slots(
-    p_mask, p_counts, p_running, p_kept_from, p_position, p_offsets, b_word, first, i_block, num_blocks, i_tile,
-    num_tiles, num_classes, BLOCK: tl.constexpr,
+    p_mask, p_before, p_kept_from, p_position, p_offsets, b_word, first, i_block, num_blocks, i_tile, num_tiles,
+    num_classes, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(PIXELS, 32): the slot of each key; and for each pixel the word of those that are kept."""
     o_bit = tl.arange(0, TILE)
     o_class = i_tile * TILE + o_bit
     m_class = o_class < num_classes
-    o_count = o_class.to(tl.int64) * num_blocks + i_block
-    b_number = tl.load(p_running + o_count, mask=m_class, other=0) - tl.load(p_counts + o_count, mask=m_class, other=0)
-    b_age = (b_number - tl.load(p_kept_from + o_class, mask=m_class, other=0)).to(tl.int32)
+    b_age = tl.load(p_before + o_class.to(tl.int64) * num_blocks + i_block, mask=m_class, other=0)
+    b_age -= tl.load(p_kept_from + o_class, mask=m_class, other=0)
     for start in range(i_block * BLOCK, first, EARLIER):
         o_earlier = start + tl.arange(0, EARLIER)
         b_age += tl.sum(membership(p_mask, o_earlier, o_earlier < first, i_tile, num_tiles, True), 0)
@@ -95,8 +97,8 @@ def ring_push_write_kernel(
     p_offsets,
     p_features,
     p_mask,
-    p_counts,
-    p_running,
+    p_before,
+    p_total,
     p_kept_from,
     p_position,
     num_parts,
@@ -126,8 +128,9 @@ def ring_push_write_kernel(
     b_wanted = tl.zeros((PIXELS,), tl.int32)
     for i_tile in range(num_tiles):
         b_wanted |= wanted_words(
-            p_mask, p_running, p_kept_from, o_pixel, m_pixel, i_last_block, num_blocks, i_tile, num_tiles, num_classes
-        )
+            p_mask, p_before, p_total, p_kept_from, o_pixel, m_pixel, i_last_block, num_blocks, i_tile, num_tiles,
+            num_classes,
+        )  # fmt: skip
     m_wanted = b_wanted != 0
     if tl.max(m_wanted.to(tl.int32), 0) > 0:
         o_channel = tl.arange(0, CHANNELS)
@@ -140,13 +143,13 @@ def ring_push_write_kernel(
         b_key = (b_key * (1 / b_norm)[None, :]).to(p_bank.dtype.element_ty)
         for i_tile in range(num_tiles):
             b_word = wanted_words(
-                p_mask, p_running, p_kept_from, o_pixel, m_pixel, i_last_block, num_blocks, i_tile, num_tiles,
+                p_mask, p_before, p_total, p_kept_from, o_pixel, m_pixel, i_last_block, num_blocks, i_tile, num_tiles,
                 num_classes,
             )  # fmt: skip
             if tl.max((b_word != 0).to(tl.int32), 0) > 0:
                 b_slot, b_left = kept_slots(
-                    p_mask, p_counts, p_running, p_kept_from, p_position, p_offsets, b_word, first, i_block,
-                    num_blocks, i_tile, num_tiles, num_classes, BLOCK,
+                    p_mask, p_before, p_kept_from, p_position, p_offsets, b_word, first, i_block, num_blocks, i_tile,
+                    num_tiles, num_classes, BLOCK,
                 )  # fmt: skip
                 while tl.max((b_left != 0).to(tl.int32), 0) > 0:
                     b_bit = b_left & -b_left  # one class of each pixel that has any left
@@ -173,8 +176,8 @@ def ring_push(
     num_pixels, num_tiles = mask.shape
     num_classes, dim = pushed.numel(), bank.shape[1]
     counts = _counting.count(mask, num_classes)
-    num_blocks = counts.per_block.shape[1]
-    kept_from, position = torch.empty_like(pushed), torch.empty_like(pushed)
+    num_blocks = counts.before.shape[1]
+    kept_from, position = torch.empty_like(counts.total), torch.empty_like(pushed)
     channels = triton.next_power_of_2(dim)
     pixels = min(PIXELS, max(1, ELEMENTS // channels))
     strides = _rows.rows(features)
@@ -184,10 +187,9 @@ def ring_push(
             offsets,
             pushed,
             mask if gate is None else gate.view(torch.uint8),
-            counts.running,
+            counts.total,
             kept_from,
             position,
-            num_blocks,
             num_classes,
             HAS_GATE=gate is not None,
             num_warps=1,

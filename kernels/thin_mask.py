@@ -1,4 +1,4 @@
-"""Systematic thinning of a class's keys, in integers: block counts, one running sum, then every block on its own.
+"""Systematic thinning of a class's keys, in integers: block counts, their running sums, then every block on its own.
 
 ⌊((r+1)k+v)/n⌋ > ⌊(rk+v)/n⌋ says the same as ((rk+v) mod n) + k ≥ n, since k ≤ n: one remainder a key. A block takes
 the remainder at its first key in full 64-bit; from there a key of local rank j needs (that + j·k) mod n, a number so
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _counting
 from ._cells import guard
-from ._counting import BLOCK, TILE, class_range, membership
+from ._counting import BLOCK, TILE, membership
 
 
 @triton.jit
@@ -20,8 +20,8 @@ def thin_mask_fwd_kernel(
     p_mask,
     p_max_keys,
     p_draw,
-    p_counts,
-    p_running,
+    p_before,
+    p_total,
     p_thinned,
     num_pixels,
     num_classes,
@@ -36,11 +36,9 @@ def thin_mask_fwd_kernel(
     o_class = i_tile * TILE + o_bit
     m_class = o_class < num_classes
 
-    b_first, b_end = class_range(p_running, o_class, m_class, num_blocks)
     o_count = o_class.to(tl.int64) * num_blocks + i_block
-    b_before = tl.load(p_running + o_count, mask=m_class, other=0) - b_first
-    b_before -= tl.load(p_counts + o_count, mask=m_class, other=0)  # rank of the block's first key
-    b_total = b_end - b_first
+    b_before = tl.load(p_before + o_count, mask=m_class, other=0).to(tl.int64)  # rank of the block's first key
+    b_total = tl.load(p_total + o_class, mask=m_class, other=0).to(tl.int64)
     b_limit = tl.load(p_max_keys + o_class, mask=m_class, other=0)
     b_keep = tl.where(b_limit > 0, tl.minimum(b_limit, b_total), b_total)
     b_shift = (tl.load(p_draw + o_class, mask=m_class, other=0) * b_total) >> 32
@@ -61,7 +59,7 @@ def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
     counts = _counting.count(mask, num_classes)
     thinned = torch.empty_like(mask)
     with guard(mask):
-        thin_mask_fwd_kernel[(counts.per_block.shape[1], mask.shape[1])](
+        thin_mask_fwd_kernel[(counts.before.shape[1], mask.shape[1])](
             mask,
             max_keys.contiguous(),
             draw.contiguous(),

@@ -33,7 +33,16 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Callable[[], object]]:
     """The host functions as the ops call them; only shapes, dtypes and strides matter."""
-    from u2pl_fast.kernels import class_sample, class_sum, contrast_masks, gather_pixels, info_nce, ring_push, thin_mask
+    from u2pl_fast.kernels import (
+        class_sample,
+        class_sum,
+        contrast_masks,
+        contrastive_loss,
+        gather_pixels,
+        info_nce,
+        ring_push,
+        thin_mask,
+    )
 
     def maps(channels: int) -> torch.Tensor:
         return torch.empty(w.images, channels, *w.grid, dtype=dtype, memory_format=layout)
@@ -43,7 +52,8 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     per_class, draws = torch.zeros(w.classes, dtype=torch.int64), torch.zeros(w.classes, w.anchors, dtype=torch.int64)
     ranks = dict(num_labeled=w.images // 2, low_rank=3, high_rank=20, positive_threshold=0.3)
     labels = flags.to(torch.uint8 if w.classes <= 255 else torch.int16)
-    yield lambda: contrast_masks.contrast_masks(maps(w.classes), labels, flags, flags, **ranks)
+    errors = torch.zeros(1, dtype=torch.int32)
+    yield lambda: contrast_masks.contrast_masks(maps(w.classes), labels, flags, flags, errors, **ranks)
     words = torch.zeros(flags.numel(), -(-w.classes // 32), dtype=torch.int32)
     yield lambda: thin_mask.thin_mask(words, per_class, per_class)
     yield lambda: class_sample.class_sample(anchor_label, w.classes, draws)
@@ -54,6 +64,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     ring = (torch.empty(w.rows, w.dim, dtype=dtype), torch.zeros(w.classes + 1, dtype=torch.int64), per_class)
     for gate in (None, flags[0, 0, 0]):
         yield lambda gate=gate: ring_push.ring_push(*ring, maps(w.dim), words, gate=gate)
+    yield lambda: contrastive_loss.class_weight(per_class, ring[1], per_class, per_class)
     centres = torch.zeros(w.classes, w.dim)
     for mode, shape in (
         ("per_anchor", (*draws.shape, w.negatives)),
@@ -62,5 +73,6 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     ):
         indices = torch.zeros(shape, dtype=torch.int64) if shape else None
         for anchors, need_grad in ((rows, True), (rows.float(), True), (rows.float(), False)):
-            arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad)
+            drawn = need_grad and mode != "full"
+            arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad, drawn)
             yield lambda arguments=arguments: info_nce.info_nce_forward(*arguments)

@@ -23,15 +23,18 @@ from launches import TARGETS, compile_launch, launches_of, resources  # noqa: E4
 BUDGET = {
     "contrast_masks_fwd_kernel": (160, 1024),
     "block_counts_kernel": (48, 1024),
+    "running_counts_kernel": (64, 1024),
     "class_order_kernel": (128, 24 * 1024),
     "thin_mask_fwd_kernel": (192, 24 * 1024),
     "class_sample_fwd_kernel": (48, 0),
     "class_sum_fwd_kernel": (192, 2048),
     "class_sum_merge_kernel": (128, 2048),
     "gather_pixels_fwd_kernel": (96, 0),
+    "gather_pixels_link_kernel": (48, 0),
     "gather_pixels_bwd_kernel": (96, 2048),
     "ring_push_advance_kernel": (48, 0),
     "ring_push_write_kernel": (168, 36 * 1024),
+    "contrastive_loss_weight_kernel": (64, 1024),
     "info_nce_anchor_kernel": (192, 1024),
     "info_nce_part_kernel": (255, 96 * 1024),
     "info_nce_merge_kernel": (96, 1024),
@@ -72,7 +75,7 @@ def test_half_banks_use_tensor_cores() -> None:
 @pytest.mark.parametrize(("layout", "load"), [(LAYOUTS[0], "ld.global.b32"), (LAYOUTS[1], "ld.global.v4.b32")], ids=str)
 def test_ring_push_reads_and_writes_whole_rows(layout: torch.memory_format, load: str) -> None:
     """Lanes of a warp follow the pixels of a plane, or 16 bytes each the channels of a row; every store is 16 bytes."""
-    launches = launches_of(*calls(VOC, torch.float32, layout))
+    launches = launches_of(*calls(VOC, torch.float32, layout), target="sm_90")
     (write,) = [x for x in launches if x.kernel.__name__ == "ring_push_write_kernel"]
     kernel = compile_launch(write, "sm_90")
     assert set(re.findall(r"st\.global[\w.]*", kernel.asm["ptx"])) == {"st.global.v4.b32"}

@@ -285,3 +285,13 @@ def test_channels_last_half_precision_is_read_in_place(key_encoder):
         and math.prod(event.input_shapes[0]) >= smallest
     ]
     assert not moved
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_maps_reach_the_grid_by_the_rule_of_the_reference(align_corners):
+    criterion = U2PLCriterion(5, None, align_corners=align_corners)
+    for size, grid in (((13, 9), (4, 3)), ((9, 13), (4, 3)), ((13, 9), (1, 5)), ((13, 9), (4, 3)), ((2, 2), (2, 2))):
+        x = torch.randint(0, 99, (3, *size), dtype=torch.uint8)
+        for maps in (x, x > 50, x.transpose(1, 2).contiguous().transpose(1, 2), x[:0]):
+            expected = reference.sample_to_grid(maps, grid, align_corners=align_corners)
+            assert torch.equal(criterion._to_grid(maps, grid), expected)

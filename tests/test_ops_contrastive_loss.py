@@ -112,6 +112,34 @@ def test_nothing_labelled_nothing_reliable(backend: str, device: torch.device) -
     assert not result.anchors.any() and not result.negatives.any()
 
 
+@pytest.mark.parametrize("anchors", [[0, 3, 2, 0], [0, 0, 5, 0]], ids=str)
+def test_classes_with_anchor_and_key_share_the_weight(anchors: list[int], backend: str, device: torch.device) -> None:
+    anchors = torch.tensor(anchors, device=device)
+    offsets = torch.tensor([0, 4, 6, 6, 9], device=device)  # class 2 has no room for a key
+    pushed, before = torch.tensor([4, 9, 1, 0], device=device), torch.tensor([4, 5, 1, 0], device=device)
+    weight, active, taken = torch.ops.u2pl_fast.class_weight(anchors, offsets, pushed, before)
+    assert weight.tolist() == [0, min(1, int(anchors[1])), 0, 0]
+    assert active == weight.sum() and taken.tolist() == [0, 4, 0, 0]
+
+
+def test_weights_of_many_classes(backend: str, device: torch.device) -> None:
+    classes = 2500
+    offsets, pushed = torch.arange(classes + 1, device=device), torch.ones(classes, dtype=torch.int64, device=device)
+    anchors = (torch.arange(classes, device=device) % 5 > 0).long()
+    weight, active, taken = torch.ops.u2pl_fast.class_weight(anchors, offsets, pushed, torch.zeros_like(pushed))
+    assert active == 2000 and torch.equal(weight, anchors / 2000) and taken.sum() == classes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_opcheck(dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    masks = ops.contrast_masks(*make_maps(BATCH).to(device), **settings(BATCH))
+    keys, bank = make_features(BATCH, DIM, dtype).to(device), make_bank().to(device)
+    arguments = (keys, masks.anchor_label, make_draws().anchors.to(device))
+    torch.library.opcheck(torch.ops.u2pl_fast.sum_and_sample, arguments)
+    arguments = (masks.anchors, bank.offsets, bank.pushed, bank.pushed.clone())
+    torch.library.opcheck(torch.ops.u2pl_fast.class_weight, arguments)
+
+
 def test_compiles_whole(backend: str, device: torch.device) -> None:
     maps = make_maps(BATCH).to(device)
     draws = ops.ContrastiveDraws(*(x.to(device) for x in make_draws()))

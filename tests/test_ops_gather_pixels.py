@@ -52,6 +52,18 @@ def test_one_pixel_and_none(layout: str, backend: str, device: torch.device) -> 
         assert torch.equal(actual.double(), expected)
 
 
+def test_rows_of_a_pixel_far_apart(backend: str, device: torch.device) -> None:
+    """Small integers have exact sums, so any row that is forgotten or added twice shows."""
+    features = make_features(BATCH, 3).to(device)
+    index = torch.full((1000,), -1)
+    index[[0, 1, 63, 64, 500, 999]] = 5
+    index[[2, 130, 131]] = 104
+    index[700:740] = 6
+    grad = torch.randint(-8, 8, (1000, 3), generator=generator()).float()
+    _, actual, expected = both(features, index.to(device), grad.to(device))
+    assert torch.equal(actual.double(), expected)
+
+
 def test_shape_of_the_index(backend: str, device: torch.device) -> None:
     features = make_features(BATCH, 6).to(device)
     assert ops.gather_pixels(features, torch.tensor(3, device=device)).shape == (6,)

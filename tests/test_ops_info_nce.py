@@ -150,6 +150,19 @@ def test_full_is_per_anchor_with_every_slot_named(backend: str, device: torch.de
         assert_close(grad, named_grad, 1e-5, "gradient")
 
 
+@pytest.mark.parametrize("mode", ["per_anchor", "shared"])
+@pytest.mark.parametrize("negatives", [5, 65])
+def test_draws_name_slots(negatives: int, mode: str, backend: str, device: torch.device) -> None:
+    inputs = make_inputs(mode, negatives=negatives, pushed=9).to(device)
+    draws = draw32(*inputs.indices.shape, seed=1).to(device)
+    draws[..., 0], draws[..., 1] = 0, 2**32 - 1
+    loss, grad, *_ = both(inputs._replace(indices=reference.ring_slots(draws, *inputs.rings[1:])), mode)
+    leaf = inputs.anchors.clone().requires_grad_()
+    drawn = ops.info_nce(leaf, *inputs[1:3], *inputs.rings, draws=draws, negatives=mode)
+    drawn.backward(torch.tensor(3.0, device=device))
+    assert torch.equal(drawn, loss) and torch.equal(leaf.grad, grad)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_half_banks_stay_near_fp32(mode: str, backend: str, device: torch.device) -> None:
     """A key rounded to bfloat16 moves its score by less than 2⁻⁸ / τ, so the loss too; to float16 by 2⁻¹¹ / τ."""
@@ -248,7 +261,7 @@ def test_instruction_sets_agree(mode: str, level: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_opcheck(mode: str, backend: str, device: torch.device) -> None:
     inputs = make_inputs(mode).to(device)
-    arguments = (inputs.anchors.requires_grad_(), *inputs[1:3], *inputs.rings, inputs.indices, mode, 0.5, True)
+    arguments = (inputs.anchors.requires_grad_(), *inputs[1:3], *inputs.rings, inputs.indices, mode, 0.5, True, False)
     torch.library.opcheck(torch.ops.u2pl_fast.info_nce, arguments)
 
 
@@ -282,6 +295,9 @@ def test_compiles_whole(backend: str, device: torch.device) -> None:
         ({"indices": None}, ValueError, "indices"),
         ({"indices": torch.zeros(5, 11).long()}, ValueError, "indices"),
         ({"indices": torch.zeros(5, 7, 11)}, TypeError, "indices"),
+        ({"draws": torch.zeros(5, 7, 11).long()}, ValueError, "indices"),
+        ({"indices": None, "draws": torch.zeros(5, 11).long()}, ValueError, "draws"),
+        ({"indices": None, "draws": torch.zeros(5, 7, 11)}, TypeError, "draws"),
         ({"temperature": 0.0}, ValueError, "temperature"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

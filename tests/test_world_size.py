@@ -171,7 +171,7 @@ def criterion_steps(case: Case, split: int, rank: int = 0, world: int = 1, group
                 "finite": losses.finite,
                 "statistics": losses.statistics,
                 "reliable": (pseudo.valid & (pseudo.entropy < losses.statistics["gamma"])).sum(),
-                "centres": info_nce.call_args.args[2],
+                "centres": F.normalize(info_nce.call_args.args[2], dim=1),
                 "gradients": dict(zip(weights, gradients, strict=True)),
                 "offered": (*push.call_args.args, push.call_args.kwargs["draw"]),
                 "rings": {name: x.clone() for name, x in crit.bank.state_dict().items()},

@@ -127,6 +127,7 @@ class U2PLCriterion(nn.Module):
         self.label_smoothing, self.ohem, self.auxiliary_weight = label_smoothing, ohem, auxiliary_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
         self._captured: Captured | None = None
+        self._grid_pixels: dict[tuple, Tensor] = {}
         self.bank = None
         if representation_dim is not None:
             capacities = [bank_capacity] * num_classes if isinstance(bank_capacity, int) else list(bank_capacity)
@@ -277,12 +278,10 @@ class U2PLCriterion(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         num_labeled, size = labels.shape[0], labels.shape[-2:]
         grid = student.features.shape[-2:]
-
-        def to_grid(of_labeled: Tensor, of_unlabeled: Tensor) -> Tensor:
-            maps = (of_labeled, of_unlabeled.to(of_labeled.dtype))
-            return torch.cat([reference.sample_to_grid(m, grid, align_corners=self.align_corners) for m in maps])
-
-        unread = torch.zeros_like(labels, dtype=torch.bool)
+        label, pseudo_label, reliable, unreliable = (
+            self._to_grid(x, grid) for x in (labels, pseudo.label, reliable, unreliable)
+        )
+        unread = torch.zeros_like(label, dtype=torch.bool)
         key = self._key_output(student, teacher)
         shared = key.features is student.features  # one input, since a graph copies each of its inputs
         draws = ops.contrastive_draws(
@@ -324,9 +323,9 @@ class U2PLCriterion(nn.Module):
 
         inputs = (
             reference.pool_to_stride4(self._probability_logits(student, teacher, num_labeled), size),
-            to_grid(labels, pseudo.label),
-            to_grid(unread, reliable),
-            to_grid(unread, unreliable),
+            torch.cat((label, pseudo_label.to(label.dtype))),
+            torch.cat((unread, reliable)),
+            torch.cat((unread, unreliable)),
             student.features,
             *(() if shared else (key.features.detach(),)),
             *(draw for draw in draws if draw is not None),
@@ -343,6 +342,16 @@ class U2PLCriterion(nn.Module):
             "bank_fill": fill,
             "bank_turnover": out.pushed / fill.clamp(min=1),
         }
+
+    def _to_grid(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        """``reference.sample_to_grid``; which pixels that reads takes many small steps, and is found once a size."""
+        height, width = x.shape[-2:]
+        key = (height, width, *grid, x.device)
+        if key not in self._grid_pixels:
+            numbers = torch.arange(height * width, device=x.device).view(1, height, width)
+            self._grid_pixels[key] = reference.sample_to_grid(numbers, grid, align_corners=self.align_corners)
+        pixels = self._grid_pixels[key].expand(len(x), *grid)
+        return x.flatten(1).gather(1, pixels.flatten(1)).view(pixels.shape)
 
     def _key_output(self, student: SegmentationOutput, teacher: SegmentationOutput) -> SegmentationOutput:
         """Whose features, and whose head for them, make positives and negatives."""

@@ -101,8 +101,7 @@ class MemoryBank(nn.Module):
 
     def sample(self, draws: Tensor) -> Tensor:
         """Slots within each class, uniform with replacement: (draws · fill) >> 32, draws int64 (C, …) in [0, 2³²)."""
-        fill = self.fill.view(-1, *[1] * (draws.dim() - 1))
-        return draws * fill >> 32
+        return reference.ring_slots(draws, self.offsets, self.pushed)
 
     def extra_repr(self) -> str:
         slots, dim = self.bank.shape

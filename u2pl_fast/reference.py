@@ -355,6 +355,11 @@ def ring_fill(offsets: Tensor, pushed: Tensor) -> Tensor:
     return torch.minimum(pushed, offsets.diff())
 
 
+def ring_slots(draws: Tensor, offsets: Tensor, pushed: Tensor) -> Tensor:
+    """Slots within each class, uniform with replacement: (draw · fill) >> 32, draws int64 (C, …) in [0, 2³²)."""
+    return draws * ring_fill(offsets, pushed).view(-1, *[1] * (draws.dim() - 1)) >> 32
+
+
 def info_nce(
     anchors: Tensor,
     weight: Tensor,
@@ -364,18 +369,21 @@ def info_nce(
     pushed: Tensor,
     *,
     indices: Tensor | None = None,
+    draws: Tensor | None = None,
     negatives: str = "per_anchor",
     temperature: float = 0.5,
 ) -> Tensor:
     """Σ_c weight_c · mean_m −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) ), s the cosine similarity (Eq. 4).
 
     anchors (C, M, D), positives (C, D), weight (C), 0 for a class that takes no part. Negatives are slots within the
-    class: (C, M, N) for ``per_anchor``, (C, N) for ``shared``, none for ``full``, which reads all that the class holds.
-    Gradient flows to the anchors only, through their normalisation.
+    class, given as such or drawn by ``ring_slots``: (C, M, N) for ``per_anchor``, (C, N) for ``shared``, none for
+    ``full``, which reads all that the class holds. Gradient flows to the anchors only, through their normalisation.
     """
     z = F.normalize(wide(anchors), dim=-1, eps=NORM_EPS)
     centre = F.normalize(positives.detach().to(z.dtype), dim=-1, eps=NORM_EPS)
     fill = ring_fill(offsets, pushed)
+    if draws is not None:
+        indices = ring_slots(draws, offsets, pushed)
     loss = z[:0].sum()
     for c in weight.nonzero()[:, 0].tolist():
         start = int(offsets[c])

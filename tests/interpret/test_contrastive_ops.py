@@ -13,9 +13,11 @@ from u2pl_fast.ops import _backend
 if not _backend.interpreted():
     pytest.skip("run apart, as TRITON_INTERPRET=1 pytest tests/interpret", allow_module_level=True)
 
+import contrast_cases
 import test_ops_class_sample as class_sample
 import test_ops_class_sum as class_sum
 import test_ops_contrast_masks as contrast_masks
+import test_ops_contrastive_loss as contrastive_loss
 import test_ops_gather_pixels as gather_pixels
 import test_ops_info_nce as info_nce
 import test_ops_ring_push as ring_push
@@ -34,7 +36,6 @@ TESTS = {
     thin_mask: ["matches_reference", "many_pixels_and_the_largest_draw"],
     class_sample: ["no_anchor_at_all_and_no_draw", "every_pixel_is_as_likely_as_any_other"],
     class_sum: ["many_pixels_keep_their_digits_and_bits"],
-    gather_pixels: ["one_pixel_and_none", "shape_of_the_index", "slices_are_read_where_they_lie", "bits_repeat"],
     ring_push: [
         "rows_of_exact_norm_have_the_reference_s_bits",
         "maps_of_one_pixel",
@@ -49,7 +50,22 @@ TESTS = {
         "opcheck",
         "compiles_whole",
     ],
-    info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_centre"],
+    gather_pixels: [
+        "one_pixel_and_none",
+        "rows_of_a_pixel_far_apart",
+        "shape_of_the_index",
+        "slices_are_read_where_they_lie",
+        "bits_repeat",
+    ],
+    contrastive_loss: [
+        "is_its_steps",
+        "gate_leaves_the_bank_alone",
+        "nothing_labelled_nothing_reliable",
+        "classes_with_anchor_and_key_share_the_weight",
+        "weights_of_many_classes",
+        "opcheck",
+    ],
+    info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_centre", "draws_name_slots"],
 }
 for module, names in TESTS.items():
     for name in names:
@@ -68,6 +84,25 @@ def test_contrast_masks_ranks(low: int, high: int, backend: str) -> None:
 @pytest.mark.parametrize("classes", [6, 40])
 def test_contrast_masks_ties(classes: int, backend: str) -> None:
     contrast_masks.test_ties_go_to_the_lower_class(classes, backend, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
+def test_contrast_masks_counts_bad_labels(dtype: torch.dtype, backend: str) -> None:
+    from u2pl_fast.kernels import contrast_masks as kernel
+
+    batch = Batch(5, (6, 33), 4, 2)
+    maps, errors = contrast_cases.make_maps(batch), torch.tensor([3], dtype=torch.int32)
+    maps.label[0, 0, :4] = torch.tensor([5, 254, 77, 255])
+    maps.label[3, 5, 32] = 6
+    kernel.contrast_masks(maps.logits, maps.label.to(dtype), *maps[2:], errors, **contrast_cases.settings(batch))
+    assert errors.tolist() == [3 + 4]
+
+
+def test_running_counts_of_many_blocks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from u2pl_fast.kernels import _counting
+
+    monkeypatch.setattr(_counting, "BLOCKS", 2)
+    class_sample.test_matches_reference(33, 5 * _counting.BLOCK + 1, backend, CPU)
 
 
 @pytest.mark.parametrize(("classes", "pixels"), [(1, 1), (2, 321), (21, 321), (33, 63), (300, 63)])

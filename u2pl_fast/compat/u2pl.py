@@ -222,7 +222,7 @@ def compute_contra_memobank_loss(
         bank.bank,
         bank.offsets,
         bank.pushed,
-        indices=bank.sample(draws.negatives),
+        draws=draws.negatives,
         temperature=settings["temperature"],
     )
     new_keys = list(masks.keys.unbind()) if bank is memobank else bank.write_back(masks.keys)

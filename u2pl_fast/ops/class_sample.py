@@ -27,10 +27,15 @@ def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tenso
     """
     check_num_classes(num_classes)
     check_anchor_label(anchor_label)
+    check_draws_of(anchor_label, num_classes, draws)
+    return _class_sample(anchor_label.contiguous(), num_classes, draws.contiguous())
+
+
+def check_draws_of(anchor_label: Tensor, num_classes: int, draws: Tensor) -> None:
+    """int64 (C, M), where the pixels are."""
     if draws.dim() != 2:
         raise ValueError(f"draws: expected (C, M), got {tuple(draws.shape)}")
     check_tensor("draws", draws, torch.int64, (num_classes, draws.shape[1]), anchor_label.device)
-    return _class_sample(anchor_label.contiguous(), num_classes, draws.contiguous())
 
 
 @torch.library.custom_op("u2pl_fast::class_sample", mutates_args=())

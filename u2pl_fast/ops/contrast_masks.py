@@ -74,7 +74,8 @@ def contrast_masks(
         )
     maps = (label.contiguous(), reliable.contiguous(), unreliable.contiguous())
     settings = (num_labeled, low_rank, high_rank, float(positive_threshold), ignore_index)
-    return ContrastMasks(*_contrast_masks(_checks.dense(logits.detach()), *maps, *settings))
+    mask, anchor_label, counts = _contrast_masks(_checks.dense(logits.detach()), *maps, *settings)
+    return ContrastMasks(mask, anchor_label, *counts.unbind())
 
 
 @torch.library.custom_op("u2pl_fast::contrast_masks", mutates_args=())
@@ -88,25 +89,30 @@ def _contrast_masks(
     high_rank: int,
     positive_threshold: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mask, anchor label, (2, C): keys and anchors)."""
     maps = (label, reliable, unreliable)
-    backend = _backend.resolve("contrast_masks", logits)
-    if backend == "cpu":
-        settings = (num_labeled, low_rank, high_rank, positive_threshold, ignore_index)
-        return _backend.extension().contrast_masks(logits, *maps, *settings)
-    module = _backend.kernel("contrast_masks") if backend == "triton" else reference
-    _checks.count_label_errors(label, logits.shape[1], ignore_index)
-    _checks.label_errors_now(label, logits.shape[1], ignore_index, "label")
-    result = module.contrast_masks(
-        logits,
-        *maps,
-        num_labeled=num_labeled,
-        low_rank=low_rank,
-        high_rank=high_rank,
-        positive_threshold=positive_threshold,
-        ignore_index=ignore_index,
-    )
-    return tuple(x.clone() if x.storage_offset() else x for x in result)  # an op's outputs are no views
+    settings = {
+        "num_labeled": num_labeled,
+        "low_rank": low_rank,
+        "high_rank": high_rank,
+        "positive_threshold": positive_threshold,
+        "ignore_index": ignore_index,
+    }
+    match _backend.resolve("contrast_masks", logits):
+        case "cpu":
+            mask, anchor_label, *counts = _backend.extension().contrast_masks(logits, *maps, *settings.values())
+            return mask, anchor_label, torch.stack(counts)
+        case "triton":
+            errors = _checks.label_errors(logits.device)
+            result = _backend.kernel("contrast_masks").contrast_masks(logits, *maps, errors, **settings)
+            _checks.label_errors_now(label, logits.shape[1], ignore_index, "label")
+            return result
+        case _:
+            _checks.count_label_errors(label, logits.shape[1], ignore_index)
+            _checks.label_errors_now(label, logits.shape[1], ignore_index, "label")
+            mask, anchor_label, *counts = reference.contrast_masks(logits, *maps, **settings)
+            return mask, anchor_label, torch.stack(counts)
 
 
 @_contrast_masks.register_fake
@@ -120,8 +126,8 @@ def _(
     high_rank: int,
     positive_threshold: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     num_classes, pixels = logits.shape[1], label.numel()
     mask = logits.new_empty((pixels, reference.mask_words(num_classes)), dtype=torch.int32)
-    keys, anchors = (logits.new_empty((num_classes,), dtype=torch.int64) for _ in range(2))
-    return mask, logits.new_empty((pixels,), dtype=torch.int16), keys, anchors
+    counts = logits.new_empty((2, num_classes), dtype=torch.int64)
+    return mask, logits.new_empty((pixels,), dtype=torch.int16), counts

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import _checks
-from .class_sample import class_sample
+from .. import reference
+from . import _backend, _checks
+from ._contrast_checks import dense_features
+from .class_sample import check_draws_of, class_sample
 from .class_sum import class_sum
 from .contrast_masks import contrast_masks
 from .draws import ContrastiveDraws
@@ -22,12 +25,7 @@ class Bank(Protocol):
     offsets: Tensor
     pushed: Tensor
 
-    @property
-    def fill(self) -> Tensor: ...
-
     def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None, gate: Tensor | None) -> None: ...
-
-    def sample(self, draws: Tensor) -> Tensor: ...
 
 
 class ContrastiveLoss(NamedTuple):
@@ -72,7 +70,7 @@ def contrastive_loss(
             ``low_rank``, ``high_rank``, ``positive_threshold``, ``ignore_index``: as ``contrast_masks`` takes them.
         features: (B, D', h, w), of which the gradient is wanted: dense representations, or what ``project`` takes.
         keys: representations for centres and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
-        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``fill``, ``push``, ``sample``.
+        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``push``.
         draws: from ``contrastive_draws``, on the device.
         negatives, temperature: as ``info_nce`` takes them.
         project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
@@ -108,31 +106,62 @@ def contrastive_loss(
         positive_threshold=positive_threshold,
         ignore_index=ignore_index,
     )
-    sums = _all_sum(class_sum(keys, masks.anchor_label, num_classes), group)
-    centres = sums / _all_sum(masks.anchors, group).clamp(min=1)[:, None]
+    check_draws_of(masks.anchor_label, num_classes, draws.anchors)
+    sums, index = _sum_and_sample(dense_features(keys.detach()), masks.anchor_label, draws.anchors.contiguous())
 
     before = bank.pushed.clone()
     bank.push(keys, masks.mask, draw=draws.thinning, gate=gate)
 
-    index = class_sample(masks.anchor_label, num_classes, draws.anchors)
     anchors = gather_pixels(features, index)
     if project is not None:
         anchors = project(anchors.flatten(0, 1)).unflatten(0, index.shape)
-    takes_part = (masks.anchors > 0) & (bank.fill > 0)
-    pairs = _all_sum(takes_part.sum(), group).clamp(min=1)
-    processes = 1 if group is None else dist.get_world_size(group)
+    weight, active, taken = _class_weight(masks.anchors, bank.offsets, bank.pushed, before)
+    if group is not None:
+        weight = weight.sign() / _all_sum(active, group).clamp(min=1) * dist.get_world_size(group)
     loss = info_nce(
         anchors,
-        takes_part / pairs * processes,
-        centres,
+        weight,
+        _all_sum(sums, group),  # of a centre the direction alone counts, and the sum has that of the mean
         bank.bank,
         bank.offsets,
         bank.pushed,
-        indices=None if draws.negatives is None else bank.sample(draws.negatives),
+        draws=draws.negatives,
         negatives=negatives,
         temperature=temperature,
     )
-    return ContrastiveLoss(loss, masks.anchors, masks.keys, bank.pushed - before)
+    return ContrastiveLoss(loss, masks.anchors, masks.keys, taken)
+
+
+@torch.library.custom_op("u2pl_fast::sum_and_sample", mutates_args=())
+def _sum_and_sample(keys: Tensor, anchor_label: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """``class_sum`` and ``class_sample`` of the same pixels, which are sorted by class once."""
+    num_classes = draws.shape[0]
+    if _backend.resolve("contrastive_loss", keys) == "triton":
+        return _backend.kernel("contrastive_loss").sum_and_sample(keys, anchor_label, num_classes, draws)
+    return class_sum(keys, anchor_label, num_classes), class_sample(anchor_label, num_classes, draws)
+
+
+@_sum_and_sample.register_fake
+def _(keys: Tensor, anchor_label: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    return class_sum(keys, anchor_label, draws.shape[0]), torch.empty_like(draws)
+
+
+@torch.library.custom_op("u2pl_fast::class_weight", mutates_args=())
+def _class_weight(anchors: Tensor, offsets: Tensor, pushed: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(weight fp32 (C), active int64, taken int64 (C)) after a push that began at ``before``.
+
+    The ``active`` classes, those with an anchor and a key, share a weight of 1. ``taken``: keys that the bank took.
+    """
+    if _backend.resolve("contrastive_loss", anchors) == "triton":
+        return _backend.kernel("contrastive_loss").class_weight(anchors, offsets, pushed, before)
+    takes_part = (anchors > 0) & (reference.ring_fill(offsets, pushed) > 0)
+    active = takes_part.sum()
+    return takes_part / active.clamp(min=1), active, pushed - before
+
+
+@_class_weight.register_fake
+def _(anchors: Tensor, offsets: Tensor, pushed: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(anchors, dtype=torch.float32), anchors.new_empty(()), torch.empty_like(pushed)
 
 
 def _check_grid(name: str, x: Tensor, logits: Tensor) -> None:

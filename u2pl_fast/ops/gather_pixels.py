@@ -12,7 +12,7 @@ def gather_pixels(features: Tensor, index: Tensor) -> Tensor:
     """The features at pixels ``index``, zero at −1; differentiable in ``features``.
 
     Pixel number b·h·w + y·w + x is place (y, x) of image b. In the backward pass the gradients of a pixel that occurs
-    more than once are summed in fp32 in the order of ``index``, and rounded once: no atomics, the same bits every run.
+    more than once are summed in fp32 in the order of ``index``, and rounded once: the same bits every run.
 
     Args:
         features: (B, D, h, w), contiguous or channels_last, or (R, D); float32, bfloat16, float16 or float64; read in

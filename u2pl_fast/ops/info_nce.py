@@ -21,6 +21,7 @@ def info_nce(
     pushed: Tensor,
     *,
     indices: Tensor | None = None,
+    draws: Tensor | None = None,
     negatives: str = "per_anchor",
     temperature: float = 0.5,
 ) -> Tensor:
@@ -40,8 +41,10 @@ def info_nce(
             them.
         indices: int64, slots within the class, each below its fill: (C, M, N) for ``per_anchor``, (C, N) for
             ``shared``.
+        draws: in place of ``indices``, int64 of the same shape, uniform in [0, 2³²): slot (draw · fill) >> 32 of what
+            the class holds.
         negatives: ``per_anchor``: N keys for each anchor. ``shared``: N keys for each class. ``full``: all that the
-            class holds; takes no indices.
+            class holds; takes neither.
         temperature: τ > 0.
 
     Returns:
@@ -69,15 +72,17 @@ def info_nce(
         _checks.check_constant(name, x, anchors)
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
-    if (indices is None) != (negatives == "full"):
-        raise ValueError(f"indices: {'none are taken by' if negatives == 'full' else 'needed with'} {negatives!r}")
-    if indices is not None:
+    if (indices is not None) + (draws is not None) != (negatives != "full"):
+        expected = "neither these nor draws" if negatives == "full" else "either these or draws"
+        raise ValueError(f"indices: {negatives!r} takes {expected}")
+    name, slots = ("indices", indices) if draws is None else ("draws", draws)
+    if slots is not None:
         lead = (num_classes, num_anchors) if negatives == "per_anchor" else (num_classes,)
-        if indices.dim() != len(lead) + 1:
-            names = "(C, M, N)" if negatives == "per_anchor" else "(C, N)"
-            raise ValueError(f"indices: expected {names} for {negatives!r}, got {tuple(indices.shape)}")
-        check_tensor("indices", indices, torch.int64, (*lead, indices.shape[-1]), device)
-        indices = indices.contiguous()
+        if slots.dim() != len(lead) + 1:
+            shape = "(C, M, N)" if negatives == "per_anchor" else "(C, N)"
+            raise ValueError(f"{name}: expected {shape} for {negatives!r}, got {tuple(slots.shape)}")
+        check_tensor(name, slots, torch.int64, (*lead, slots.shape[-1]), device)
+        slots = slots.contiguous()
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number > 0, got {temperature}")
     wide = torch.float64 if anchors.dtype == torch.float64 else torch.float32
@@ -88,10 +93,11 @@ def info_nce(
         bank.contiguous(),
         offsets.contiguous(),
         pushed.contiguous(),
-        indices,
+        slots,
         negatives,
         float(temperature),
         torch.is_grad_enabled() and anchors.requires_grad,
+        draws is not None,
     )
     return loss
 
@@ -108,17 +114,24 @@ def _info_nce(
     negatives: str,
     temperature: float,
     need_grad: bool,
+    drawn: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of the loss with respect to the anchors in fp32, empty unless asked for)."""
+    """(loss, gradient of the loss with respect to the anchors in fp32, empty unless asked for).
+
+    ``drawn``: ``indices`` are draws.
+    """
     check_ring_values(bank, offsets, pushed)
-    arguments = (anchors, weight, positives, bank, offsets, pushed, indices, negatives, temperature)
-    match _backend.resolve("info_nce", bank if bank.dtype == torch.float64 else anchors):
+    backend = _backend.resolve("info_nce", bank if bank.dtype == torch.float64 else anchors)
+    if drawn and backend != "triton":
+        indices = reference.ring_slots(indices, offsets, pushed)
+    arguments = (anchors, weight, positives, bank, offsets, pushed, indices, negatives, temperature, need_grad)
+    match backend:
         case "cpu":
-            return _backend.extension().info_nce(*arguments, need_grad)
+            return _backend.extension().info_nce(*arguments)
         case "triton":
-            return _backend.kernel("info_nce").info_nce_forward(*arguments, need_grad)
+            return _backend.kernel("info_nce").info_nce_forward(*arguments, drawn)
         case _:
-            return _plain(*arguments, need_grad)
+            return _plain(*arguments)
 
 
 def _plain(
@@ -179,6 +192,7 @@ def _(
     negatives: str,
     temperature: float,
     need_grad: bool,
+    drawn: bool,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if anchors.dtype == torch.float64 else torch.float32
     return anchors.new_empty((), dtype=wide), anchors.new_empty(anchors.shape if need_grad else (0,), dtype=wide)
@@ -187,11 +201,12 @@ def _(
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1], inputs[0])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor, _: Tensor | None) -> tuple:
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor | None, _: None) -> tuple:
     grad, anchors = ctx.saved_tensors
-    return (scale_gradient(grad, grad_loss, anchors, "info_nce"), *[None] * 9)
+    return (None if grad_loss is None else scale_gradient(grad, grad_loss, anchors, "info_nce"), *[None] * 10)
 
 
 _info_nce.register_autograd(_backward, setup_context=_save)

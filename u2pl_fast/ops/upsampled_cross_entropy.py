@@ -165,11 +165,13 @@ def _(
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[2], inputs[0])
     ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_num: Tensor, *_: Tensor | None) -> tuple:
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad_num: Tensor | None, *_: None) -> tuple:
     grad, logits = ctx.saved_tensors
-    return (scale_gradient(grad, grad_num, logits, "upsampled_cross_entropy"), *[None] * 7)
+    scaled = None if grad_num is None else scale_gradient(grad, grad_num, logits, "upsampled_cross_entropy")
+    return (scaled, *[None] * 7)
 
 
 _upsampled_cross_entropy.register_autograd(_backward, setup_context=_save)
