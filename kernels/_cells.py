@@ -8,7 +8,8 @@ the first source position: they form the cells of row or column −1, which lean
 cells of the last row and column do. So no border costs the others anything.
 
 Cells are numbered (image, row, column) in one run and cut into blocks of ``CELLS`` lanes, whatever the width of the
-grid. Pixels of a cell are cut into chunks of at most ``R`` rows × ``S`` columns, one program each.
+grid. Pixels of a cell are cut into chunks of at most ``R`` rows × ``S`` columns, one program each; the chunks of a
+block follow one another. (A second axis of the launch would end at 65,535.)
 
 Bilinear weights are convex: no pixel of a cell is above the largest logit at the cell's corners. That bound, found
 once a cell, is subtracted at the corners, so that a sum of exponentials needs no running maximum at each pixel: a
@@ -88,8 +89,8 @@ class Grid(NamedTuple):
         return self.rows.chunks * self.columns.chunks
 
     def arguments(self) -> tuple:
-        """What ``locate`` needs, in its order."""
-        return (self.cells, *self.rows, *self.columns, self.columns.chunks)
+        """What ``cell_pixels`` needs, in its order, and how many chunks the programs of a block share."""
+        return (self.cells, *self.rows, *self.columns, self.columns.chunks, self.chunks)
 
 
 def grid(logits: Tensor, height: int, width: int, align_corners: bool) -> Grid:

@@ -257,13 +257,16 @@ class Tile(NamedTuple):
 def tile(dim: int, dtype: torch.dtype, warp: int) -> Tile:
     """``dim`` a power of 2. The sums take anchors · dim registers of a program, at most 64 a lane.
 
-    Keys go through shared memory, two tiles of them at once; one on CDNA, which has 64 KiB.
+    Keys go through shared memory, two tiles of them at once. CDNA has 64 KiB, which take one, and tiles of more than 16
+    keys would spill there.
     """
     anchors, keys = max(16, min(64, 16384 // dim)), max(16, min(32, dim // 2, 16384 // dim))
     warps = 8 if dim > 64 else 4
     if dtype == torch.float32:  # multiply-adds from registers
         return Tile(anchors, keys, 16, warps, 1)
-    return Tile(anchors, keys, dim, warps, 2 if warp == 32 else 1)
+    if warp == 64:
+        return Tile(anchors, 16, dim, warps, 1)
+    return Tile(anchors, keys, dim, warps, 2)
 
 
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -39,14 +39,16 @@ def ohem_mask_probability_kernel(
     col_unit,
     col_scale,
     col_chunks,
+    num_chunks,
     ALIGN: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """p(target), and −1 where the pixel is ignored."""
-    i_chunk = tl.program_id(1)
-    o_cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    i_block = tl.program_id(0) // num_chunks
+    i_chunk = tl.program_id(0) - i_block * num_chunks
+    o_cell = i_block * CELLS + tl.arange(0, CELLS)
     i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
         o_cell,
         i_chunk,
@@ -105,7 +107,7 @@ def ohem_mask(
     probability = torch.empty_like(target, dtype=torch.float32)
     keep = torch.empty_like(target, dtype=torch.bool)
     with _cells.guard(logits):
-        ohem_mask_probability_kernel[(triton.cdiv(grid.cells, launch.cells), grid.chunks)](
+        ohem_mask_probability_kernel[(triton.cdiv(grid.cells, launch.cells) * grid.chunks,)](
             logits,
             target,
             probability,

@@ -59,13 +59,15 @@ def pixel_stats_fwd_kernel(
     col_unit,
     col_scale,
     col_chunks,
+    num_chunks,
     ALIGN: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    i_chunk = tl.program_id(1)
-    o_cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    i_block = tl.program_id(0) // num_chunks
+    i_chunk = tl.program_id(0) - i_block * num_chunks
+    o_cell = i_block * CELLS + tl.arange(0, CELLS)
     i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
         o_cell,
         i_chunk,
@@ -153,7 +155,7 @@ def pixel_stats(logits: Tensor, height: int, width: int, align_corners: bool) ->
     rows, columns = grid.rows.block, grid.columns.block
     launch = _launch.launch(rows * columns, logits.device)
     with _cells.guard(logits):
-        pixel_stats_fwd_kernel[(triton.cdiv(grid.cells, launch.cells), grid.chunks)](
+        pixel_stats_fwd_kernel[(triton.cdiv(grid.cells, launch.cells) * grid.chunks,)](
             logits,
             label,
             confidence,

@@ -58,6 +58,7 @@ def upsampled_cross_entropy_fwd_kernel(
     col_unit,
     col_scale,
     col_chunks,
+    num_chunks,
     ALIGN: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_PIXEL_WEIGHT: tl.constexpr,
@@ -69,9 +70,10 @@ def upsampled_cross_entropy_fwd_kernel(
 ):
     FIRST: tl.constexpr = 0 if ALIGN else -1
     WEIGHTED: tl.constexpr = HAS_WEIGHT or HAS_PIXEL_WEIGHT
-    i_chunk = tl.program_id(1)
+    i_block = tl.program_id(0) // num_chunks
+    i_chunk = tl.program_id(0) - i_block * num_chunks
     o_lane = tl.arange(0, CELLS)
-    o_cell = tl.program_id(0) * (CELLS - 1) - 1 + o_lane
+    o_cell = i_block * (CELLS - 1) - 1 + o_lane
     m_own = (o_lane > 0) & (o_cell < num_cells)
     i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
         o_cell,
@@ -137,9 +139,9 @@ def upsampled_cross_entropy_fwd_kernel(
             offset += stride_c
         b_all = blend((all_ul, all_ur, all_ll, all_lr), b_wy, b_wx)
         b_loss = hard * b_loss + spread * b_weight * (weight_total * b_lse - b_all)
-    o_partial = i_chunk * tl.num_programs(0) + tl.program_id(0)
-    tl.store(p_partial + o_partial, tl.sum(tl.where(m_count, b_loss, 0.0)) * LN2)
-    tl.store(p_partial + tl.num_programs(0) * tl.num_programs(1) + o_partial, tl.sum(tl.where(m_count, b_hard, 0.0)))
+    p_own = p_partial + tl.program_id(0)
+    tl.store(p_own, tl.sum(tl.where(m_count, b_loss, 0.0)) * LN2)
+    tl.store(p_own + tl.num_programs(0), tl.sum(tl.where(m_count, b_hard, 0.0)))
 
     if GRAD:
         # Sweep 2: pw·(p·Σ share − share_c), share_c = w_c·(hard·[c = y] + spread); unsmoothed, pw·w_y·(p − [c = y]).
@@ -199,15 +201,15 @@ def upsampled_cross_entropy(
     grid = _cells.grid(logits, *target.shape[1:], align_corners)
     rows, columns = grid.rows.block, grid.columns.block
     launch = _launch.launch(rows * columns, logits.device)
-    blocks = triton.cdiv(grid.cells, launch.cells - 1)
-    partial = logits.new_empty((2, blocks * grid.chunks), dtype=torch.float32)
+    programs = triton.cdiv(grid.cells, launch.cells - 1) * grid.chunks
+    partial = logits.new_empty((2, programs), dtype=torch.float32)
     if weight is not None:
         weight = weight.float().contiguous()
     shape = (grid.chunks if need_grad else 0, *logits.shape)
     strides = (logits.numel(), *logits.stride())
     upper, lower = (torch.empty_strided(shape, strides, dtype=torch.float32, device=logits.device) for _ in range(2))
     with _cells.guard(logits):
-        upsampled_cross_entropy_fwd_kernel[(blocks, grid.chunks)](
+        upsampled_cross_entropy_fwd_kernel[(programs,)](
             logits,
             target,
             partial if weight is None else weight,
@@ -236,9 +238,13 @@ def upsampled_cross_entropy(
     if not need_grad:
         return num, den, upper.flatten()
     first = 1 if align_corners else 0  # with aligned corners no cell has row 0 as its lower one
-    grad = upper[0]
-    for part in upper[1:]:
-        grad += part
-    for part in lower:
-        grad[:, :, first:] += part[:, :, first:]
+    grad = _added(upper)
+    grad[:, :, first:] += _added(lower)[:, :, first:]
     return num, den, grad
+
+
+def _added(parts: Tensor) -> Tensor:
+    """The sum over the first axis, with the strides of a part."""
+    if parts.shape[0] == 1:
+        return parts[0]
+    return torch.sum(parts, 0, out=torch.empty_strided(parts.shape[1:], parts.stride()[1:], device=parts.device))

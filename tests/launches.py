@@ -88,7 +88,7 @@ def record(warp: int = 32):
     launches: list[Launch] = []
 
     def note(kernel: JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **kwargs: object) -> None:
-        assert all(0 < n for n in grid), grid
+        assert all(0 < n <= most for n, most in zip(grid, (2**31 - 1, 65_535, 65_535), strict=False)), grid
         launches.append(Launch(kernel, args, kwargs))
         assert set(launches[-1].arguments) == set(kernel.arg_names), kernel
 

@@ -92,6 +92,14 @@ def test_what_is_compiled_is_what_the_launcher_compiles() -> None:
     assert own == {kernel.hash for kernel in compiled} and len(own) > 2
 
 
+@pytest.mark.parametrize("align", [False, True])
+def test_any_scale_can_be_launched(align: bool) -> None:
+    """A device takes few programs along all axes but the first."""
+    calls = aot.pixel_calls(torch.float32, "nchw", (2, 2), (2100, 2100), align)
+    names = {x.kernel.__name__ for x in launches.launches_of(*calls, target="sm_90")}
+    assert names >= {"pixel_stats_fwd_kernel", "ohem_mask_probability_kernel", "upsampled_cross_entropy_fwd_kernel"}
+
+
 def test_a_stride_of_one_is_a_constant() -> None:
     """Else the compiler does not know that neighbors lie together, and reads each by itself."""
     for layout, name in (("nchw", "stride_w"), ("nhwc", "stride_c")):

@@ -1,4 +1,5 @@
-"""The contrastive kernels, compiled ahead of time exactly as the ops launch them: no spills, budgets kept, no TF32.
+"""The contrastive kernels, compiled ahead of time exactly as the ops launch them: no spills, budgets kept, no TF32,
+pixels or channels across the lanes as meant.
 
 By default two workloads for sm_90 and one for the other targets; ``--aot-full`` takes all workloads, dtypes and layouts
 for all of them. Triton's cache makes a second run fast.
@@ -17,11 +18,12 @@ if _backend.interpreted():
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 
 from contrastive_launches import ADE20K, DTYPES, LAYOUTS, VOC, WORKLOADS, calls  # noqa: E402
-from launches import TARGETS, compile_launch, launches_of, resources  # noqa: E402
+from launches import TARGETS, compile_launch, launches_of, machine_code, resources  # noqa: E402
 
-# (registers a lane, bytes of shared memory a program). On gfx942 registers are vector registers, of 512.
+# (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's. On gfx942 registers are
+# vector registers, of 512.
 BUDGET = {
-    "contrast_masks_fwd_kernel": (160, 1024),
+    "contrast_masks_fwd_kernel": (208, 1024),
     "block_counts_kernel": (48, 1024),
     "running_counts_kernel": (64, 1024),
     "class_order_kernel": (128, 24 * 1024),
@@ -29,7 +31,7 @@ BUDGET = {
     "class_sample_fwd_kernel": (48, 0),
     "class_sum_fwd_kernel": (192, 2048),
     "class_sum_merge_kernel": (128, 2048),
-    "gather_pixels_fwd_kernel": (96, 0),
+    "gather_pixels_fwd_kernel": (96, 4096),
     "gather_pixels_link_kernel": (48, 0),
     "gather_pixels_bwd_kernel": (96, 2048),
     "ring_push_advance_kernel": (48, 0),
@@ -62,6 +64,41 @@ def test_resources(target: str, request: pytest.FixtureRequest) -> None:
             shapes = {k: v for k, v in launch.arguments.items() if k.isupper()}
             failures.append(f"{launch.kernel.__name__} {shapes}: {used}, budget {registers} registers, {shared} bytes")
     assert not failures, "\n".join(failures)
+
+
+FORMATS = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS]
+
+
+def compiled(dtype: torch.dtype, layout: torch.memory_format) -> dict:
+    """The kernels of a ``voc`` step on sm_90 by name; of several variants the last."""
+    return {
+        x.kernel.__name__: compile_launch(x, "sm_90") for x in launches_of(*calls(VOC, dtype, layout), target="sm_90")
+    }
+
+
+@pytest.mark.parametrize(("dtype", "layout"), FORMATS, ids=str)
+def test_ranks_stay_in_their_lanes(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """A lane holds all classes of its pixel, in either layout: nothing is exchanged to rank them."""
+    code = machine_code(compiled(dtype, layout)["contrast_masks_fwd_kernel"])
+    assert code.shuffles == 0 and code.loads[8 * dtype.itemsize] >= 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["class_sum_fwd_kernel", "gather_pixels_fwd_kernel"])
+def test_rows_are_read_16_bytes_at_a_time(name: str, dtype: torch.dtype) -> None:
+    """Channels that lie together: no element is read by itself. A few reads of indices are narrower."""
+    loads = machine_code(compiled(dtype, torch.channels_last)[name]).loads
+    assert loads[128] >= 4 and loads[16] == 0 and loads[32] <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["class_sum_fwd_kernel", "gather_pixels_fwd_kernel"])
+def test_planes_are_read_as_runs(name: str, dtype: torch.dtype) -> None:
+    """The last axis of a tile lies across the lanes: pixels of a plane that are summed, channels as they are stored."""
+    text = compiled(dtype, torch.contiguous_format)[name].asm["ttgir"]
+    (encoding,) = re.findall(r"tt\.load .*tensor<2048x!tt\.ptr<b?f\d+>, (#\w+)>", text)
+    (each,) = re.findall(rf"^{encoding} = .*sizePerThread = \[(\d+)\]", text, re.MULTILINE)
+    assert each == "1"
 
 
 def test_half_banks_use_tensor_cores() -> None:
