@@ -27,6 +27,7 @@ LABELED_KEYS_PER_PIXEL = 2.3  # of the r_l = 3 likeliest classes, those that are
 UNRELIABLE_SHARE = 0.2
 EXP_FLOPS = 16  # range reduction in two steps, a polynomial of degree 5, the power of two: 8 multiply-adds or as long
 IN_A_ROW = 5  # calls of a GPU that are timed together
+LANES_A_CLOCK = 128  # for which a multiprocessor issues an instruction
 EXPS_A_CLOCK = 16  # of a multiprocessor's special-function units, in all generations named here
 
 

@@ -29,7 +29,7 @@ from .registry import load
 from .workloads import NAMED, REPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md")
+PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md", "kernels.md")
 DOCUMENTS = (
     *(ROOT / "docs" / page for page in PAGES),
     *(ROOT / "README.md", ROOT / "benchmarks" / "accuracy" / "LOG.md"),
@@ -321,6 +321,44 @@ def machine_code(folder: Path) -> str:
     return markdown([*header, "per pixel and class", "shuffles", "loads", "stores"], table)
 
 
+def launches(folder: Path) -> str:
+    """Launches of a step's parts before and after they were merged, counted without a GPU."""
+    rows = json.loads((folder / "launches.json").read_text())
+    return markdown(
+        ["launches of", "before", "now"], [[r["what"], f"{r['before']:,}", f"{r['after']:,}"] for r in rows]
+    )
+
+
+def issue(folder: Path) -> str:
+    """Per-pixel kernels on the first machine of ``roofline.PUBLISHED``: what issuing their instructions takes."""
+    (machine, ceilings), *_ = roofline.PUBLISHED.items()
+    lanes = ceilings.exps / roofline.EXPS_A_CLOCK * roofline.LANES_A_CLOCK
+    newest = list(_compiled(folder).values())[-1]
+    rows = []
+    for op, images in (("pixel_stats", "unlabeled"), ("ohem_mask", "labeled"), ("upsampled_cross_entropy", "labeled")):
+        chosen = next(
+            row
+            for row in newest
+            if row["kernel"].startswith(op)
+            and row.get("per_element")
+            and (row["target"], row["layout"]) == ("sm_90", "nchw")
+        )
+        for name in REPORTED:
+            w = NAMED[name]
+            elements = getattr(w, images) * w.crop[0] * w.crop[1] * w.num_classes
+            ms = 1e3 * elements * chosen["per_element"] / lanes
+            floor, kind = roofline.predictions(op, w, itemsize=4, gradient=True, capped=False)[machine]
+            rows.append([f"`{op}`", name, f"{number(floor)} ({kind})", number(ms), f"{100 * floor / ms:.0f} %"])
+    header = [
+        "op",
+        "workload",
+        f"floor, ms, {machine}, *predicted*",
+        "instructions, ms, *predicted*",
+        "floor ÷ instructions",
+    ]
+    return markdown(header, rows)
+
+
 def traffic(_: Path) -> str:
     """Predicted traffic of a `voc` step, from shapes."""
     memory, w = step_memory.predicted(NAMED["voc"]), NAMED["voc"]
@@ -403,8 +441,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
         machines,
         growth,
         plots,
+        launches,
         resources,
         machine_code,
+        issue,
         workloads,
     )
     + (predictions, traffic, networks)

@@ -82,7 +82,9 @@ def test_a_fallback_warns_once_for_each_op(device: str, remedy: str, installed: 
         assert not told(op, on(device))
 
 
-@pytest.mark.parametrize("tensor", [on("cuda", torch.float64), on("cuda", elements=0), on("mps")], ids=str)
+@pytest.mark.parametrize(
+    "tensor", [on("cuda", torch.float64), on("cuda", elements=0), on("mps")], ids=["float64", "empty", "mps"]
+)
 def test_the_reference_where_nothing_is_better_does_not_warn(tensor: object, installed: dict) -> None:
     assert not told("ring_push", tensor)
 
