@@ -34,10 +34,10 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Callable[[], object]]:
     """The host functions as the ops call them; only shapes, dtypes and strides matter."""
     from u2pl_fast.kernels import (
+        _branch,
         class_sample,
         class_sum,
         contrast_masks,
-        contrastive_loss,
         gather_pixels,
         info_nce,
         ring_push,
@@ -64,7 +64,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     ring = (torch.empty(w.rows, w.dim, dtype=dtype), torch.zeros(w.classes + 1, dtype=torch.int64), per_class)
     for gate in (None, flags[0, 0, 0]):
         yield lambda gate=gate: ring_push.ring_push(*ring, maps(w.dim), words, gate=gate)
-    yield lambda: contrastive_loss.class_weight(per_class, ring[1], per_class, per_class)
+    yield lambda: _branch.class_weight(per_class, ring[1], per_class, per_class)
     centres = torch.zeros(w.classes, w.dim)
     for mode, shape in (
         ("per_anchor", (*draws.shape, w.negatives)),

@@ -36,7 +36,7 @@ BUDGET = {
     "gather_pixels_bwd_kernel": (96, 2048),
     "ring_push_advance_kernel": (48, 0),
     "ring_push_write_kernel": (168, 36 * 1024),
-    "contrastive_loss_weight_kernel": (64, 1024),
+    "class_weight_kernel": (64, 1024),
     "info_nce_anchor_kernel": (192, 1024),
     "info_nce_part_kernel": (255, 96 * 1024),
     "info_nce_merge_kernel": (96, 1024),

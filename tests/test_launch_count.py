@@ -27,7 +27,6 @@ from launches import record  # noqa: E402
 BUDGET = 36
 LAUNCHES_NONE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
 SEVERAL = {"cumsum": 2, "sort": 11}  # CUB: a scan has two kernels, a sort of 64 bits two and one for every eight bits
-RING_PUSH = 3  # of its CUDA extension
 
 
 class Launches(TorchDispatchMode):
@@ -44,9 +43,6 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         space, name = func.namespace, func._schema.name.partition("::")[2]
         if space == "u2pl_fast":
-            if name == "ring_push" and not _backend._has_kernel(name):
-                self.table["ring_push"] += RING_PUSH
-                return None
             with self:
                 return OPDEFS[f"{space}::{name}"]._init_fn(*args, **kwargs or {})
         aliases = [x.alias_info for x in func._schema.returns]

@@ -136,8 +136,8 @@ def contrastive_loss(
 def _sum_and_sample(keys: Tensor, anchor_label: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """``class_sum`` and ``class_sample`` of the same pixels, which are sorted by class once."""
     num_classes = draws.shape[0]
-    if _backend.resolve("contrastive_loss", keys) == "triton":
-        return _backend.kernel("contrastive_loss").sum_and_sample(keys, anchor_label, num_classes, draws)
+    if _backend.resolve("class_sum", keys) == "triton":
+        return _backend.kernel("_branch").sum_and_sample(keys, anchor_label, num_classes, draws)
     return class_sum(keys, anchor_label, num_classes), class_sample(anchor_label, num_classes, draws)
 
 
@@ -152,8 +152,8 @@ def _class_weight(anchors: Tensor, offsets: Tensor, pushed: Tensor, before: Tens
 
     The ``active`` classes, those with an anchor and a key, share a weight of 1. ``taken``: keys that the bank took.
     """
-    if _backend.resolve("contrastive_loss", anchors) == "triton":
-        return _backend.kernel("contrastive_loss").class_weight(anchors, offsets, pushed, before)
+    if _backend.resolve("class_sample", anchors) == "triton":
+        return _backend.kernel("_branch").class_weight(anchors, offsets, pushed, before)
     takes_part = (anchors > 0) & (reference.ring_fill(offsets, pushed) > 0)
     active = takes_part.sum()
     return takes_part / active.clamp(min=1), active, pushed - before

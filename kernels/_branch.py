@@ -1,4 +1,4 @@
-"""What the branch does between its ops: one order of the anchors for two of them, and the weight of each class."""
+"""What the contrastive branch does between its ops: one order of the anchors for two of them, weights of classes."""
 
 import torch
 import triton
@@ -22,7 +22,7 @@ def takes_part(p_anchors, p_offsets, p_pushed, o_class, m_class):
 
 
 @triton.jit
-def contrastive_loss_weight_kernel(
+def class_weight_kernel(
     p_anchors, p_offsets, p_pushed, p_before, p_weight, p_taken, p_active, num_classes, CLASSES: tl.constexpr
 ):
     active = 0
@@ -47,7 +47,7 @@ def class_weight(anchors: Tensor, offsets: Tensor, pushed: Tensor, before: Tenso
     active, taken = anchors.new_empty(()), torch.empty_like(pushed)
     classes = min(CLASSES, triton.next_power_of_2(anchors.numel()))
     with guard(anchors):
-        contrastive_loss_weight_kernel[(1,)](
+        class_weight_kernel[(1,)](
             anchors, offsets, pushed, before, weight, taken, active, anchors.numel(), CLASSES=classes, num_warps=4
         )
     return weight, active, taken
