@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     args = parser.parse_args()
     found = [row for target in args.target for row in rows(target)]
-    print(json.dumps({"triton": triton.__version__, "rows": found}, indent=0, ensure_ascii=False))
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in found)
+    print(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}')
 
 
 if __name__ == "__main__":

@@ -283,7 +283,8 @@ def resources(folder: Path) -> str:
             known = by_target.setdefault((row["target"], version), row)
             by_target[row["target"], version] = {x: max(known[x], row[x]) for x in ("registers", "spills", "shared")}
     columns = list(dict.fromkeys(column for by_target in most.values() for column in by_target))
-    columns.sort(key=lambda column: list(dict.fromkeys(target for target, _ in columns)).index(column[0]))
+    targets = list(dict.fromkeys(target for target, _ in columns))
+    columns = sorted(columns, key=lambda column: targets.index(column[0]))
     table = [
         [f"`{kernel}`", *(_used(by_target[x]) if x in by_target else "—" for x in columns)]
         for kernel, by_target in most.items()
@@ -315,7 +316,10 @@ def machine_code(folder: Path) -> str:
         counted = [cell(name) for name in ("instructions", "per_element", "shuffles", "loads", "stores")]
         alike.setdefault((f"`{kernel}`", used, *counted), []).append(form)
     order = list(dict.fromkeys(kernel for kernel, _ in longest))
-    table = [[kernel, ", ".join(forms), *cells] for (kernel, *cells), forms in alike.items()]
+    every = len({form for _, form in longest})
+    table = []
+    for (kernel, *cells), forms in alike.items():
+        table.append([kernel, "all" if len(forms) == every else ", ".join(forms), *cells])
     table.sort(key=lambda row: order.index(row[0].strip("`")))
     header = ["kernel", "reads", f"registers / spills / shared, {' → '.join(versions)}", "instructions"]
     return markdown([*header, "per pixel and class", "shuffles", "loads", "stores"], table)
@@ -345,6 +349,8 @@ def issue(folder: Path) -> str:
         )
         for name in REPORTED:
             w = NAMED[name]
+            if (-(-w.crop[0] // w.grid[0])) ** 2 != chosen["R"] * chosen["S"]:  # another number of pixels a lane
+                continue
             elements = getattr(w, images) * w.crop[0] * w.crop[1] * w.num_classes
             ms = 1e3 * elements * chosen["per_element"] / lanes
             floor, kind = roofline.predictions(op, w, itemsize=4, gradient=True, capped=False)[machine]
