@@ -264,6 +264,9 @@ def plots(folder: Path) -> str:
     return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
 
 
+NOT_COMPILED = "Not compiled yet: `python -m benchmarks.aot > benchmarks/results/aot-triton-VERSION.json`\n"
+
+
 def _compiled(folder: Path) -> dict[str, list[dict]]:
     """What was compiled ahead of time, by the version of Triton."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("aot-triton-*.json"))]
@@ -276,8 +279,11 @@ def _used(row: dict) -> str:
 
 def resources(folder: Path) -> str:
     """The most that any compiled variant of each kernel takes on each target, by versions of Triton."""
+    versions = _compiled(folder)
+    if not versions:
+        return NOT_COMPILED
     most: dict[str, dict[tuple[str, str], dict]] = {}
-    for version, rows in _compiled(folder).items():
+    for version, rows in versions.items():
         for row in rows:
             by_target = most.setdefault(row["kernel"], {})
             known = by_target.setdefault((row["target"], version), row)
@@ -297,8 +303,10 @@ EXTRAS = ("HAS_WEIGHT", "HAS_PIXEL_WEIGHT", "SMOOTHING")
 
 def machine_code(folder: Path) -> str:
     """Each kernel's longest variant on sm_90 in each format, without weights; formats that are alike share a row."""
-    longest: dict[tuple[str, str], dict[str, dict]] = {}
     versions = _compiled(folder)
+    if not versions:
+        return NOT_COMPILED
+    longest: dict[tuple[str, str], dict[str, dict]] = {}
     for version, rows in versions.items():
         for row in rows:
             if row["target"] == "sm_90" and not any(row.get(extra) for extra in EXTRAS):
@@ -337,7 +345,10 @@ def issue(folder: Path) -> str:
     """Per-pixel kernels on the first machine of ``roofline.PUBLISHED``: what issuing their instructions takes."""
     (machine, ceilings), *_ = roofline.PUBLISHED.items()
     lanes = ceilings.exps / roofline.EXPS_A_CLOCK * roofline.LANES_A_CLOCK
-    newest = list(_compiled(folder).values())[-1]
+    versions = _compiled(folder)
+    if not versions:
+        return NOT_COMPILED
+    newest = list(versions.values())[-1]
     rows = []
     for op, images in (("pixel_stats", "unlabeled"), ("ohem_mask", "labeled"), ("upsampled_cross_entropy", "labeled")):
         chosen = next(
