@@ -335,10 +335,11 @@ def machine_code(folder: Path) -> str:
 
 def launches(folder: Path) -> str:
     """Launches of a step's parts before and after they were merged, counted without a GPU."""
-    rows = json.loads((folder / "launches.json").read_text())
-    return markdown(
-        ["launches of", "before", "now"], [[r["what"], f"{r['before']:,}", f"{r['after']:,}"] for r in rows]
-    )
+    path = folder / "launches.json"
+    if not path.exists():
+        return "Not counted yet.\n"
+    table = [[row["what"], f"{row['before']:,}", f"{row['after']:,}"] for row in json.loads(path.read_text())]
+    return markdown(["launches of", "before", "now"], table)
 
 
 def issue(folder: Path) -> str:
