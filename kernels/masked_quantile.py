@@ -51,7 +51,7 @@ def descend(p_count, prefix, rank, BITS: tl.constexpr, BINS: tl.constexpr):
 
 
 @triton.jit
-def select_digit(
+def masked_quantile_select_kernel(
     p_count,
     p_state,
     p_q,
@@ -132,7 +132,7 @@ def masked_quantile_count_kernel(
 ):
     """count[0] and count[1] += digits of the keys that begin as the lower, upper neighbour does; at level 0 count[1, 0]
     counts NaN. ``NONNEGATIVE``: no mask, negative elements are left out. ``SELECT``: the last program goes on with
-    ``select_digit``.
+    ``masked_quantile_select_kernel``.
     """
     SHIFT: tl.constexpr = 32 - BITS * (LEVEL + 1)
     low_prefix = tl.load(p_state + 0)
@@ -169,23 +169,7 @@ def masked_quantile_count_kernel(
         tl.debug_barrier()  # every lane has counted
         counted = tl.atomic_add(p_state + 6, 1, sem="acq_rel", scope="gpu")
         if counted == (LEVEL + 1) * tl.num_programs(0) - 1:
-            select_digit(p_count, p_state, p_q, p_result, k, LEVEL, LAST, SMALLEST, BITS, BINS)
-
-
-@triton.jit
-def masked_quantile_select_kernel(
-    p_count,
-    p_state,
-    p_q,
-    p_result,
-    k,
-    LEVEL: tl.constexpr,
-    LAST: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    BITS: tl.constexpr,
-    BINS: tl.constexpr,
-):
-    select_digit(p_count, p_state, p_q, p_result, k, LEVEL, LAST, SMALLEST, BITS, BINS)
+            masked_quantile_select_kernel(p_count, p_state, p_q, p_result, k, LEVEL, LAST, SMALLEST, BITS, BINS)
 
 
 def select(

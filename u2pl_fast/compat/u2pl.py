@@ -299,9 +299,6 @@ class _Queues:
     def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None) -> None:
         ops.ring_push(self.bank, self.offsets, self.pushed, features, mask)
 
-    def sample(self, draws: Tensor) -> Tensor:
-        return draws * self.fill.view(-1, 1, 1) >> 32
-
     def write_back(self, keys: Tensor) -> list[int]:
         """Bring lists and pointers up to date; ``keys`` as numbers, read on the same way."""
         pushed, keys = torch.stack((self.pushed, keys)).tolist()
