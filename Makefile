@@ -64,7 +64,7 @@ test-gpu-stack:
 	$(VENV)-gpu/bin/python -m pip install -q $(GPU_STACK) 'numpy<2.4' setuptools wheel ninja pybind11 \
 	    pytest pytest-xdist pytest-timeout hypothesis
 	U2PL_FAST_CUDA=0 $(VENV)-gpu/bin/python setup.py -q build_ext --inplace
-	OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/test_aot.py tests/test_aot_contrastive.py
+	OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/kernels/test_aot.py tests/kernels/test_aot_contrastive.py
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/interpret
 
 # The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behaviour. The
@@ -72,7 +72,7 @@ test-gpu-stack:
 sanitize: $(VENV)/built
 	U2PL_FAST_SANITIZE=1 U2PL_FAST_CUDA=0 $(RUN) setup.py -q build --build-base build/sanitize --build-lib build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    PYTHONPATH=build/sanitized $(VENV)/bin/pytest -q -p no:cacheprovider tests/test_ops_*.py tests/test_memory_bank.py
+	    PYTHONPATH=build/sanitized $(VENV)/bin/pytest -q -p no:cacheprovider tests/ops tests/method/test_memory_bank.py
 
 clean:
 	rm -rf build dist *.egg-info u2pl_fast/_C*.so

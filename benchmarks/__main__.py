@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from . import results, roofline, runner
-from .inputs import Inputs
-from .machine import describe
-from .ops import TRAININGS, names
-from .registry import BANKS, DEFAULT_DTYPES, DTYPES, LAYOUTS, PASSES, Op, Setting, load
-from .workloads import NAMED, REPORTED
+from .measure import results, roofline, runner
+from .measure.inputs import Inputs
+from .measure.machine import describe
+from .measure.ops import TRAININGS, names
+from .measure.registry import BANKS, DEFAULT_DTYPES, DTYPES, LAYOUTS, PASSES, Op, Setting, load
+from .measure.workloads import NAMED, REPORTED
 
 MARKS = (runner.FAILED, results.DISAGREES)
 
@@ -25,7 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Time and peak memory of each op, beside plain PyTorch, torch.compile and the class-loop habit.",
         epilog="Results are compared on the timed inputs before anything is timed. The JSON is described in "
-        "benchmarks/results.py.",
+        "benchmarks/measure/results.py.",
     )
     parser.add_argument("--op", nargs="+", choices=names(), default=names(), metavar="OP", help=" | ".join(names()))
     parser.add_argument("--workload", nargs="+", choices=list(NAMED), help="default: " + " ".join(REPORTED))
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     ops = entries(args)
     if args.growth:
-        from . import growth
+        from .measure import growth
 
         growth.run(args)
         return 0
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{'':<99} {'ms':>10} {'eager÷':>9} {'compile÷':>9} {'+MiB':>9} {'floor':>8}")
     failures = _measure(chosen, ops, args, report)
     if args.plot:
-        from . import plots
+        from .draw import plots
 
         plots.bars(report.all, args.plot)
     return 1 if failures else 0

@@ -1,7 +1,7 @@
 """What the examples share: run a loop before and after its change, in processes of their own, and print both.
 
 The processes take turns. Each makes one step to warm up, then times the others one by one and reads how far memory rose
-above what the process held before them (``benchmarks/memory.py``; on a GPU, what torch allocated).
+above what the process held before them (``benchmarks/measure/memory.py``; on a GPU, what torch allocated).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.memory import ENVIRONMENT, allocator_growth, resident_growth  # noqa: E402
+from benchmarks.measure.memory import ENVIRONMENT, allocator_growth, resident_growth  # noqa: E402
 
 VERSIONS = ("before", "after")
 MIB_TO_MB = 2**20 / 1e6

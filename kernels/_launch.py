@@ -2,7 +2,7 @@
 
 An autotuner picks differently from run to run, waits for the device and cannot be captured in a CUDA graph. A block of
 the pixel kernels holds no classes, which are looped over, and computes in fp32 whatever it reads, so neither the class
-count nor the dtype is a key. ``benchmarks/aot.py`` compiles exactly what this table says and what ``_cells.py`` allows.
+count nor the dtype is a key. ``benchmarks/aot/`` compiles exactly what this table says and what ``_cells.py`` allows.
 """
 
 import functools

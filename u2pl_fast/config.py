@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .data.values import label_map_entries
-from .images import ImageFormat, normalisation, pretrained_normalisation
+from .data.image_format import ImageFormat, normalisation, pretrained_normalisation
+from .data.masks import label_map_entries
 
 RECIPE_FILES = Path(__file__).parent / "recipes"  # whole configurations by name, for --config
 RECIPES = {

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from . import ops, reference
-from .captured import Captured
-from .distributed import Group, all_sum, all_true, world_size
 from .gates import GATES, PseudoLabels, apply_gate
 from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
+from .utils.cuda_graph import Captured
+from .utils.distributed import Group, all_sum, all_true, world_size
 
 SOURCES = ("student", "teacher")
 KEY_ENCODERS = ("teacher-head", *SOURCES)

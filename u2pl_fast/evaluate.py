@@ -15,11 +15,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .atomic import write_text
 from .data import build_dataset, evaluation_samples
-from .distributed import rank, session, world_size
 from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
-from .precision import autocast_dtype, refusal
+from .utils.atomic import write_text
+from .utils.distributed import rank, session, world_size
+from .utils.precision import autocast_dtype, refusal
 
 
 @dataclass

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import tyro
 from torch import nn
 
-from . import exported, portable
 from .inference import load_model
+from .saving import programs, weights_file
 
 Format = Literal["safetensors", "onnx", "torch-export"]
-SUFFIXES: dict[Format, str] = {"safetensors": exported.SUFFIX, "onnx": ".onnx", "torch-export": ".pt2"}
+SUFFIXES: dict[Format, str] = {"safetensors": weights_file.SUFFIX, "onnx": ".onnx", "torch-export": ".pt2"}
 _SIZE = (512, 512)  # to trace at, where the training names none
 
 
@@ -36,7 +36,7 @@ class ExportConfig:
     """auto: the one that the training evaluated."""
     format: Format | None = None
     """Unset: by the end of the file's name."""
-    outputs: portable.Outputs = "logits"
+    outputs: programs.Outputs = "logits"
     """Of .onnx and .pt2. logits: on the network's own grid; labels: a label and a confidence for each pixel."""
     size: tuple[int, int] | None = None
     """Height and width that .onnx and .pt2 take, raised to what the network needs; unset: any."""
@@ -44,7 +44,7 @@ class ExportConfig:
     """Largest difference from the network's outputs, as a share of the largest of them; above it nothing is written."""
 
 
-def run(config: ExportConfig) -> portable.Written | None:
+def run(config: ExportConfig) -> programs.ExportReport | None:
     """Export as ``config`` says; returns how an .onnx or .pt2 file came out.
 
     Raises:
@@ -57,17 +57,17 @@ def run(config: ExportConfig) -> portable.Written | None:
             "outputs, size: a .safetensors file holds weights alone; leave them out, or write .onnx or .pt2"
         )
     if kind == "onnx":
-        portable.require_onnx()  # before the checkpoint is read
+        programs.require_onnx()  # before the checkpoint is read
     if config.size is not None and min(config.size) < 1:
         raise ValueError(f"size: expected a height and width of at least 1, got {config.size}")
     if not config.tolerance > 0:
         raise ValueError(f"tolerance: expected a positive number, got {config.tolerance}")
     model, trained, state = load_model(config.checkpoint, network=config.network)
     if kind == "safetensors":
-        exported.save_network(config.out, state)
+        weights_file.save_network(config.out, state)
         return None
     print("tracing the network, which takes a minute or more", flush=True)
-    return portable.write(
+    return programs.write(
         config.out,
         model,
         kind,
@@ -79,7 +79,7 @@ def run(config: ExportConfig) -> portable.Written | None:
     )
 
 
-def about(model: nn.Module, state: Mapping[str, Any], outputs: portable.Outputs) -> dict[str, str]:
+def about(model: nn.Module, state: Mapping[str, Any], outputs: programs.Outputs) -> dict[str, str]:
     """What an exported file says of itself; lists and numbers as JSON."""
     order = ", RGB" if model.in_channels == 3 else ""
     given = {
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"compared with the network: largest difference {written.difference.text()}")
 
 
-def _takes(written: portable.Written) -> str:
+def _takes(written: programs.ExportReport) -> str:
     height, width = written.size
     batch = "any batch" if 0 in written.axes else "one image"
     if 2 in written.axes:

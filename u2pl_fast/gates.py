@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .distributed import Group
 from .outputs import concatenated
+from .utils.distributed import Group
 
 GATES = ("entropy", "class-entropy", "confidence")
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import distributed, ops, reference
+from . import ops, reference
+from .utils import distributed
 
 
 class MemoryBank(nn.Module):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .randomness import generator
+from .utils.randomness import generator
 
 MixKind = Literal["cutmix", "classmix", "cutout"]
 BOX_AREA = (0.25, 0.5)  # share of the image that a box covers

@@ -26,17 +26,17 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
-from . import maps
-from .class_names import numbered_classes
 from .data import DataError, read_image
+from .data.image_format import viewable
 from .data.loader import to_tensor
 from .data.views import resize_image
-from .distributed import session
-from .gallery import Gallery
-from .images import viewable
 from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
-from .input_files import find_images, result_names
-from .precision import autocast_dtype, refusal
+from .inference.input_files import find_images, result_names
+from .pictures import prediction
+from .pictures.gallery import Gallery
+from .utils.class_names import numbered_classes
+from .utils.distributed import session
+from .utils.precision import autocast_dtype, refusal
 
 GALLERY = "gallery.html"
 PICTURES = ("mask", "overlay", "entropy", "reliability")
@@ -149,7 +149,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
                         image = to_tensor(pixels)
                         image = (image if resize is None else resize_image(image, resize))[None].to(device)
                         stats = predict(image, pixels.shape[:2])
-                        found = maps.maps_of(stats, num_classes, alpha=config.alpha, gamma=config.gamma)
+                        found = prediction.maps_of(stats, num_classes, alpha=config.alpha, gamma=config.gamma)
                         photo = viewable(pixels)
                         pictures = _pictures(found, photo, config)
                         _write(pictures, found, class_names, config, name)
@@ -205,25 +205,25 @@ def _views(config: PredictConfig, protocol: str, window: tuple[int, int] | None,
     return ", ".join(parts)
 
 
-def _pictures(found: maps.Maps, pixels: np.ndarray, config: PredictConfig) -> dict[str, Image.Image]:
+def _pictures(found: prediction.Maps, pixels: np.ndarray, config: PredictConfig) -> dict[str, Image.Image]:
     """Those that are written or shown."""
     drawers = {
-        "mask": lambda: maps.mask(found, colour=config.colour),
-        "overlay": lambda: maps.overlay(found, pixels, config.opacity),
-        "entropy": lambda: maps.entropy(found),
-        "reliability": lambda: maps.reliability(found),
+        "mask": lambda: prediction.mask(found, colour=config.colour),
+        "overlay": lambda: prediction.overlay(found, pixels, config.opacity),
+        "entropy": lambda: prediction.entropy(found),
+        "reliability": lambda: prediction.reliability(found),
     }
     return {kind: draw() for kind, draw in drawers.items() if kind in config.only or "gallery" in config.only}
 
 
 def _write(
-    pictures: dict[str, Image.Image], found: maps.Maps, class_names: list[str], config: PredictConfig, name: str
+    pictures: dict[str, Image.Image], found: prediction.Maps, class_names: list[str], config: PredictConfig, name: str
 ) -> None:
     for kind in PICTURES:
         if kind in config.only:
             picture = pictures[kind]
             if kind == "overlay":
-                picture = maps.with_legend(picture, found.areas, class_names)
+                picture = prediction.with_legend(picture, found.areas, class_names)
             picture.save(config.out / f"{name}_{kind}.png")
 
 

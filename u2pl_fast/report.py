@@ -17,10 +17,10 @@ import numpy as np
 import tyro
 import yaml
 
-from . import charts, html_page
-from .atomic import write_text
-from .class_names import numbered_classes
-from .palette import palette
+from .pictures import charts, html_page
+from .pictures.palette import palette
+from .utils.atomic import write_text
+from .utils.class_names import numbered_classes
 
 STYLE = """
 h1 { font-size: 1.6rem; margin-bottom: 0 }

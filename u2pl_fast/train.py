@@ -25,20 +25,21 @@ import tyro
 import yaml
 from torch import Tensor, nn
 
-from . import checkpoint, data, ops
-from .atomic import write_text
-from .class_weights import class_weights
+from . import data, ops
 from .config import DATA_SETTINGS, TrainConfig, find_config, read_settings, resolve
-from .distributed import Group, all_sum, all_true, rank, session, world_size
-from .images import normalisation
+from .data.class_weights import class_weights
+from .data.image_format import normalisation
 from .inference import evaluate_model
-from .learner import Learner, Step
-from .precision import refusal
-from .pseudo_quality import QUALITY_IMAGES, pseudo_label_quality
-from .readback import Readback
+from .inference.pseudo_label_quality import QUALITY_IMAGES, pseudo_label_quality
 from .reference import unreliable_share
-from .runlog import RunLog
-from .traffic import step_traffic
+from .saving import checkpoint
+from .training.async_scalars import Readback
+from .training.learner import Learner, Step
+from .training.run_log import RunLog
+from .training.traffic import step_traffic
+from .utils.atomic import write_text
+from .utils.distributed import Group, all_sum, all_true, rank, session, world_size
+from .utils.precision import refusal
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 LABELS_ALONE = "labels-alone"  # folder of the first of two runs, inside that of the second

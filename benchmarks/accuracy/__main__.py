@@ -4,7 +4,7 @@ left out.
 
 Each finished run becomes a JSON file of its own in ``--results``; a run that was interrupted goes on from its last
 checkpoint in ``--work``. ``--list`` shows what there is and what is missing; ``--dry-run`` says how long that takes.
-``python -m benchmarks.tables`` and ``python -m benchmarks.accuracy.plots`` then renew the tables and pictures.
+``python -m benchmarks.draw.tables`` and ``python -m benchmarks.accuracy.plots`` then renew the tables and pictures.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from .. import machine
+from ..measure import machine
 from .cells import DATASETS, IN_WORK_FOLDER, Cell, cells
 from .draws import write_list
 from .runs import RESULTS, current, fits, load, meaning, record, save, settled

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from u2pl_fast.data.files import IMAGE_SUFFIXES
-from u2pl_fast.randomness import generator
+from u2pl_fast.utils.randomness import generator
 
 
 def labeled_ids(names: list[str], count: int, seed: int) -> list[str]:

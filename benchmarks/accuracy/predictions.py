@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 
 from u2pl_fast.data.folder import FolderDataset
 from u2pl_fast.inference import load_model, predict_labels
-from u2pl_fast.palette import colorize, palette
+from u2pl_fast.pictures.palette import colorize, palette
 
 from .cells import MSRC_LABELS, MSRC_MAIN_ROWS
 

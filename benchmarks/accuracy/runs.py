@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
-from u2pl_fast.atomic import write_text
 from u2pl_fast.config import TrainConfig, read_settings, resolve
 from u2pl_fast.train import parse
+from u2pl_fast.utils.atomic import write_text
 
-from .. import machine
-from ..curves import lines
-from ..results import RESULTS as ALL_RESULTS
+from ..draw.curves import lines
+from ..measure import machine
+from ..measure.results import RESULTS as ALL_RESULTS
 from .cells import Cell, cells
 
 RESULTS = ALL_RESULTS / "accuracy"

@@ -8,7 +8,7 @@ from typing import Any
 
 from u2pl_fast.data.folder import CAMVID_CLASSES
 
-from ..markdown import markdown
+from ..draw.markdown import markdown
 from .cells import (
     ABLATIONS,
     ALL,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..ops import TRAININGS
+from ..measure.ops import TRAININGS
 from .out import RESULTS, TESTS, TRAINING, Out, loss_pairs, rows
 from .parts import SECONDS, Plan
 from .schedule import Stage, end_on_signals, run, timetable

@@ -26,10 +26,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from u2pl_fast.atomic import replacing
+from u2pl_fast.utils.atomic import replacing
 
-from .. import machine
-from ..precompile import cache_folder, unpacked
+from ..aot.precompile import cache_folder, unpacked
+from ..measure import machine
 from .schedule import ROOT
 
 DESCRIPTION, SITE, KERNELS, MSRC = "prepared.json", "site", "kernels.tar.xz", "msrc"
@@ -114,7 +114,7 @@ def _build(folder: Path, target: str) -> str:
 def _compile(folder: Path, target: str) -> list[str]:
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"TRITON_CACHE_DIR": cache, "TRITON_STORE_BINARY_ONLY": "1"}
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.precompile", "--target", target]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.aot.precompile", "--target", target]
         done = subprocess.run(
             [*command, "--pack", folder / KERNELS], cwd=ROOT, env=environment, capture_output=True, text=True
         )

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from u2pl_fast.atomic import write_text
+from u2pl_fast.utils.atomic import write_text
 
-from .. import machine, results
+from ..measure import machine, results
 from .out import COUNTERS, RESULTS
 from .schedule import ROOT
 
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log = Path(folder) / "ncu.csv"
         watched = [ncu, "--clock-control", "none", "--csv", "--page", "raw", "--log-file", str(log)]
         watched += ["--metrics", ",".join(METRICS), "--kernel-name", f"regex:{'|'.join(chosen)}"]
-        program = [sys.executable, "-m", "benchmarks.exercise", "--workload", WORKLOAD, "--dtype", DTYPE]
+        program = [sys.executable, "-m", "benchmarks.measure.exercise", "--workload", WORKLOAD, "--dtype", DTYPE]
         program += ["--layout", LAYOUT, "--op", *dict.fromkeys(chosen.values())]
         printed = _run([*watched, *program])
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []

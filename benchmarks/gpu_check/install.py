@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from u2pl_fast.atomic import write_text
+from u2pl_fast.utils.atomic import write_text
 
-from .. import results
+from ..measure import results
 from .out import ACCURACY, COUNTERS, GROWTH, RESULTS, TESTS, TRAINING, rows
 
 NAMES = {RESULTS: "ops.json", GROWTH: "growth.json", COUNTERS: "counters.json", TRAINING: "training.json"}
@@ -42,4 +42,4 @@ def install(folders: Sequence[Path], parent: Path = PARENT) -> list[str]:
                 said.append(str(path))
         if not (data or runs or rows(folder / TESTS)):
             raise SystemExit(f"--install: {folder} holds no results of a check")
-    return [*said, "now: python -m benchmarks.tables"]
+    return [*said, "now: python -m benchmarks.draw.tables"]

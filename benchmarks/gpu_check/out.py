@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from u2pl_fast.atomic import write_text
+from u2pl_fast.utils.atomic import write_text
 
 LOG, STAGES, TESTS = "log.txt", "stages.jsonl", "tests.jsonl"
 RESULTS, GROWTH, TRAINING, COUNTERS, ACCURACY = (
-    "results.json",  # benchmarks/results.py has its schema
+    "results.json",  # benchmarks/measure/results.py has its schema
     "growth.json",
     "training.json",
     "counters.json",

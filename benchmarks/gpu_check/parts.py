@@ -2,7 +2,7 @@
 
 ``right`` asks whether the kernels are right, all at once, since nothing there is timed. ``fast`` measures, one stage
 after another, and what is wanted most first; only compiling goes on beside it. ``learn`` trains for the accuracy tables
-with the time that is left. ``benchmarks.tables`` writes the timetable into docs/benchmarks.md.
+with the time that is left. ``benchmarks.draw.tables`` writes the timetable into docs/benchmarks.md.
 """
 
 import argparse
@@ -13,19 +13,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from u2pl_fast.atomic import write_text
+from u2pl_fast.utils.atomic import write_text
 
-from ..ops import TRAININGS, names
+from ..measure.ops import TRAININGS, names
 from .out import ACCURACY, FUSED, GROWTH, REFERENCE, RESULTS, TESTS, TRAINING, Out, replace, rows
 from .schedule import ROOT, Stage
 
 SECONDS = {"right": 180, "fast": 360, "learn": 240}
 TRAINED_WITH = ("tyro", "segmentation_models_pytorch", "timm")
 TEST_FILES = (
-    *sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_ops_*.py")),
-    "tests/test_captured.py",
-    "tests/test_metrics.py",
-    "tests/test_readback.py",
+    *sorted(f"tests/ops/{path.name}" for path in (ROOT / "tests/ops").glob("test_*.py")),
+    "tests/utils/test_cuda_graph.py",
+    "tests/inference/test_metrics.py",
+    "tests/training/test_async_scalars.py",
 )
 TEST_SECONDS = 40  # of one test
 TRAINING_FLAGS = ("--dataset", "shapes", "--amp", "--channels-last", "--log-every", "1", "--seed", "0")
@@ -70,7 +70,7 @@ class Plan:
             self.sanitized("racecheck"),
             Stage(
                 "whole step",
-                [sys.executable, "-m", "benchmarks.whole_step"],
+                [sys.executable, "-m", "benchmarks.measure.whole_step"],
                 30,
                 75,
                 ("kernels",),
@@ -89,11 +89,11 @@ class Plan:
     def kernels(self, limit: float, processes: int) -> Stage:
         chosen = ["--workload", "tiny", "--dtype", "float32"] if self.quick else []
         target = [] if self.device == "cuda" else ["--target", "sm_90"]
-        command = [sys.executable, "-m", "benchmarks.precompile", "--processes", str(processes), *chosen, *target]
+        command = [sys.executable, "-m", "benchmarks.aot.precompile", "--processes", str(processes), *chosen, *target]
         return Stage("kernels", command, 15, limit, ("extension",), ("torch", "triton"))
 
     def tests(self) -> Stage:
-        marked, files = ("gpu", TEST_FILES) if self.device == "cuda" else ("not gpu", ("tests/test_ops_thin_mask.py",))
+        marked, files = ("gpu", TEST_FILES) if self.device == "cuda" else ("not gpu", ("tests/ops/test_thin_mask.py",))
         processes = str(10 if self.device == "cuda" else 2)
         command = [sys.executable, "-m", "pytest", "-q", "-rN", "--tb", "short", "-m", marked]
         command += ["-p", "benchmarks.gpu_check.reporter", "--report-to", str(self.out / TESTS)]
@@ -111,7 +111,7 @@ class Plan:
         watched = [option for kernel in own() for option in ("--kernel-name", f"kns={kernel}")]
         command = [sanitizer or "compute-sanitizer", "--tool", tool, *options, "--error-exitcode", "9"]
         command += ["--target-processes", "application-only", "--launch-timeout", "60", *watched]
-        command += [sys.executable, "-m", "benchmarks.exercise", "--device", "cuda"]
+        command += [sys.executable, "-m", "benchmarks.measure.exercise", "--device", "cuda"]
         reason = self.on_gpu or (None if sanitizer else "compute-sanitizer is not found")
         return Stage(
             tool,
@@ -169,7 +169,7 @@ class Plan:
 
     def compilers(self, *workloads: str) -> Stage:
         ops, workloads = self._baselines(*workloads)
-        command = [sys.executable, "-m", "benchmarks.warm_compile", "--device", self.device]
+        command = [sys.executable, "-m", "benchmarks.aot.warm_compile", "--device", self.device]
         command += ["--op", *ops, *self._on(*workloads)]
         return Stage("compilers", command, 90, 150, ("extension",), ("torch",))
 

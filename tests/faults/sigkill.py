@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from u2pl_fast import checkpoint
+from u2pl_fast.saving import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--encoder", "mobilenetv3_small_050", "--crop-size", "64", "64", "--batch-size", "2", "--num-labeled", "6"]

@@ -13,16 +13,16 @@ from u2pl_fast.ops import _backend
 if not _backend.interpreted():
     pytest.skip("run apart, as TRITON_INTERPRET=1 pytest tests/interpret", allow_module_level=True)
 
-import contrast_cases
-import test_ops_class_sample as class_sample
-import test_ops_class_sum as class_sum
-import test_ops_contrast_masks as contrast_masks
-import test_ops_contrastive_loss as contrastive_loss
-import test_ops_gather_pixels as gather_pixels
-import test_ops_info_nce as info_nce
-import test_ops_ring_push as ring_push
-import test_ops_thin_mask as thin_mask
-from contrast_cases import BATCHES, Batch
+from tests.ops import contrast_cases
+from tests.ops import test_class_sample as class_sample
+from tests.ops import test_class_sum as class_sum
+from tests.ops import test_contrast_masks as contrast_masks
+from tests.ops import test_contrastive_loss as contrastive_loss
+from tests.ops import test_gather_pixels as gather_pixels
+from tests.ops import test_info_nce as info_nce
+from tests.ops import test_ring_push as ring_push
+from tests.ops import test_thin_mask as thin_mask
+from tests.ops.contrast_cases import BATCHES, Batch
 
 TESTS = {
     contrast_masks: [
@@ -69,7 +69,7 @@ TESTS = {
 }
 for module, names in TESTS.items():
     for name in names:
-        globals()[f"test_{module.__name__.removeprefix('test_ops_')}_{name}"] = getattr(module, f"test_{name}")
+        globals()[f"test_{module.__name__.rpartition('test_')[2]}_{name}"] = getattr(module, f"test_{name}")
 
 CPU = torch.device("cpu")
 NARROW = [(torch.float32, "nchw"), (torch.bfloat16, "nhwc"), (torch.float16, "rows")]

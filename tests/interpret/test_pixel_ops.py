@@ -10,10 +10,10 @@ from u2pl_fast.ops import _backend
 if not _backend.interpreted():
     pytest.skip("run apart, as TRITON_INTERPRET=1 pytest tests/interpret", allow_module_level=True)
 
-import test_ops_masked_quantile as masked_quantile
-import test_ops_ohem_mask as ohem_mask
-import test_ops_pixel_stats as pixel_stats
-import test_ops_upsampled_cross_entropy as upsampled_cross_entropy
+from tests.ops import test_masked_quantile as masked_quantile
+from tests.ops import test_ohem_mask as ohem_mask
+from tests.ops import test_pixel_stats as pixel_stats
+from tests.ops import test_upsampled_cross_entropy as upsampled_cross_entropy
 
 TESTS = {
     masked_quantile: ["equals_numpy", "dtypes", "shape_and_tensor_q", "nothing_selected", "nan", "over_two_processes"],
@@ -46,4 +46,4 @@ TESTS = {
 }
 for module, names in TESTS.items():
     for name in names:
-        globals()[f"test_{module.__name__.removeprefix('test_ops_')}_{name}"] = getattr(module, f"test_{name}")
+        globals()[f"test_{module.__name__.rpartition('test_')[2]}_{name}"] = getattr(module, f"test_{name}")

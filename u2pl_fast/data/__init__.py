@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..images import RGB, ImageFormat
 from .ade20k import Ade20kDataset
 from .base import DataError, SegmentationDataset
 from .cityscapes import CityscapesDataset
 from .files import read_image
 from .folder import CAMVID_CLASSES, FolderDataset
+from .image_format import RGB, ImageFormat
 from .loader import StepDataset, evaluation_samples, train_loader, whole_images
-from .pairs import PairDataset
+from .masks import LabelMap, label_map_entries
+from .pair_dataset import PairDataset
 from .shapes import Shapes
 from .splits import Split, evenly, split_dataset
-from .values import LabelMap, label_map_entries
 from .views import MEAN_COLOR, ViewOptions
 from .voc import VocDataset
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from .base import DataError
 from .folder import FolderDataset
-from .pairs import find_root
-from .values import LabelMap, MaskValues
+from .masks import LabelMap, MaskValues
+from .pair_dataset import find_root
 
 # The first name of each class in objectInfo150.txt.
 ADE20K_CLASSES = tuple(

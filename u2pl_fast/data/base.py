@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..images import ImageFormat
+from .image_format import ImageFormat
 
 
 class DataError(ValueError):

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath
 
 from .base import DataError
 from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files
-from .pairs import PairDataset, chosen_classes, find_root
-from .values import IGNORE_8_BIT, LabelMap, MaskValues
+from .masks import IGNORE_8_BIT, LabelMap, MaskValues
+from .pair_dataset import PairDataset, chosen_classes, find_root
 
 # Each class and its id in *_labelIds.png; its id in *_labelTrainIds.png is its place here.
 CITYSCAPES_LABEL_IDS = {

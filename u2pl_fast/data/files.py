@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..images import RGB, ImageFormat
-from .bands import TIFF_SUFFIXES, array_size, is_array, read_array, scale, to_channels
+from .arrays import TIFF_SUFFIXES, array_size, is_array, read_array, scale, to_channels
 from .base import DataError
+from .image_format import RGB, ImageFormat
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".png", ".ppm", *TIFF_SUFFIXES, ".webp"})
 MASK_SUFFIX = ".png"

@@ -4,17 +4,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..class_names import numbered_classes
+from ..utils.class_names import numbered_classes
 from .base import DataError
 from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files, read_mask, thread_count
-from .pairs import (
-    CLASSES_FILE,
-    MAX_SCANNED_MASKS,
-    PairDataset,
-    binary_masks,
-    chosen_classes,
-)
-from .values import IGNORE_8_BIT, IGNORE_16_BIT, LabelMap, looks_binary, present_values
+from .masks import IGNORE_8_BIT, IGNORE_16_BIT, LabelMap, looks_binary, present_values
+from .pair_dataset import CLASSES_FILE, MAX_SCANNED_MASKS, PairDataset, binary_masks, chosen_classes
 
 CAMVID_CLASSES = (
     "Sky",

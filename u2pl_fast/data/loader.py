@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import RGB, mean_color
-from ..randomness import generator
+from ..utils.randomness import generator
 from .base import DataError, SegmentationDataset
+from .image_format import RGB, mean_color
 from .splits import Split
 from .views import ViewOptions, Views, resize_image, view_seed
 

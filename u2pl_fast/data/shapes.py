@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..images import RGB, ImageFormat
-from ..randomness import stream
-from .bands import to_channels
+from ..utils.randomness import stream
+from .arrays import to_channels
 from .base import DataError, Entry, default_ignore_index
+from .image_format import RGB, ImageFormat
 
 CLASS_NAMES = ["background", "striped disc", "striped box", "checked", "dotted", "ring"]
 SPLIT_SIZES = {"train": 400, "val": 100}

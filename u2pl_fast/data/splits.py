@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..randomness import generator
+from ..utils.randomness import generator
 from .base import DataError, Entry, SegmentationDataset
 
 

@@ -11,8 +11,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..images import IMAGENET_MEAN, mean_color
-from ..randomness import stream
+from ..utils.randomness import stream
+from .image_format import IMAGENET_MEAN, mean_color
 
 MEAN_COLOR = mean_color(IMAGENET_MEAN)  # what padding looks like in RGB
 

@@ -5,9 +5,9 @@ from pathlib import Path, PurePosixPath
 
 from .base import DataError
 from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files
-from .pairs import PairDataset, chosen_classes, find_root, without_suffix
+from .masks import LabelMap
+from .pair_dataset import PairDataset, chosen_classes, find_root, without_suffix
 from .splits import read_list
-from .values import LabelMap
 
 VOC_CLASSES = (
     "background",

@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from ..atomic import write_text
 from ..config import DATA_SETTINGS, TrainConfig, find_config, resolve
+from ..utils.atomic import write_text
 from . import checks, report
 from .evidence import Evidence, gather
 from .findings import Finding

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..data.cityscapes import CITYSCAPES_LABEL_IDS
 from ..data.files import MASK_SUFFIX
-from ..data.pairs import CLASSES_FILE, MAX_SCANNED_MASKS, PairDataset
-from ..data.values import IGNORE_8_BIT
+from ..data.masks import IGNORE_8_BIT
+from ..data.pair_dataset import CLASSES_FILE, MAX_SCANNED_MASKS, PairDataset
 from .evidence import Evidence
 from .findings import Finding, counted, error, ok, warning
 from .scan import Sample

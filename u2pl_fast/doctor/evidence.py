@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from ..class_names import numbered_classes
 from ..config import TrainConfig
 from ..data import DataError, PairDataset, open_dataset
 from ..data.base import Entry
 from ..data.folder import highest_class
-from ..data.pairs import chosen_classes
+from ..data.masks import LabelMap, MaskValues, label_map_entries, looks_binary
+from ..data.pair_dataset import chosen_classes
 from ..data.splits import Split, divide, draw_labeled, evenly, read_list, read_unlabeled_list
-from ..data.values import LabelMap, MaskValues, label_map_entries, looks_binary
-from ..pseudo_quality import QUALITY_IMAGES
+from ..inference.pseudo_label_quality import QUALITY_IMAGES
+from ..utils.class_names import numbered_classes
 from . import findings
 from .findings import Finding
 from .scan import Sample, scan, shares

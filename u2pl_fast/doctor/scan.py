@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ..data import DataError, PairDataset
 from ..data.files import read_mask, thread_count
-from ..data.values import present_values
+from ..data.masks import present_values
 
 
 @dataclass

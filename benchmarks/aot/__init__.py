@@ -1,0 +1,1 @@
+"""Compile the Triton kernels ahead of time, exactly as they are launched."""

@@ -1,0 +1,1 @@
+"""Draw figures and write tables from the results."""

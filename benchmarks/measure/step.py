@@ -1,0 +1,207 @@
+"""Learners for the step benchmark: the methods themselves, what their networks alone cost, and the public habit.
+
+A network with random weights is sure of nothing, and its masks would be empty. So the workload's logits, which look
+like a trained network's, are added to the classifier's output; every method pays for that addition alike.
+"""
+
+import sys
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from u2pl_fast import ops
+from u2pl_fast.config import TrainConfig, resolve
+from u2pl_fast.criterion import Losses, PseudoLabels, U2PLCriterion
+from u2pl_fast.outputs import SegmentationOutput, represent
+from u2pl_fast.training.learner import Learner
+
+from . import class_loop
+from .inputs import Inputs
+from .workloads import Workload
+
+STEPS = 1000
+ENCODERS = {"camvid": "tf_efficientnet_lite0", "tiny": "resnet10t"}  # elsewhere:
+PUBLISHED_ENCODER = "resnet101"
+
+
+def config(w: Workload, **choices: object) -> TrainConfig:
+    return resolve(
+        TrainConfig(
+            encoder=ENCODERS.get(w.name, PUBLISHED_ENCODER),
+            encoder_weights="none",
+            crop_size=w.crop,
+            steps=STEPS,
+            num_labeled=w.labeled,
+            batch_size=w.labeled,
+            representation_dim=w.dim,
+            projection_width=256,
+            num_anchors=w.anchors,
+            num_negatives=w.negatives,
+            bank_capacity=w.capacity,
+            background_class=0,
+            background_capacity=w.background_capacity,
+            amp=True,
+            channels_last=True,
+            **choices,
+        )
+    )
+
+
+class Painted(nn.Module):
+    """A classifier whose logits are those of a trained network, plus its own."""
+
+    def __init__(self, classifier: nn.Module, logits: Tensor) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("logits", logits, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last images of the batch are the unlabelled ones, and a teacher may see those alone."""
+        return self.classifier(x) + self.logits[-len(x) :]
+
+
+def learner(x: Inputs, criterion: type[U2PLCriterion] | None = None, **choices: object) -> Learner:
+    """A learner at its 100th step, its bank full; ``criterion`` computes the losses in place of the method's own."""
+
+    def paint(student: nn.Module) -> None:
+        student.classifier = Painted(student.classifier, x.all_logits)
+
+    w = x.workload
+    built = Learner(
+        config(w, **choices),
+        w.num_classes,
+        w.ignore_index,
+        steps=STEPS,
+        steps_per_epoch=STEPS,
+        device=torch.device(x.device),
+        init=paint,
+    )
+    built.step = 100
+    built.student.train()
+    if criterion is not None:
+        built.criterion.__class__ = criterion
+    bank = built.criterion.bank
+    if bank is not None:
+        rows, pushed = x.new_bank()
+        bank.bank.copy_(rows)
+        bank.pushed.copy_(pushed)
+    return built
+
+
+def batch(x: Inputs) -> dict[str, Tensor]:
+    """What the loader gives: noise for images, since no cost depends on them, and the workload's labels."""
+    w, draw = x.workload, torch.Generator().manual_seed(0)
+
+    def images(count: int) -> Tensor:
+        return torch.randint(0, 256, (count, 3, *w.crop), generator=draw, dtype=torch.uint8).to(x.device)
+
+    return {
+        "images": images(w.labeled),
+        "labels": x.labels,
+        "weak": images(w.unlabeled),
+        "strong": images(w.unlabeled),
+        "valid": x.valid,
+        "unlabeled_index": torch.arange(w.unlabeled),
+    }
+
+
+class NetworksOnly(U2PLCriterion):
+    """Costs what the networks cost: the same rows through the head, with and without gradient, and a trivial loss.
+
+    Which rows is recorded from the first step, a real one, and replayed.
+    """
+
+    index: Tensor | None = None
+
+    def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
+        if self.index is None:
+            self.recorded = super().pseudo_labels(logits, valid)
+        return self.recorded
+
+    def forward(self, student: SegmentationOutput, *arguments: object, **options: object) -> Losses:
+        if self.index is None:
+            return self._record(student, *arguments, **options)
+        represent(student)
+        rows = ops.gather_pixels(student.features, self.index)
+        if student.project is not None:
+            rows = student.project(rows.flatten(0, 1))
+        loss = rows.float().square().mean()
+        zero = torch.zeros_like(loss)
+        return Losses(loss, zero, zero, loss.detach(), loss.isfinite(), {})
+
+    def _record(self, *arguments: object, **options: object) -> Losses:
+        module = sys.modules[ops.contrastive_loss.__module__]
+
+        def class_sample(*args: Tensor) -> Tensor:
+            self.index = ops.class_sample(*args)
+            return self.index
+
+        with mock.patch.object(module, "class_sample", class_sample):
+            return super().forward(*arguments, **options)
+
+
+class LabeledTeacher(U2PLCriterion):
+    """Has the teacher look at the labelled images too, which only representations and probabilities of it need."""
+
+    needs_labeled_teacher = True
+
+
+class Eager(U2PLCriterion):
+    """Losses in plain PyTorch, on full-size logits."""
+
+    def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
+        with ops.use_backend("reference"):
+            return super().pseudo_labels(logits, valid)
+
+    def forward(self, *arguments: object, **options: object) -> Losses:
+        with ops.use_backend("reference"):
+            return super().forward(*arguments, **options)
+
+
+class ClassLoop(Eager):
+    """Losses as public code computes them: full-size logits, dense representations, ``class_loop`` on them."""
+
+    queues: list[class_loop.Queue] | None = None
+
+    def _contrastive(
+        self,
+        student: SegmentationOutput,
+        labels: Tensor,
+        pseudo: PseudoLabels,
+        teacher: SegmentationOutput,
+        reliable: Tensor,
+        unreliable: Tensor,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        draws = ops.contrastive_draws(
+            self.num_classes, generator, num_anchors=self.num_anchors, num_negatives=self.num_negatives
+        )
+        ring_slots = self.queues is None
+        if self.queues is None:
+            self.queues = class_loop.queues(self.bank.bank, self.bank.offsets.diff().tolist(), self.bank.pushed)
+        features = student.features
+        if student.project is not None:
+            features = student.project(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        arguments = {
+            "logits": self._probability_logits(student, teacher, len(labels)),
+            "features": features,
+            "labels": labels,
+            "pseudo": pseudo.label,
+            "entropy": pseudo.entropy,
+            "valid": pseudo.valid,
+            "max_keys": self.bank.max_keys,
+            "thin_draw": draws.thinning,
+            "anchor_draw": draws.anchors,
+            "negative_draw": draws.negatives,
+            "num_classes": self.num_classes,
+            "grid": features.shape[-2:],
+            "align_corners": self.align_corners,
+            "settings": {"num_labeled": len(labels), "ignore_index": self.ignore_index, **self.ranks},
+            "queues": self.queues,
+            "ring_slots": ring_slots,
+            "to_features": True,
+        }
+        loss, *_ = class_loop.branch(arguments)
+        return loss, {}

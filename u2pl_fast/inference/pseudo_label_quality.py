@@ -1,0 +1,79 @@
+"""How right a teacher's pseudo-labels and negatives are, against masks that training does not see."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..utils.distributed import Group, all_sum
+from . import Sample, evaluating, predict_logits
+from .metrics import ConfusionMatrix
+
+QUALITY_IMAGES = 32  # that a training looks at, at each evaluation
+
+
+def pseudo_label_quality(
+    teacher: nn.Module,
+    samples: Iterable[Sample],
+    *,
+    alpha: float,
+    low_rank: int,
+    high_rank: int,
+    num_classes: int,
+    ignore_index: int = 255,
+    device: torch.device | str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+    group: Group = None,
+) -> dict[str, float]:
+    """Scores of the labels and of the unlabelled negatives that a teacher would give; {} without a sample.
+
+    A pixel is reliable where its entropy lies below the (1 − alpha) quantile of its image, and unreliable above. An
+    unreliable pixel is a negative of the classes ranked r_l ≤ O(c) < r_h by its logits.
+
+    Args:
+        teacher: as in :func:`u2pl_fast.inference.predict_labels`.
+        samples: ``(image uint8 (N, h, w), label (H, W), name)``; with ``group``, this process's share.
+        alpha: share of unreliable pixels. ``low_rank``, ``high_rank``: r_l, r_h.
+        num_classes: C. ``ignore_index``: label of pixels without truth.
+
+    Returns:
+        Of the pixels with truth: ``pseudo_miou`` and ``pseudo_accuracy``; ``pseudo_accuracy_reliable`` and
+        ``pseudo_accuracy_unreliable``; ``pseudo_negatives_right``, the share of the (unreliable pixel, negative class)
+        pairs in which the pixel truly is not of that class, and ``pseudo_negatives_right_unranked``, the same were
+        every class but the most likely one a negative. What nothing was counted for is left out.
+    """
+    kinds = ("", "_reliable", "_unreliable")
+    matrices = {kind: ConfusionMatrix(num_classes, ignore_index, device) for kind in kinds}
+    negatives = {"": (low_rank, min(high_rank, num_classes)), "_unranked": (1, num_classes)}
+    wrong = torch.zeros(1 + len(negatives), dtype=torch.int64, device=device)  # unreliable pixels, then wrong pairs
+    with evaluating(teacher), torch.no_grad():
+        for image, label, _ in samples:
+            image, label = image[None].to(device), label[None].to(device)
+            logits = predict_logits(teacher, image, label.shape[-2:], amp_dtype=amp_dtype)
+            stats = ops.pixel_stats(logits, label.shape[-2:])  # on their own grid: nothing is resampled
+            gamma = ops.masked_quantile(stats.entropy, torch.ones_like(stats.entropy, dtype=torch.bool), 1 - alpha)
+            known, unreliable = label != ignore_index, stats.entropy > gamma
+            for matrix, part in zip(matrices.values(), (known, stats.entropy < gamma, unreliable), strict=True):
+                matrix.update(stats.label, label.masked_fill(~part, ignore_index))
+            seen = unreliable & known
+            rank = _rank_of_truth(logits, torch.where(seen, label, 0))
+            within = [(rank >= low) & (rank < high) & seen for low, high in negatives.values()]
+            wrong += torch.stack([seen.sum(), *(part.sum() for part in within)])
+    for matrix in matrices.values():
+        matrix.all_reduce(group)
+    scores = {"pseudo_miou": matrices[""].miou()}
+    scores |= {f"pseudo_accuracy{kind}": matrix.pixel_accuracy() for kind, matrix in matrices.items()}
+    pixels, *mistakes = all_sum(wrong, group).tolist()
+    for (name, (low, high)), count in zip(negatives.items(), mistakes, strict=True):
+        pairs = pixels * (high - low)
+        scores[f"pseudo_negatives_right{name}"] = 1 - count / pairs if pairs else float("nan")
+    return {name: score for name, score in scores.items() if score == score}
+
+
+def _rank_of_truth(logits: Tensor, label: Tensor) -> Tensor:
+    """O(y): how many classes come before the true one, (B, H, W) of logits (B, C, H, W); ties go to the lower class."""
+    own = logits.gather(1, label[:, None].long())
+    classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
+    before = (logits > own) | ((logits == own) & (classes < label[:, None]))
+    return before.sum(1)

@@ -1,0 +1,1 @@
+"""Pictures, charts and pages: tensors and numbers in, images and HTML out."""

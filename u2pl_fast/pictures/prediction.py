@@ -1,0 +1,122 @@
+"""Pictures of one prediction: class ids, colours over the image, entropy, and what the method would call reliable."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .. import ops
+from ..reference import PixelStats, partition
+from .palette import colorize, heat, palette
+
+NEITHER, RELIABLE, UNRELIABLE = range(3)
+RELIABILITY_COLOURS = np.array([[150, 150, 150], [38, 102, 128], [255, 176, 46]], np.uint8)
+_LEGEND_MIN_WIDTH = 240
+_STRIP_PIXELS = 2**20
+
+
+@dataclass
+class Maps:
+    """One image's prediction, all maps (H, W)."""
+
+    label: np.ndarray
+    """Class ids, uint8 (int16 when C > 255)."""
+    uncertainty: np.ndarray
+    """Entropy ÷ log C, fp32 in [0, 1]."""
+    reliability: np.ndarray
+    """uint8: RELIABLE, UNRELIABLE, or NEITHER where the entropy equals the threshold."""
+    gamma: float
+    """The threshold, in nats."""
+    areas: np.ndarray
+    """Pixels of each class, int64 (C,)."""
+
+    @property
+    def unreliable_share(self) -> float:
+        return float((self.reliability == UNRELIABLE).mean())
+
+
+def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: float | None = None) -> Maps:
+    """The maps of one image's ``stats``, each (1, H, W).
+
+    A pixel is reliable where H < γ and unreliable where H > γ, as in training, with γ the (1 − alpha) quantile of this
+    image's entropies H, or ``gamma`` in nats. Training takes the quantile over the pixels of a whole step.
+    """
+    entropy = stats.entropy[0]
+    every = torch.ones_like(entropy, dtype=torch.bool)
+    if gamma is None:
+        threshold = ops.masked_quantile(entropy, every, 1 - alpha)
+    else:
+        threshold = torch.tensor(gamma, device=entropy.device)
+    reliable, unreliable = partition(entropy, every, threshold)
+    return Maps(
+        stats.label[0].cpu().numpy(),
+        (entropy / math.log(max(num_classes, 2))).cpu().numpy(),
+        (RELIABLE * reliable.byte() + UNRELIABLE * unreliable.byte()).cpu().numpy(),
+        float(threshold),
+        torch.bincount(stats.label.flatten(), minlength=num_classes).cpu().numpy(),
+    )
+
+
+def mask(maps: Maps, *, colour: bool = False) -> Image.Image:
+    """Class ids as grey values, 8-bit, or 16-bit where there are more than 255 classes; with ``colour`` as indices into
+    a palette of the classes' colours, for at most 256 classes."""
+    num_classes = len(maps.areas)
+    picture = Image.fromarray(maps.label.astype(np.uint8 if colour or num_classes <= 255 else np.uint16))
+    if colour:
+        picture.putpalette(palette(num_classes).ravel())
+    return picture
+
+
+def overlay(maps: Maps, pixels: np.ndarray, opacity: float) -> Image.Image:
+    """The classes' colours over the image, uint8 (H, W, 3)."""
+    out = np.empty_like(pixels)
+    step = max(1, _STRIP_PIXELS // pixels.shape[1])  # large images would take gigabytes of fractions
+    for top in range(0, len(pixels), step):
+        here = slice(top, top + step)
+        out[here] = ((1 - opacity) * pixels[here] + opacity * colorize(maps.label[here], len(maps.areas))).round()
+    return Image.fromarray(out)
+
+
+def entropy(maps: Maps) -> Image.Image:
+    """Entropy ÷ log C, dark = certain, light = uncertain."""
+    return Image.fromarray(heat(maps.uncertainty))
+
+
+def reliability(maps: Maps) -> Image.Image:
+    """Indices 0 neither, 1 reliable, 2 unreliable, into a palette of grey, blue and orange."""
+    picture = Image.fromarray(maps.reliability)
+    picture.putpalette(RELIABILITY_COLOURS.ravel())
+    return picture
+
+
+def with_legend(picture: Image.Image, areas: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    """``picture`` above a strip that names the classes with an area, largest first; as it is without names."""
+    if not class_names:
+        return picture
+    present = [index for index in np.argsort(-areas, kind="stable") if areas[index]]
+    colours = palette(len(class_names))
+    text_size = min(28, max(13, picture.height // 24))
+    font = ImageFont.load_default(text_size)
+    box, gap = text_size, text_size // 2
+    width = max(picture.width, _LEGEND_MIN_WIDTH)
+
+    # Left to right, then the next line.
+    places, left, top = [], gap, gap
+    for index in present:
+        needed = box + gap // 2 + math.ceil(font.getlength(str(class_names[index]))) + gap
+        if left > gap and left + needed > width:
+            left, top = gap, top + box + gap
+        places.append((left, top))
+        left += needed + gap
+    canvas = Image.new("RGB", (width, picture.height + top + box + gap), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, (left, top) in zip(present, places, strict=True):
+        top += picture.height
+        draw.rectangle((left, top, left + box, top + box), fill=tuple(colours[index].tolist()), outline="black")
+        position = (left + box + gap // 2, top + box / 2)
+        draw.text(position, str(class_names[index]), fill="black", font=font, anchor="lm")
+    return canvas

@@ -1,0 +1,1 @@
+"""Checkpoints, weights files and exported programs."""
