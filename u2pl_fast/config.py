@@ -52,6 +52,11 @@ DATA_SETTINGS = (
     "dataset", "data_root", "labeled_fraction", "num_labeled", "labeled_list", "unlabeled_list", "label_map",
     "low_rank", "seed", "in_channels", "value_range",
 )  # fmt: skip
+# Settings that may differ between a run and its continuation without changing what is computed.
+FREE_ON_RESUME = {
+    "out", "resume", "stop_after", "workers", "threads", "cache", "save_every", "log_every", "eval_every",
+    "data_root", "device", "encoder_weights", "init_from", "teacher_from", "max_skipped", "checkpoint_encoder",
+}  # fmt: skip
 FALLBACKS: dict[str, Any] = {
     "encoder": "tf_efficientnet_lite0",
     "encoder_weights": "imagenet",

@@ -17,7 +17,8 @@ from u2pl_fast.data.views import ViewOptions, Views
 from u2pl_fast.inference import predict_labels
 from u2pl_fast.models import SegmentationNetwork
 from u2pl_fast.saving import checkpoint
-from u2pl_fast.train import _check_same_run, main, parse, run
+from u2pl_fast.train import main, parse, run
+from u2pl_fast.training.resume import check_same_run
 
 SIZE = (6, 9)  # height, width
 
@@ -303,6 +304,6 @@ def test_a_run_from_before_these_settings_goes_on_and_another_count_is_refused(t
     for name in ("in_channels", "value_range", "image_mean", "image_std", "checkpoint_encoder"):
         del saved[name]
     state = {"config": saved, "world_size": 1}
-    _check_same_run(state, config, 1, tmp_path)
+    check_same_run(state, config, 1, tmp_path)
     with pytest.raises(ValueError, match="in_channels was 3, now 1"):
-        _check_same_run(state, resolve(TrainConfig(in_channels=1)), 1, tmp_path)
+        check_same_run(state, resolve(TrainConfig(in_channels=1)), 1, tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from u2pl_fast.training.async_scalars import Readback
+from u2pl_fast.training.async_scalars import AsyncScalars
 
 VALUES = {
     "loss": torch.tensor(0.25),
@@ -17,9 +17,9 @@ VALUES = {
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_arrive_as_they_were(device):
     values = {name: value.to(device) for name, value in VALUES.items()}
-    readback = Readback(values)
+    scalars = AsyncScalars(values)
     values["loss"].fill_(7)  # later work must not change what was sent
-    got = readback.values()
+    got = scalars.values()
     assert got == {"loss": 0.25, "half": 1.5, "count": [2**52, 3], "none": [], "ok": 1}
     assert type(got["count"][0]) is int and type(got["loss"]) is float
-    assert readback.ready
+    assert scalars.ready

@@ -26,9 +26,10 @@ from u2pl_fast.inference import load_model
 from u2pl_fast.models import network
 from u2pl_fast.ops import _backend
 from u2pl_fast.saving import checkpoint
-from u2pl_fast.train import _backends, main, parse, run
+from u2pl_fast.train import main, parse, run
 from u2pl_fast.training import learner
 from u2pl_fast.training.learner import Learner
+from u2pl_fast.training.summary import backends
 
 CAMVID = os.environ.get("U2PL_FAST_CAMVID")
 ENCODER_WEIGHTS = os.environ.get("U2PL_FAST_ENCODER_WEIGHTS")
@@ -244,10 +245,10 @@ def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, mon
 
 
 def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("u2pl_fast.train.LOGGED_AT_CHANCE", 2)
+    monkeypatch.setattr("u2pl_fast.training.trainer.LOGGED_AT_CHANCE", 2)
     run(tiny(tmp_path / "falls", log_every=1))
     assert "at chance" not in capsys.readouterr().out
-    monkeypatch.setattr("u2pl_fast.train.AT_CHANCE", 0.1)
+    monkeypatch.setattr("u2pl_fast.training.trainer.AT_CHANCE", 0.1)
     run(tiny(tmp_path / "student", log_every=1, key_encoder="student"))
     assert "is at chance, log(N + 1) = 3.93: the representations do not tell" in (told := capsys.readouterr().out)
     assert "--key-encoder teacher-head may prevent it" in told
@@ -356,7 +357,7 @@ def test_a_finished_run_labels_for_another_one_once(tmp_path, monkeypatch):
         looks.append([network, *(index for index, _ in images)])
         self.maps = {index: torch.zeros(6, 16, 16).half() for index in looks[-1][1:]}
 
-    monkeypatch.setattr(learner.WholeImagePredictions, "look", look)
+    monkeypatch.setattr(learner.WholeImagePredictions, "predict", look)
     options = {"method": "mean-teacher", "teacher_input": "whole", "teacher_every": 1, "sup_only_epochs": 0}
     options |= {"num_labeled": 394, "steps": 3, "gate": "confidence", "confidence_threshold": 0.0}
     run(tiny(tmp_path / "own", teacher_from=tmp_path / "earlier" / "last.pt", **options))
@@ -430,7 +431,7 @@ def test_labeled_images_are_mixed_with_their_labels(tmp_path, monkeypatch):
 
 def test_the_teacher_sees_the_labeled_images_that_were_mixed(tmp_path, monkeypatch):
     seen = []
-    real_look, real_forward = Learner._look, learner.StudentLoss.forward
+    real_look, real_forward = Learner._run_teacher, learner.StudentLoss.forward
 
     def look(self, images, **options):
         seen.append(images)
@@ -440,7 +441,7 @@ def test_the_teacher_sees_the_labeled_images_that_were_mixed(tmp_path, monkeypat
         seen.append(images)
         return real_forward(self, images, *rest, **options)
 
-    monkeypatch.setattr(Learner, "_look", look)
+    monkeypatch.setattr(Learner, "_run_teacher", look)
     monkeypatch.setattr(learner.StudentLoss, "forward", forward)
     run(tiny(tmp_path, recipe="paper", steps=1, stop_after=1, sup_only_epochs=0, mix_labeled_prob=1.0))
     teachers, students = seen
@@ -464,7 +465,7 @@ def test_other_normalisation_than_the_weights_have_is_refused(tmp_path):
 def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
     """The published order: labels from the weak views, all else from the images that the student sees."""
     looks = []
-    look = Learner._look
+    look = Learner._run_teacher
 
     def spy(self, images, represent=True):
         output = look(self, images, represent)
@@ -478,7 +479,7 @@ def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
         seen.append((pseudo, teacher))
         return forward(self, student, labels, pseudo, teacher, **rest)
 
-    monkeypatch.setattr(Learner, "_look", spy)
+    monkeypatch.setattr(Learner, "_run_teacher", spy)
     monkeypatch.setattr(U2PLCriterion, "forward", criterion)
     run(tiny(tmp_path, steps=4, second_teacher_pass=True, **options))
     steps_with_teacher = [pair for pair in seen if pair[0] is not None]
@@ -495,7 +496,7 @@ def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
 
 def test_the_head_of_the_keys_is_the_teachers(tmp_path, monkeypatch):
     learners, heads = [], []
-    look, forward = Learner._look, U2PLCriterion.forward
+    look, forward = Learner._run_teacher, U2PLCriterion.forward
 
     def spy(self, *arguments, **options):
         learners.append(self)
@@ -509,7 +510,7 @@ def test_the_head_of_the_keys_is_the_teachers(tmp_path, monkeypatch):
             assert teacher.features is None  # nothing is mixed that nobody reads
         return forward(self, student, labels, pseudo, teacher, **rest)
 
-    monkeypatch.setattr(Learner, "_look", spy)
+    monkeypatch.setattr(Learner, "_run_teacher", spy)
     monkeypatch.setattr(U2PLCriterion, "forward", criterion)
     run(tiny(tmp_path, steps=6, ema_momentum=0.9))
     assert len(heads) > 1 and all(torch.equal(given, expected) for given, expected, _ in heads)
@@ -579,7 +580,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
 def test_ops_of_another_backend_are_named(monkeypatch):
     chosen = {"class_sum": "triton", "ring_push": "cuda", "thin_mask": "triton", "info_nce": "triton"}
     monkeypatch.setattr(ops, "info", lambda device: chosen)
-    assert _backends(torch.device("cuda")) == "triton; cuda for ring_push"
+    assert backends(torch.device("cuda")) == "triton; cuda for ring_push"
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):

@@ -30,7 +30,7 @@ def smooth_image(height: int = 150, width: int = 213) -> torch.Tensor:
 def test_a_crop_of_the_whole_is_a_look_at_the_crop(seed):
     image = smooth_image()
     whole = WholeImagePredictions()
-    whole.look(Colors(), [(3, image), (5, image.flip(-1))])
+    whole.predict(Colors(), [(3, image), (5, image.flip(-1))])
     views = Views(ViewOptions((96, 128), 32, scale_range=(0.5, 1.25)), 255)
     weak, _, valid = views.unlabeled(image, seed, seed)
     window = torch.tensor([[3, *views.window(image, seed)]])
@@ -45,7 +45,7 @@ def test_a_crop_of_the_whole_is_a_look_at_the_crop(seed):
 def test_the_mean_over_scales_and_mirror_images_is_stored():
     image = smooth_image(64, 96)
     whole = WholeImagePredictions(scales=(1.0, 0.5))
-    whole.look(Colors(), [(0, image)])
+    whole.predict(Colors(), [(0, image)])
     assert whole.maps[0].shape == (3, 16, 24) and whole.maps[0].dtype == torch.float16
     full = Colors()(image[None]).logits.softmax(1)
     half = F.interpolate(Colors()(F.avg_pool2d(image[None].float(), 2)).logits, (16, 24), mode="bilinear").softmax(1)
@@ -87,4 +87,4 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
     monkeypatch.setattr(whole_images, "MOST_BYTES", 10_000)
     image = smooth_image(64, 96)
     with pytest.raises(ValueError, match="teacher_input: the predictions of 5 whole images .* use crop"):
-        WholeImagePredictions().look(Colors(), ((index, image) for index in range(9)))
+        WholeImagePredictions().predict(Colors(), ((index, image) for index in range(9)))

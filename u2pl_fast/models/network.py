@@ -436,3 +436,16 @@ def _compiled_or_eager(graph: torch.fx.GraphModule, examples: list[Tensor]) -> C
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(f"compile: the network runs uncompiled ({reason[:200]})", RuntimeWarning, stacklevel=2)
         return graph.forward
+
+
+def check_batch(arch: str, images: int) -> None:
+    """Refuse a batch that this decoder cannot train on: one that pools the image to a pixel normalizes over the batch.
+
+    Raises:
+        ValueError: ``images`` per process and step are too few.
+    """
+    if images == 1 and arch in ("deeplabv3", "deeplabv3plus", "pspnet", "pan"):
+        raise ValueError(
+            f"batch_size: {arch} pools each image to one pixel and batch norm needs two of them; "
+            "use --batch-size 2 or more"
+        )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Readback:
+class AsyncScalars:
     """A copy of small tensors that travels while the device goes on working.
 
     float64 carries them all in one message, which is exact for integers below 2⁵³.

@@ -156,7 +156,7 @@ class Learner:
         pseudo, teacher, draws = None, None, None
         if self.semi and step >= self.teacher_start:
             with record_function("teacher"):
-                strong, pseudo, teacher = self._teach(batch | {"images": images})
+                strong, pseudo, teacher = self._pseudo_label(batch | {"images": images})
             images = torch.cat((images, strong))
             if self.criterion.bank is None:
                 teacher = None
@@ -184,17 +184,17 @@ class Learner:
                 self._update(self._window_ok)
         return Step(losses, images, labels, pseudo, lr_factor)
 
-    def _teach(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
-        """The teacher's pass over weak views, and each strong view moved with its maps and outputs by one mask."""
+    def _pseudo_label(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
+        """Run the teacher on the weak views; mix each strong view, its maps and outputs with one mask."""
         config, weak, labeled = self.config, batch["weak"], batch["images"]
         if not self.criterion.needs_labeled_teacher:
             labeled = labeled[:0]
         again = config.second_teacher_pass
         num_labeled = 0 if again else len(labeled)
         if self.whole is not None:
-            output = self._recall(batch)
+            output = self._predicted_crop(batch)
         else:
-            output = self._look(weak if again else torch.cat((labeled, weak)), represent=not again)
+            output = self._run_teacher(weak if again else torch.cat((labeled, weak)), represent=not again)
         of_labeled, output = _split(output, num_labeled)
         pseudo = self.criterion.pseudo_labels(output.logits, batch["valid"])
         views = [
@@ -206,7 +206,7 @@ class Learner:
         images, maps, outputs = zip(*views, strict=True)
         strong, pseudo, output = concatenated(images), PseudoLabels.joined(maps), _joined((of_labeled, *outputs))
         if again:
-            output = self._look(torch.cat((labeled, strong)))
+            output = self._run_teacher(torch.cat((labeled, strong)))
             seen = self.criterion.pseudo_labels(output.logits[len(labeled) :], pseudo.valid)
             pseudo = pseudo._replace(entropy=seen.entropy)
         return strong, pseudo, output
@@ -234,15 +234,15 @@ class Learner:
         output = output._replace(logits=mix_on_grid(output.logits), features=mix_on_grid(output.features))
         return mix(strong), pseudo.changed(mix), output
 
-    def _recall(self, batch: dict[str, Tensor]) -> SegmentationOutput:
-        """What the teacher thought of the weak views when it last looked at their whole images."""
+    def _predicted_crop(self, batch: dict[str, Tensor]) -> SegmentationOutput:
+        """Return the weak views' crops of the predictions that the teacher last made for whole images."""
         earlier, since = self.config.teacher_from, self.step - self.teacher_start
         if not self.whole.maps or (earlier is None and since % self.config.teacher_every == 0):
             network = self.teacher.module if earlier is None else load_model(earlier, self.device)[0]
-            self.whole.look(network, self._whole_images(), self.device, self.amp_dtype)
+            self.whole.predict(network, self._whole_images(), self.device, self.amp_dtype)
         weak = batch["weak"]
         if self._grid is None:
-            self._grid = self._look(weak[:1], represent=False).logits.shape[-2:]
+            self._grid = self._run_teacher(weak[:1], represent=False).logits.shape[-2:]
         logits = self.whole.crop(batch["window"], weak.shape[-2:], self._grid, self.config.align_corners)
         return self._with_head(SegmentationOutput(logits))
 
@@ -265,7 +265,7 @@ class Learner:
         return mixing.mix(images, partner, mask), mixing.mix(labels, partner, mask)
 
     @torch.no_grad()
-    def _look(self, images: Tensor, represent: bool = True) -> SegmentationOutput:
+    def _run_teacher(self, images: Tensor, represent: bool = True) -> SegmentationOutput:
         """The teacher's outputs, with representations where the criterion reads them."""
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

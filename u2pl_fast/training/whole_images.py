@@ -29,7 +29,7 @@ class WholeImagePredictions:
         self.maps: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def look(
+    def predict(
         self,
         network: nn.Module,
         images: Iterable[tuple[int, Tensor]],

@@ -1,0 +1,169 @@
+"""The checkpoints of a run: where they lie, how they are written, and which run may go on from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from ..config import FREE_ON_RESUME, TrainConfig, read_settings
+from ..data.image_format import normalisation
+from ..saving import checkpoint
+from ..utils.distributed import Group, rank
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+RESUME_ONLY = ("bank", "optimizer", "whole_images")  # the largest part of a checkpoint, which nobody reads in best.pt
+RINGS_KEPT = 2  # steps whose rings stay: those of last.pt and previous.pt
+
+
+class RunFolder:
+    """The checkpoints in a run's folder.
+
+    ``last.pt`` is the newest, ``previous.pt`` the one before it, and ``best.pt`` holds the networks with the highest
+    mIoU. With a memory bank per process, each further process keeps its ring in a file of its own.
+    """
+
+    def __init__(self, path: Path, group: Group) -> None:
+        self.path, self.group, self.rank = path, group, rank(group)
+
+    @property
+    def last(self) -> Path:
+        return self.path / LAST
+
+    @property
+    def previous(self) -> Path:
+        return self.path / PREVIOUS
+
+    def create(self) -> None:
+        """Create the folder.
+
+        Raises:
+            ValueError: it cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"out: cannot create {self.path}: {error.strerror}") from error
+
+    def holds_run(self) -> bool:
+        return self.last.exists() or self.previous.exists()
+
+    def save(self, state: Callable[[], dict[str, Any]], step: int, own_ring: dict[str, Any] | None) -> None:
+        """Write ``last.pt``; the one that was there becomes ``previous.pt``.
+
+        Args:
+            state: called in the first process alone.
+            own_ring: the memory bank of this process where each process has one; the first process's is in ``state``.
+        """
+        if own_ring is not None and self.rank:
+            checkpoint.save(self._ring_path(step), {"step": step, "bank": own_ring})
+        if self.group is not None:
+            dist.barrier(group=self.group)
+        if self.rank == 0:
+            checkpoint.keep_previous(self.last, self.previous)
+            checkpoint.save(self.last, state())
+            self._delete_rings(sorted(self._rings(), reverse=True)[RINGS_KEPT:])
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write the networks of ``state`` to ``best.pt``; for the first process."""
+        networks = {name: value for name, value in state.items() if name not in RESUME_ONLY}
+        checkpoint.save(self.path / BEST, networks)
+
+    def load(self, student: nn.Module, config: TrainConfig, num_classes: int, world: int) -> tuple[dict, str | None]:
+        """Return the checkpoint to go on from, and why ``last.pt`` could not be read if it is ``previous.pt``.
+
+        Raises:
+            CheckpointError: neither file can be read, or the weights do not fit ``student``.
+            ValueError: it belongs to a run with other settings or another number of processes.
+        """
+        state, path, complaint = checkpoint.load_first(self.last, self.previous)
+        checkpoint.check_layout(state, path)
+        if "optimizer" not in state:
+            raise ValueError(f"resume: {path} holds networks alone, as best.pt does; start a new run with --init-from")
+        checkpoint.check_match(state, student, num_classes=num_classes, source=path)
+        check_same_run(state, config, world, path)
+        return state, complaint
+
+    def load_ring(self, step: int) -> dict[str, Any]:
+        """Return the memory bank that this process saved at ``step``."""
+        return checkpoint.load(self._ring_path(step))["bank"]
+
+    def drop_rings_after(self, step: int) -> None:
+        """Delete the rings of a save that was cut short."""
+        self._delete_rings([later for later in self._rings() if later > step])
+
+    def _ring_path(self, step: int) -> Path:
+        return self.path / f"ring{self.rank}.step{step}.pt"
+
+    def _rings(self) -> dict[int, list[Path]]:
+        """Ring files by the step that wrote them."""
+        found: dict[int, list[Path]] = {}
+        for path in self.path.glob("ring*.step*.pt"):
+            found.setdefault(int(path.stem.rpartition("step")[2]), []).append(path)
+        return found
+
+    def _delete_rings(self, steps: list[int]) -> None:
+        rings = self._rings()
+        for step in steps:
+            for ring in rings[step]:
+                ring.unlink(missing_ok=True)
+
+
+def check_same_run(state: dict[str, Any], config: TrainConfig, world: int, path: Path) -> None:
+    """Refuse to go on with settings that change what is computed, or with another number of processes.
+
+    Raises:
+        ValueError: naming the settings.
+    """
+    # A setting that the run did not know yet had its default's effect.
+    saved, now = read_settings(TrainConfig().to_dict() | state["config"]), read_settings(config.to_dict())
+    for values in (saved, now):  # None and the numbers it stood for are the same
+        mean_and_std = normalisation(values["in_channels"], values["image_mean"], values["image_std"])
+        values["image_mean"], values["image_std"] = map(list, mean_and_std)
+    changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved[name] != now[name])
+    if changed:
+        listed = ", ".join(f"{name} was {saved[name]}, now {now[name]}" for name in changed)
+        raise ValueError(f"resume: {path} belongs to a run with other settings ({listed}); use them, or another --out")
+    if state["world_size"] != world:
+        raise ValueError(
+            f"resume: {path} was written by {state['world_size']} processes, now there are {world}; "
+            "use as many, or start a new run with --init-from"
+        )
+
+
+def load_initial_weights(student: nn.Module, config: TrainConfig) -> None:
+    """Load the evaluated network of another run; heads of another shape keep their fresh weights."""
+    path = config.init_from
+    state = checkpoint.load(path)
+    checkpoint.check_layout(state, path)
+    theirs = TrainConfig.from_dict(state["config"])
+    if theirs.in_channels == config.in_channels and theirs.normalisation != config.normalisation:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in theirs.normalisation)
+        raise ValueError(
+            f"init_from: {path} was trained on images normalised otherwise; give its --image-mean {mean} "
+            f"--image-std {std}"
+        )
+    weights = state[state["network"]] or state["student"]
+    own = student.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not any(name.startswith("encoder.") for name in fitting):
+        raise ValueError(f"init_from: {path} holds no encoder that fits {config.arch}/{config.encoder}")
+    student.load_state_dict(fitting, strict=False)
+
+
+def check_teacher_from(config: TrainConfig, class_names: list[str]) -> None:
+    """Refuse an earlier network that labels other classes, or takes other images.
+
+    Raises:
+        ValueError: naming the checkpoint and what differs.
+    """
+    state = checkpoint.load(config.teacher_from)
+    checkpoint.check_layout(state, config.teacher_from)
+    if list(state["class_names"]) != class_names:
+        raise ValueError(f"teacher_from: {config.teacher_from} was trained on other classes than this data set has")
+    channels = state["config"].get("in_channels", 3)
+    if channels != config.in_channels:
+        raise ValueError(
+            f"teacher_from: {config.teacher_from} takes images of {channels} channels, these have {config.in_channels}"
+        )
