@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from u2pl_fast import ops, reference
+from u2pl_fast.gates import reliability
 from u2pl_fast.ops import draw32
 from u2pl_fast.utils.randomness import generator
 
@@ -108,9 +109,9 @@ class Inputs:
     @cached_property
     def grid_maps(self) -> tuple[Tensor, Tensor, Tensor]:
         """(label, reliable, unreliable), each (B, h, w), labelled images first."""
-        gamma = reference.masked_quantile(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
-        partition = reference.partition(self.statistics.entropy, self.valid, gamma)
-        return to_grid(self.labels, self.statistics.label, *partition, self.workload.grid, self.workload.align_corners)
+        reliable, unreliable, _ = reliability(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
+        maps = (self.labels, self.statistics.label, reliable, unreliable)
+        return to_grid(*maps, self.workload.grid, self.workload.align_corners)
 
     @cached_property
     def masks(self) -> reference.ContrastMasks:

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, reference
+from ..gates import reliability
 from ..memory_bank import MemoryBank
 
 Queue = list[Tensor]
@@ -97,8 +98,7 @@ def compute_unsupervised_loss(
     size = target.shape[-2:]
     valid = target != ignore_index
     entropy = ops.pixel_stats(pred_teacher, size, align_corners=align_corners).entropy
-    gamma = ops.masked_quantile(entropy, valid, percent / 100)
-    reliable, _ = reference.partition(entropy, valid, gamma)
+    reliable = reliability(entropy, valid, percent / 100).reliable
     loss = ops.upsampled_cross_entropy(
         predict,
         torch.where(reliable, target.to(torch.promote_types(target.dtype, torch.int16)), ignore_index),
