@@ -137,6 +137,12 @@ class Inputs:
         return self._place(self._randn("features", w.images, w.dim, *w.grid))
 
     @cached_property
+    def student(self) -> list[Tensor]:
+        """The tensors of a network, in float32."""
+        draw = self._generator("student")
+        return [torch.randn(shape, generator=draw, device=self.device) for shape in self.workload.network]
+
+    @cached_property
     def thin_draw(self) -> Tensor:
         return draw32((self.workload.num_classes,), self._generator("thin"))
 

@@ -287,7 +287,7 @@ def test_waits_are_counted_with_their_place(card: pytest.MonkeyPatch):
 
 
 def test_other_rounds_of_a_setting_that_is_measured_again_go():
-    key = ("contrastive", "voc", "cpu", "float32", "contiguous", "literal", "eager", "forward")
+    key = ("contrastive_loss", "voc", "cpu", "float32", "contiguous", "literal", "eager", "forward")
 
     def record(impl: str, rounds: int) -> dict:
         values = dict(zip(results.KEY, key, strict=True)) | {"impl": impl, "ms_all": [1.0] * rounds}
