@@ -1,6 +1,6 @@
 """L_s, L_u and L_c for any training loop: tensors in, losses and statistics out. Knows no dataset and no model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from . import ops, reference
 from .gates import GATES, PseudoLabels, apply_gate
 from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
-from .utils.cuda_graph import Captured
+from .utils.cuda_graph import CudaGraph
 from .utils.distributed import Group, all_sum, all_true, world_size
 
 SOURCES = ("student", "teacher")
@@ -57,6 +57,7 @@ class U2PLCriterion(nn.Module):
             of L_s alone, in each process by itself. ``auxiliary_weight``: of the auxiliary classifier's cross-entropy
             in L_s.
         align_corners: how logits map to pixels.
+        contrastive: what computes L_c, given what ``ops.contrastive_loss`` is given.
         group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centres are then the global batch's.
     """
 
@@ -91,6 +92,7 @@ class U2PLCriterion(nn.Module):
         ohem: tuple[float, int] | None = None,
         auxiliary_weight: float = 0.4,
         align_corners: bool = False,
+        contrastive: Callable[..., ops.ContrastiveLoss] = ops.contrastive_loss,
         group: Group = None,
     ) -> None:
         super().__init__()
@@ -126,7 +128,8 @@ class U2PLCriterion(nn.Module):
         self.weigh_pseudo_labels = weigh_pseudo_labels
         self.label_smoothing, self.ohem, self.auxiliary_weight = label_smoothing, ohem, auxiliary_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
-        self._captured: Captured | None = None
+        self.contrastive = contrastive
+        self._graph: CudaGraph | None = None
         self._grid_pixels: dict[tuple, Tensor] = {}
         self.bank = None
         if representation_dim is not None:
@@ -151,7 +154,7 @@ class U2PLCriterion(nn.Module):
         """Replay L_c and its gradient as a CUDA graph; ``head`` is the module behind the student's ``project``."""
         if self.group is not None:
             raise ValueError("group: a CUDA graph of the contrastive loss works with one process")
-        self._captured = Captured(head)
+        self._graph = CudaGraph(head)
 
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
         """The teacher's maps at H×W from its logits (B_u, C, h, w); ``valid`` (B_u, H, W) is false on padding."""
@@ -302,7 +305,7 @@ class U2PLCriterion(nn.Module):
             *rest: Tensor,
         ) -> ops.ContrastiveLoss:
             key_features, *drawn = (features, *rest) if shared else rest
-            return ops.contrastive_loss(
+            return self.contrastive(
                 logits,
                 label,
                 reliable,
@@ -330,11 +333,11 @@ class U2PLCriterion(nn.Module):
             *(() if shared else (key.features.detach(),)),
             *(draw for draw in draws if draw is not None),
         )
-        if self._captured is None:
+        if self._graph is None:
             out = branch(finite, *inputs)
         else:
             shut = torch.zeros_like(finite)  # a trial must not move the bank
-            out = ops.ContrastiveLoss(*self._captured(branch, (finite, *inputs), (shut, *inputs)))
+            out = ops.ContrastiveLoss(*self._graph(branch, (finite, *inputs), (shut, *inputs)))
         fill = self.bank.fill
         return out.loss, {
             "anchors": out.anchors,

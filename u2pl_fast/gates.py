@@ -1,4 +1,4 @@
-"""Which pixels of a pseudo-label teach: the one place for such rules. Tensors in, masks out."""
+"""Which pixels are reliable, and which teach: the one place for such rules. Tensors in, masks out."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -34,6 +34,29 @@ class PseudoLabels(NamedTuple):
         return PseudoLabels(*(None if x is None else change(x) for x in self))
 
 
+class Reliability(NamedTuple):
+    """Masks of the entropies' shape, and the threshold γ, a scalar on their device."""
+
+    reliable: Tensor
+    unreliable: Tensor
+    gamma: Tensor
+
+
+def reliability(
+    entropy: Tensor, valid: Tensor, quantile: float, *, gamma: float | None = None, group: Group = None
+) -> Reliability:
+    """Split the valid pixels by their entropy: reliable H < γ, unreliable H > γ. At γ a pixel is neither.
+
+    γ is the ``quantile`` of the valid entropies, 1 − α_t in a training; with ``group``, of those of all its processes.
+    ``gamma`` in nats takes its place. Without a valid pixel γ is NaN.
+    """
+    if gamma is None:
+        threshold = ops.masked_quantile(entropy, valid, quantile, group=group)
+    else:
+        threshold = torch.tensor(gamma, device=entropy.device)
+    return Reliability(*reference.partition(entropy, valid, threshold), threshold)
+
+
 class Gated(NamedTuple):
     """taught: pixels of L_u. unreliable: pixels whose negatives count. gamma: γ_t. All (B_u, H, W) but the last."""
 
@@ -53,8 +76,7 @@ def apply_gate(
 
     Unreliable pixels are those with H > γ_t, whatever the gate. Quantiles are those of the global batch.
     """
-    gamma = ops.masked_quantile(pseudo.entropy, pseudo.valid, 1 - alpha, group=group)
-    taught, unreliable = reference.partition(pseudo.entropy, pseudo.valid, gamma)
+    taught, unreliable, gamma = reliability(pseudo.entropy, pseudo.valid, 1 - alpha, group=group)
     if gate == "confidence":
         if pseudo.confidence is None:
             raise ValueError("pseudo: the gate confidence reads its map of confidence, which is None")
@@ -63,6 +85,5 @@ def apply_gate(
         taught = torch.zeros_like(pseudo.valid)
         for index in range(num_classes):
             own = pseudo.valid & (pseudo.label == index)
-            own_gamma = ops.masked_quantile(pseudo.entropy, own, 1 - alpha, group=group)
-            taught |= reference.partition(pseudo.entropy, own, own_gamma)[0]
+            taught |= reliability(pseudo.entropy, own, 1 - alpha, group=group).reliable
     return Gated(taught, unreliable, gamma)

@@ -100,10 +100,6 @@ class MemoryBank(nn.Module):
         masks = (taken[..., None] & own_class).flatten(1, 2)
         return [(part, reference.pack_mask(m)) for part, m in zip(all_rows, masks, strict=True)]
 
-    def sample(self, draws: Tensor) -> Tensor:
-        """Slots within each class, uniform with replacement: (draws · fill) >> 32, draws int64 (C, …) in [0, 2³²)."""
-        return reference.ring_slots(draws, self.offsets, self.pushed)
-
     def extra_repr(self) -> str:
         slots, dim = self.bank.shape
         megabytes = self.bank.numel() * self.bank.element_size() / 2**20

@@ -9,8 +9,8 @@ Sums and comparisons are in fp32, or in float64 where float64 comes in.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -396,6 +396,58 @@ def info_nce(
         scores = torch.cat((attract[:, None], repel), 1) / temperature
         loss = loss + weight[c] * (scores.logsumexp(1) - scores[:, 0]).mean()
     return loss
+
+
+class ContrastiveLoss(NamedTuple):
+    """loss: 0-d, differentiable. Of this step, int64 (C) each: anchor pixels, negative pixels, keys the bank took."""
+
+    loss: Tensor
+    anchors: Tensor
+    negatives: Tensor
+    pushed: Tensor
+
+
+def contrastive_loss_from_masks(
+    masks: ContrastMasks,
+    features: Tensor,
+    keys: Tensor,
+    bank: Any,
+    draws: tuple[Tensor, Tensor, Tensor | None],
+    *,
+    negatives: str = "per_anchor",
+    temperature: float = 0.5,
+    project: Callable[[Tensor], Tensor] | None = None,
+    gate: Tensor | None = None,
+) -> ContrastiveLoss:
+    """L_c of one batch: centres from ``keys``, which then enter the bank, against M anchors a class from ``features``.
+
+    A class with an anchor and a key takes part, all with the same weight. ``bank`` holds ``bank``, ``offsets`` and
+    ``pushed``; its ``push`` is ``thin_mask`` and ``ring_push``. ``draws`` are for thinning (C), anchors (C, M) and
+    negatives. ``project`` maps the drawn rows (C·M, D') → (C·M, D).
+    """
+    thinning, anchor_draws, negative_draws = draws
+    num_classes = masks.anchors.numel()
+    keys = keys.detach()
+    centres = class_sum(keys, masks.anchor_label, num_classes) / masks.anchors.clamp(min=1)[:, None]
+    before = bank.pushed.clone()
+    bank.push(keys, masks.mask, draw=thinning, gate=gate)
+    index = class_sample(masks.anchor_label, num_classes, anchor_draws)
+    anchors = gather_pixels(features, index)
+    if project is not None:
+        anchors = project(anchors.flatten(0, 1)).unflatten(0, index.shape)
+    takes_part = (masks.anchors > 0) & (ring_fill(bank.offsets, bank.pushed) > 0)
+    loss = info_nce(
+        anchors,
+        takes_part / takes_part.sum().clamp(min=1),
+        centres,
+        bank.bank,
+        bank.offsets,
+        bank.pushed,
+        draws=negative_draws,
+        negatives=negatives,
+        temperature=temperature,
+    )
+    return ContrastiveLoss(loss, masks.anchors, masks.keys, bank.pushed - before)
 
 
 # --- Teacher ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from u2pl_fast import data, ops, reference
 from u2pl_fast.data.class_weights import class_weights
+from u2pl_fast.gates import Reliability, reliability
 from u2pl_fast.inference import load_model
 from u2pl_fast.outputs import represent
 from u2pl_fast.pictures.palette import colorize, palette
@@ -69,7 +70,7 @@ class Scene:
         views = [self.view(index, labeled_network) for index in self.split.labeled]
         self.labeled = max(views, key=lambda view: int((view.truth == self.shown).sum()))
         self.examples = views
-        self.gamma, self.reliable, self.unreliable = self.partition_of(self.unlabeled)
+        self.reliable, self.unreliable, _ = self.reliability_of(self.unlabeled)
 
     # --- What the pictures show ---------------------------------------------------------------------------------------
 
@@ -227,10 +228,9 @@ class Scene:
         stats = ops.pixel_stats(output.logits, image.shape[-2:], align_corners=self.config.align_corners)
         return View(image, label, reference.pool_to_stride4(output.logits, image.shape[-2:]), stats, keys)
 
-    def partition_of(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        valid = torch.ones_like(view.stats.entropy, dtype=torch.bool)
-        gamma = ops.masked_quantile(view.stats.entropy, valid, 1 - self.config.alpha_0)
-        return gamma, *reference.partition(view.stats.entropy, valid, gamma)
+    def reliability_of(self, view: View) -> Reliability:
+        every = torch.ones_like(view.stats.entropy, dtype=torch.bool)
+        return reliability(view.stats.entropy, every, 1 - self.config.alpha_0)
 
     def _on_grid(self, x: Tensor, size: Sequence[int]) -> Tensor:
         return reference.sample_to_grid(x[None], size, align_corners=self.config.align_corners)[0]
@@ -290,7 +290,7 @@ class Scene:
         counts = [torch.zeros(self.num_classes, dtype=torch.int64) for _ in range(2)]
         for index in hidden:
             view = self.view(index, self.teacher)
-            _, *parts = self.partition_of(view)
+            *parts, _ = self.reliability_of(view)
             grid = view.logits.shape[-2:]
             truth = self._on_grid(view.truth, grid)
             rank = self._rank_of(view.logits, truth)

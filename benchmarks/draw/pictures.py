@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from u2pl_fast import ops, reference
+from u2pl_fast.gates import reliability
 from u2pl_fast.utils.randomness import generator
 
 from ..measure.inputs import UNRELIABLE_SHARE, Inputs, mask_settings
@@ -38,7 +39,6 @@ class Pictures:
         noise = torch.randn(WORKLOAD.images, WORKLOAD.dim, *WORKLOAD.grid, generator=generator(1, "pictures"))
         self.features = torch.einsum("bchw,cd->bdhw", probability, directions) + 0.5 * noise
         self.stats = ops.pixel_stats(self.inputs.unlabeled_logits, WORKLOAD.crop)
-        self.gamma = ops.masked_quantile(self.stats.entropy, self.inputs.valid, 1 - UNRELIABLE_SHARE)
         self.masks = ops.contrast_masks(self.logits, *self.inputs.grid_maps, **mask_settings(WORKLOAD))
 
     def pixel_stats(self) -> Figure:
@@ -63,13 +63,13 @@ class Pictures:
     def masked_quantile(self) -> Figure:
         figure, axes = row(3)
         entropy, valid = self.stats.entropy, self.inputs.valid
+        reliable, unreliable, gamma = reliability(entropy, valid, 1 - UNRELIABLE_SHARE)
         axes[0].hist(entropy[valid].numpy(), bins=60, color="#7f7f7f")
-        axes[0].axvline(float(self.gamma), color="#d62728", label=f"γ = {float(self.gamma):.3f}, 80 % quantile")
+        axes[0].axvline(float(gamma), color="#d62728", label=f"γ = {float(gamma):.3f}, 80 % quantile")
         axes[0].set(xlabel="nats", yscale="log", box_aspect=0.8)
         axes[0].set_title("entropies of valid pixels", fontsize=9)
         axes[0].legend(fontsize=8, loc="lower left")
         heat(figure, axes[1], entropy[-1], "entropy")
-        reliable, unreliable = reference.partition(entropy, valid, self.gamma)
         kinds = torch.where(reliable, 2, torch.where(unreliable, 1, 0))[-1]
         colours = ("#ffffff", "#d62728", "#9ecae1")
         axes[2].imshow(kinds, cmap=ListedColormap(colours), vmin=0, vmax=2, interpolation="nearest")

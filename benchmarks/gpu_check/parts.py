@@ -34,7 +34,7 @@ SINGLE_FORMAT = ("--dtype", "float32", "--layout", "contiguous")
 STEPS = ("mean-teacher", "networks-only", "u2pl-lean", "u2pl-lean-cuda-graph", "u2pl-paper")
 QUICKLY_COMPILED = "class_sample"  # integers: compilers round as they like
 REHEARSED = {"voc": "tiny", "camvid": "tiny", "ade20k": "tiny-wide", "cityscapes": "tiny-wide"}
-MAIN_OPS = ("pixel_stats", "upsampled_cross_entropy", "contrastive", "ring_push")  # measured first
+MAIN_OPS = ("pixel_stats", "upsampled_cross_entropy", "contrastive_loss", "ring_push")  # measured first
 COMPILED = ("pixel_stats", "upsampled_cross_entropy")
 
 
@@ -189,7 +189,7 @@ class Plan:
 
     def _class_loop(self, workload: str) -> list[str]:
         chosen = [*self._on(workload), *SINGLE_FORMAT, "--bank", "literal"]
-        return ["--op", "contrastive", *chosen, "--impl", "eager", "class-loop", "fused"]
+        return ["--op", "contrastive_loss", *chosen, "--impl", "eager", "class-loop", "fused"]
 
     def _compiled(self, *workloads: str) -> list[str]:
         ops, workloads = self._baselines(*workloads)

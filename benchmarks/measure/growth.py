@@ -34,9 +34,10 @@ class Axis:
     measured: tuple[tuple[str, str, str | None], ...]
 
 
-PIXEL_OPS = (("pixel_stats", FORWARD, None), ("upsampled_cross_entropy", BOTH, None), ("contrastive", BOTH, "capped"))
-BANK_OPS = (("ring_push", FORWARD, "capped"), ("contrastive", BOTH, "capped"))
-LOSS_OPS = (("info_nce", BOTH, None), ("contrastive", BOTH, "capped"))
+BRANCH = ("contrastive_loss", BOTH, "capped")
+PIXEL_OPS = (("pixel_stats", FORWARD, None), ("upsampled_cross_entropy", BOTH, None), BRANCH)
+BANK_OPS = (("ring_push", FORWARD, "capped"), BRANCH)
+LOSS_OPS = (("info_nce", BOTH, None), BRANCH)
 
 
 def axes(*, quick: bool) -> list[Axis]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from u2pl_fast import ops, reference
+from u2pl_fast.gates import reliability
 from u2pl_fast.ops import draw32
 from u2pl_fast.utils.randomness import generator
 
@@ -108,9 +109,9 @@ class Inputs:
     @cached_property
     def grid_maps(self) -> tuple[Tensor, Tensor, Tensor]:
         """(label, reliable, unreliable), each (B, h, w), labelled images first."""
-        gamma = reference.masked_quantile(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
-        partition = reference.partition(self.statistics.entropy, self.valid, gamma)
-        return to_grid(self.labels, self.statistics.label, *partition, self.workload.grid, self.workload.align_corners)
+        reliable, unreliable, _ = reliability(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
+        maps = (self.labels, self.statistics.label, reliable, unreliable)
+        return to_grid(*maps, self.workload.grid, self.workload.align_corners)
 
     @cached_property
     def masks(self) -> reference.ContrastMasks:
@@ -134,6 +135,12 @@ class Inputs:
         """(B, D, h, w): dense representations."""
         w = self.workload
         return self._place(self._randn("features", w.images, w.dim, *w.grid))
+
+    @cached_property
+    def student(self) -> list[Tensor]:
+        """The tensors of a network, in float32."""
+        draw = self._generator("student")
+        return [torch.randn(shape, generator=draw, device=self.device) for shape in self.workload.network]
 
     @cached_property
     def thin_draw(self) -> Tensor:

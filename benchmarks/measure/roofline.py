@@ -14,6 +14,7 @@ and stores, and a kernel that keeps its numbers in registers is several times fa
 ``python -m benchmarks.measure.roofline`` prints both.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -160,11 +161,17 @@ def gather_pixels(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost
     return Cost(2 * rows + index + (back if gradient else 0), n.classes * w.anchors * w.dim if gradient else 0, 0)
 
 
-def contrastive(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
+def contrastive_loss(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
     """The whole branch. Its gradient ends at the drawn anchors."""
     steps = (masked_quantile, contrast_masks, thin_mask, class_sum, ring_push, class_sample)
     total = sum((step(w, itemsize, gradient, n) for step in steps), Cost())
     return total + gather_pixels(w, itemsize, False, n) + info_nce(w, itemsize, gradient, n)
+
+
+def ema_update(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
+    """Teacher and student are read, the teacher written."""
+    elements = sum(math.prod(shape) for shape in w.network)
+    return Cost(3 * elements * itemsize, 3 * elements, 0)
 
 
 COSTS: dict[str, Callable[[Workload, int, bool, Counts], Cost]] = {
@@ -181,7 +188,8 @@ COSTS: dict[str, Callable[[Workload, int, bool, Counts], Cost]] = {
         gather_pixels,
         ring_push,
         info_nce,
-        contrastive,
+        contrastive_loss,
+        ema_update,
     )
 }
 

@@ -254,9 +254,10 @@ def _launched(call: Call) -> list[dict[str, Any]]:
 
 
 def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
-    """Median milliseconds of each stage that the implementation marks; what follows the last mark is ``loss``."""
-    each: dict[str, list[float]] = {}
+    """Median milliseconds of each stage that the implementation marks the ends of; what follows is ``loss``."""
+    spent: list[dict[str, float]] = []
     for _ in range(rounds):
+        spent.append({})
         last = time.perf_counter()
 
         def mark(part: str) -> None:
@@ -264,15 +265,15 @@ def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
             if device == "cuda":
                 torch.cuda.synchronize()
             now = time.perf_counter()
-            each.setdefault(part, []).append(1e3 * (now - last))
+            spent[-1][part] = spent[-1].get(part, 0.0) + 1e3 * (now - last)
             last = now
 
         kept = call(mark)
-        if not each:
+        if not spent[-1]:
             return {}
         mark("loss")
         del kept
-    return {part: statistics.median(times) for part, times in each.items()}
+    return {part: statistics.median(times[part] for times in spent) for part in spent[0]}
 
 
 def _phases(call: Call, phases: Sequence[str], device: str, trace: Path | None) -> dict[str, float]:

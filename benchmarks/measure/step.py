@@ -4,15 +4,13 @@ A network with random weights is sure of nothing, and its masks would be empty. 
 like a trained network's, are added to the classifier's output; every method pays for that addition alike.
 """
 
-import sys
-from unittest import mock
-
 import torch
 from torch import Tensor, nn
 
 from u2pl_fast import ops
 from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.criterion import Losses, PseudoLabels, U2PLCriterion
+from u2pl_fast.memory_bank import MemoryBank
 from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.training.learner import Learner
 
@@ -61,8 +59,8 @@ class Painted(nn.Module):
         return self.classifier(x) + self.logits[-len(x) :]
 
 
-def learner(x: Inputs, criterion: type[U2PLCriterion] | None = None, **choices: object) -> Learner:
-    """A learner at its 100th step, its bank full; ``criterion`` computes the losses in place of the method's own."""
+def learner(x: Inputs, criterion: type[U2PLCriterion] = U2PLCriterion, **choices: object) -> Learner:
+    """A learner at its 100th step, its bank full; ``criterion`` computes the losses."""
 
     def paint(student: nn.Module) -> None:
         student.classifier = Painted(student.classifier, x.all_logits)
@@ -75,12 +73,11 @@ def learner(x: Inputs, criterion: type[U2PLCriterion] | None = None, **choices: 
         steps=STEPS,
         steps_per_epoch=STEPS,
         device=torch.device(x.device),
+        criterion=criterion,
         init=paint,
     )
     built.step = 100
     built.student.train()
-    if criterion is not None:
-        built.criterion.__class__ = criterion
     bank = built.criterion.bank
     if bank is not None:
         rows, pushed = x.new_bank()
@@ -114,6 +111,9 @@ class NetworksOnly(U2PLCriterion):
 
     index: Tensor | None = None
 
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, contrastive=self._recorded_loss, **options)
+
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
         if self.index is None:
             self.recorded = super().pseudo_labels(logits, valid)
@@ -121,7 +121,7 @@ class NetworksOnly(U2PLCriterion):
 
     def forward(self, student: SegmentationOutput, *arguments: object, **options: object) -> Losses:
         if self.index is None:
-            return self._record(student, *arguments, **options)
+            return super().forward(student, *arguments, **options)
         represent(student)
         rows = ops.gather_pixels(student.features, self.index)
         if student.project is not None:
@@ -130,15 +130,24 @@ class NetworksOnly(U2PLCriterion):
         zero = torch.zeros_like(loss)
         return Losses(loss, zero, zero, loss.detach(), loss.isfinite(), {})
 
-    def _record(self, *arguments: object, **options: object) -> Losses:
-        module = sys.modules[ops.contrastive_loss.__module__]
-
-        def class_sample(*args: Tensor) -> Tensor:
-            self.index = ops.class_sample(*args)
-            return self.index
-
-        with mock.patch.object(module, "class_sample", class_sample):
-            return super().forward(*arguments, **options)
+    def _recorded_loss(
+        self,
+        logits: Tensor,
+        label: Tensor,
+        reliable: Tensor,
+        unreliable: Tensor,
+        features: Tensor,
+        keys: Tensor,
+        bank: MemoryBank,
+        draws: ops.ContrastiveDraws,
+        *,
+        num_labeled: int,
+        **options: object,
+    ) -> ops.ContrastiveLoss:
+        maps = (logits, label, reliable, unreliable)
+        masks = ops.contrast_masks(*maps, num_labeled=num_labeled, ignore_index=self.ignore_index, **self.ranks)
+        self.index = ops.class_sample(masks.anchor_label, self.num_classes, draws.anchors)
+        return ops.contrastive_loss(*maps, features, keys, bank, draws, num_labeled=num_labeled, **options)
 
 
 class LabeledTeacher(U2PLCriterion):
@@ -164,34 +173,47 @@ class ClassLoop(Eager):
 
     queues: list[class_loop.Queue] | None = None
 
-    def _contrastive(
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, contrastive=self._looped_loss, **options)
+
+    def forward(
         self,
         student: SegmentationOutput,
         labels: Tensor,
-        pseudo: PseudoLabels,
-        teacher: SegmentationOutput,
+        pseudo: PseudoLabels | None = None,
+        teacher: SegmentationOutput | None = None,
+        **options: object,
+    ) -> Losses:
+        self.full_size = labels, pseudo  # the loop begins there, and a loss is given the grid's maps
+        if student.project is not None:
+            dense = student.project(student.features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            student = student._replace(features=dense, project=None)
+        return super().forward(student, labels, pseudo, teacher, **options)
+
+    def _looped_loss(
+        self,
+        logits: Tensor,
+        label: Tensor,
         reliable: Tensor,
         unreliable: Tensor,
-        finite: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        draws = ops.contrastive_draws(
-            self.num_classes, generator, num_anchors=self.num_anchors, num_negatives=self.num_negatives
-        )
+        features: Tensor,
+        keys: Tensor,
+        bank: MemoryBank,
+        draws: ops.ContrastiveDraws,
+        **options: object,
+    ) -> ops.ContrastiveLoss:
+        labels, pseudo = self.full_size
         ring_slots = self.queues is None
         if self.queues is None:
-            self.queues = class_loop.queues(self.bank.bank, self.bank.offsets.diff().tolist(), self.bank.pushed)
-        features = student.features
-        if student.project is not None:
-            features = student.project(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            self.queues = class_loop.queues(bank.bank, bank.offsets.diff().tolist(), bank.pushed)
         arguments = {
-            "logits": self._probability_logits(student, teacher, len(labels)),
+            "logits": logits,
             "features": features,
             "labels": labels,
             "pseudo": pseudo.label,
             "entropy": pseudo.entropy,
             "valid": pseudo.valid,
-            "max_keys": self.bank.max_keys,
+            "max_keys": bank.max_keys,
             "thin_draw": draws.thinning,
             "anchor_draw": draws.anchors,
             "negative_draw": draws.negatives,
@@ -204,4 +226,5 @@ class ClassLoop(Eager):
             "to_features": True,
         }
         loss, *_ = class_loop.branch(arguments)
-        return loss, {}
+        uncounted = torch.zeros_like(bank.pushed)
+        return ops.ContrastiveLoss(loss, uncounted, uncounted, uncounted)

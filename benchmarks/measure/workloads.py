@@ -62,6 +62,23 @@ class Workload:
     def ignore_index(self) -> int:
         return 255 if self.num_classes <= 255 else -1
 
+    @property
+    def network(self) -> list[tuple[int, ...]]:
+        """Shapes of a ResNet-101's weights, each with its norm's scale, shift, mean and variance.
+
+        Its width goes with the representations': the published one, 64, at D = 256.
+        """
+        width = self.dim // 4
+        convolutions, channels = [(width, 3, 7, 7)], width
+        for stage, blocks in enumerate((3, 4, 23, 3)):
+            inner, outer = width << stage, 4 * width << stage
+            for block in range(blocks):
+                convolutions += [(inner, channels, 1, 1), (inner, inner, 3, 3), (outer, inner, 1, 1)]
+                if block == 0:
+                    convolutions.append((outer, channels, 1, 1))
+                channels = outer
+        return [shape for weight in convolutions for shape in (weight, *[weight[:1]] * 4)]
+
 
 NAMED = {
     workload.name: workload

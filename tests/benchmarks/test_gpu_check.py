@@ -84,7 +84,7 @@ def test_a_rehearsal_on_a_bare_image_reaches_every_stage(prepared: Path, tmp_pat
     assert all(name in done.stdout for name in stages)
 
     data = results.load(tmp_path / RESULTS)
-    assert {r["op"] for r in data["records"]} >= {"pixel_stats", "thin_mask", "contrastive", "ring_push", "step"}
+    assert {r["op"] for r in data["records"]} >= {"pixel_stats", "thin_mask", "contrastive_loss", "ring_push", "step"}
     assert {r["impl"] for r in data["records"] if r["op"] == "step"} >= {"mean-teacher", "networks-only", "u2pl-lean"}
     losses = json.loads((tmp_path / TRAINING).read_text())
     fused, plain = (losses[name]["loss"] for name in ("train fused", "train reference"))

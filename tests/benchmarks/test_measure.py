@@ -161,7 +161,7 @@ def test_costs_grow_with_the_work():
         for field in dataclasses.fields(roofline.Cost):
             assert getattr(large, field.name) >= getattr(small, field.name), (op, field.name)
     deeper: Workload = dataclasses.replace(base, dim=256)
-    for op in ("ring_push", "info_nce", "contrastive"):
+    for op in ("ring_push", "info_nce", "contrastive_loss"):
         small, large = (roofline.COSTS[op](v, 4, True, roofline.expected(v, False)).bytes for v in (base, deeper))
         assert 1.5 < large / small < 2.5
 

@@ -240,6 +240,19 @@ def test_a_whole_step_repeats_and_its_replay_is_compared(card: pytest.MonkeyPatc
     )
 
 
+def test_networks_alone_send_the_rows_of_the_first_step_through_the_head():
+    inputs = Inputs(trained(TINY), "cpu", torch.float32, "channels_last", "capped")
+    learner, batch = step.learner(inputs, step.NetworksOnly), step.batch(inputs)
+    bank = learner.criterion.bank.pushed
+    full = bank.clone()
+    learner.train_step(batch)
+    recorded, real = learner.criterion.index, bank.clone()
+    assert recorded.shape == (TINY.num_classes, TINY.anchors) and (recorded >= 0).any() and (real > full).any()
+    losses = learner.train_step(batch).losses
+    assert learner.criterion.index is recorded and torch.equal(bank, real)
+    assert losses.total > 0 and losses.supervised == losses.unsupervised == 0
+
+
 @pytest.mark.parametrize("choices", whole_step.METHODS.values(), ids=whole_step.METHODS)
 def test_no_step_reads_anything_back(choices: dict[str, object]):
     """Tensors without data refuse to be read: forward, backward and update of a whole step must not try."""
@@ -287,7 +300,7 @@ def test_waits_are_counted_with_their_place(card: pytest.MonkeyPatch):
 
 
 def test_other_rounds_of_a_setting_that_is_measured_again_go():
-    key = ("contrastive", "voc", "cpu", "float32", "contiguous", "literal", "eager", "forward")
+    key = ("contrastive_loss", "voc", "cpu", "float32", "contiguous", "literal", "eager", "forward")
 
     def record(impl: str, rounds: int) -> dict:
         values = dict(zip(results.KEY, key, strict=True)) | {"impl": impl, "ms_all": [1.0] * rounds}

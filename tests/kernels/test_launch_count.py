@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from u2pl_fast import ops, reference
+from u2pl_fast import ops
+from u2pl_fast.gates import reliability
 from u2pl_fast.memory_bank import MemoryBank
 from u2pl_fast.ops import _backend
 
@@ -85,7 +86,7 @@ def branch() -> Callable[[], object]:
     gate = meta(dtype=torch.bool)
 
     def run() -> None:
-        reference.partition(entropy, valid, ops.masked_quantile(entropy, valid, 0.8))
+        reliability(entropy, valid, 0.8)
         out = ops.contrastive_loss(logits, label, flags, flags, features, keys, bank, draws, gate=gate, **settings)
         torch.autograd.grad(out.loss, features)
 

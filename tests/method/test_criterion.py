@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import profile
 
-from u2pl_fast import reference
+from u2pl_fast import ops, reference
 from u2pl_fast.criterion import PseudoLabels, U2PLCriterion
 from u2pl_fast.ops import _backend, draw32
 from u2pl_fast.outputs import SegmentationOutput, represent
@@ -62,6 +62,21 @@ def test_losses_are_the_formulas():
     torch.testing.assert_close(got.statistics["lambda_u"], weight)
     torch.testing.assert_close(got.total, got.supervised + got.unsupervised + 0.1 * got.contrastive)
     assert got.finite
+
+
+def test_another_contrastive_loss_is_given_what_the_op_is():
+    given = []
+
+    def contrastive(*arguments, **options):
+        given.append(options)
+        loss, *counts = ops.contrastive_loss(*arguments, **options)
+        return ops.ContrastiveLoss(3 * loss, *counts)
+
+    own, other = (losses(crit, batch()) for crit in (criterion(), criterion(contrastive=contrastive)))
+    torch.testing.assert_close(other.contrastive, 3 * own.contrastive)
+    torch.testing.assert_close(other.total - own.total, 0.1 * 2 * own.contrastive)
+    assert own.contrastive > 0 and other.statistics["anchors"].equal(own.statistics["anchors"])
+    assert given[0]["num_labeled"] == 2 and given[0]["gate"]
 
 
 @pytest.mark.parametrize(("dense", "key_encoder"), [(False, "student"), (False, "teacher-head"), (True, "student")])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from u2pl_fast.gates import GATES, PseudoLabels, apply_gate
+from u2pl_fast.gates import GATES, PseudoLabels, apply_gate, reliability
 
 CLASSES = 4
 
@@ -70,3 +70,16 @@ def test_maps_are_joined_and_changed_alike():
     assert PseudoLabels.joined([plain, plain]).confidence is None
     flipped = plain.changed(lambda x: x.flip(-1))
     assert torch.equal(flipped.entropy, first.entropy.flip(-1)) and flipped.confidence is None
+
+
+@pytest.mark.parametrize("fixed", [None, 0.25])
+def test_reliability_is_below_the_quantile_or_a_given_threshold_and_never_at_it(fixed):
+    entropy = torch.arange(12.0).view(1, 3, 4) / 12
+    valid = torch.ones(1, 3, 4, dtype=torch.bool)
+    valid[0, 2, 3] = False  # the least certain
+    got = reliability(entropy, valid, 0.5, gamma=fixed)
+    gamma = 5 / 12 if fixed is None else fixed
+    torch.testing.assert_close(got.gamma, torch.tensor(gamma))
+    below, at = (5, 5) if fixed is None else (3, 3)
+    assert got.reliable.flatten().nonzero().flatten().tolist() == list(range(below))
+    assert got.unreliable.flatten().nonzero().flatten().tolist() == list(range(at + 1, 11))

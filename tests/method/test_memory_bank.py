@@ -78,15 +78,6 @@ def test_state_dict_carries_on_where_it_was():
     assert rings(after) == rings(straight)
 
 
-def test_sampled_slots_hold_keys_and_reach_all_of_them():
-    bank = MemoryBank([8, 8], 2, max_keys_per_step=0)
-    bank.push(keys_for([1, 2, 3]), pack_mask(torch.tensor([[1, 0]] * 3).bool()))
-    draws = torch.randint(0, 1 << 32, (2, 500), generator=torch.Generator().manual_seed(0))
-    slots = bank.sample(draws)
-    assert slots[0].unique().tolist() == [0, 1, 2]
-    assert (slots[1] == 0).all()
-
-
 def test_gate_stops_the_push():
     bank = MemoryBank([4], 2)
     bank.push(keys_for([1]), pack_mask(torch.ones(1, 1, dtype=torch.bool)), gate=torch.tensor(False))

@@ -166,3 +166,12 @@ def test_counts_past_2_to_31_keep_their_slots():
     slots = [((1 << 33) + 2 + i) % 7 for i in range(2)]
     assert (bank.flatten() == 1).nonzero().flatten().tolist() == sorted(slots)
     assert pushed.tolist() == [(1 << 33) + 4]
+
+
+def test_drawn_slots_hold_keys_and_reach_all_of_them():
+    offsets, pushed = torch.tensor([0, 8, 16, 20]), torch.tensor([3, 0, 9])
+    draws = torch.randint(0, 1 << 32, (3, 500), generator=torch.Generator().manual_seed(0))
+    slots = reference.ring_slots(draws, offsets, pushed)
+    assert slots[0].unique().tolist() == [0, 1, 2]
+    assert (slots[1] == 0).all()
+    assert slots[2].unique().tolist() == [0, 1, 2, 3]

@@ -285,3 +285,62 @@ def test_large_scores_do_not_overflow():
         temperature=1e-3,
     )
     assert loss.item() == pytest.approx(2000)
+
+
+# --- the branch after the masks ---
+
+
+class Bank:
+    """Rings that take every key, in the form the branch wants."""
+
+    def __init__(self, capacities: list[int], dim: int) -> None:
+        self.bank = torch.zeros(sum(capacities), dim)
+        self.offsets = torch.tensor([0, *np.cumsum(capacities).tolist()])
+        self.pushed = torch.zeros(len(capacities), dtype=torch.int64)
+
+    def push(self, features, mask, *, draw, gate):
+        reference.ring_push(self.bank, self.offsets, self.pushed, features, mask, gate=gate)
+
+
+@pytest.mark.parametrize("negatives", MODES)
+def test_the_branch_after_the_masks_matches_loops(negatives):
+    """Two batches, one bank: centres of the keys, then the push, then anchors of the projected features."""
+    classes, dim, m, n, capacities = 5, 4, 3, 6, [4, 9, 30, 5, 7]
+    bank, rings = Bank(capacities, dim), oracle.Rings(capacities)
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        features, keys = rng.normal(size=(2, 2, dim, 3, 5)).astype(np.float32)
+        label = anchor_labels(30, classes, seed)
+        sets = [np.flatnonzero(rng.random(30) < 0.2).tolist() for _ in range(classes)]
+        sets[3] = []  # anchors without a key
+        counts = np.array([(label == c).sum() for c in range(classes)])
+        shape = {"per_anchor": (classes, m, n), "shared": (classes, n)}.get(negatives)
+        anchor_draws = rng.integers(0, 1 << 32, (classes, m))
+        negative_draws = None if shape is None else rng.integers(0, 1 << 32, shape)
+
+        masks = reference.ContrastMasks(
+            torch.from_numpy(oracle.words(sets, 30)),
+            torch.from_numpy(label).to(torch.int16),
+            torch.tensor([len(members) for members in sets]),
+            torch.from_numpy(counts),
+        )
+        draws = (torch.zeros(classes).long(), torch.from_numpy(anchor_draws), as_index(negative_draws))
+        got = reference.contrastive_loss_from_masks(
+            *(masks, torch.from_numpy(features), torch.from_numpy(keys), bank, draws),
+            negatives=negatives,
+            project=lambda rows: 2 * rows.flip(1),
+        )
+
+        rings.push(keys, sets)
+        fill = np.array([rings.fill(c) for c in range(classes)])
+        takes_part = (counts > 0) & (fill > 0)
+        slots = None if shape is None else negative_draws * fill.reshape(-1, *[1] * (len(shape) - 1)) >> 32
+        drawn = oracle.gather_pixels(features, oracle.class_sample(label, classes, anchor_draws))
+        expected = oracle.info_nce(
+            *(drawn[..., ::-1], takes_part / takes_part.sum(), oracle.class_sum(keys, label, classes)),
+            *(rings.table(dim), bank.offsets.numpy(), rings.pushed, slots, negatives, 0.5),
+        )
+        assert 0 < takes_part.sum() < classes
+        assert got.loss.item() == pytest.approx(expected, rel=1e-5)
+        assert got.anchors.tolist() == counts.tolist()
+        assert got.negatives.tolist() == got.pushed.tolist() == [len(members) for members in sets]

@@ -23,6 +23,17 @@ def make_draws(mode: str = "per_anchor", seed: int = 0) -> ops.ContrastiveDraws:
     return ops.contrastive_draws(BATCH.classes, generator(seed), num_anchors=5, num_negatives=8, negatives=mode)
 
 
+class PlainBank:
+    """The rings of a bank, moved by reference functions."""
+
+    def __init__(self, rings: MemoryBank) -> None:
+        self.bank, self.offsets, self.pushed, self.max_keys = rings.bank, rings.offsets, rings.pushed, rings.max_keys
+
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor, gate: Tensor | None) -> None:
+        thinned = reference.thin_mask(mask, self.max_keys, draw)
+        reference.ring_push(self.bank, self.offsets, self.pushed, features, thinned, gate=gate)
+
+
 def plain_loss(
     maps: tuple,
     features: Tensor,
@@ -33,18 +44,10 @@ def plain_loss(
     head: nn.Module,
 ) -> Tensor:
     """The same steps by reference functions alone."""
-    classes = BATCH.classes
     masks = reference.contrast_masks(*maps, **settings(BATCH))
-    centres = reference.class_sum(keys, masks.anchor_label, classes) / masks.anchors.clamp(min=1)[:, None]
-    thinned = reference.thin_mask(masks.mask, bank.max_keys, draws.thinning)
-    reference.ring_push(bank.bank, bank.offsets, bank.pushed, keys, thinned)
-    index = reference.class_sample(masks.anchor_label, classes, draws.anchors)
-    anchors = head(reference.gather_pixels(features, index))
-    takes_part = (masks.anchors > 0) & (bank.fill > 0)
-    slots = None if draws.negatives is None else bank.sample(draws.negatives)
-    weight = takes_part / takes_part.sum().clamp(min=1)
-    rings = (bank.bank, bank.offsets, bank.pushed)
-    return reference.info_nce(anchors, weight, centres, *rings, indices=slots, negatives=mode)
+    return reference.contrastive_loss_from_masks(
+        masks, features, keys, PlainBank(bank), draws, negatives=mode, project=head
+    ).loss
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -86,6 +89,39 @@ def test_dense_representations_need_no_head(backend: str, device: torch.device) 
     loss = ops.contrastive_loss(*maps, features, features, banks[0], draws, **settings(BATCH)).loss
     expected = plain_loss(maps, features, features.detach(), banks[1], draws, "per_anchor", nn.Identity())
     assert_close(loss, expected, TOLERANCE["value"], "loss")
+
+
+def test_positives_take_the_place_of_the_centres(backend: str, device: torch.device) -> None:
+    masks = ops.contrast_masks(*make_maps(BATCH).to(device), **settings(BATCH))
+    features = make_features(BATCH, DIM).to(device)
+    draws = ops.ContrastiveDraws(*(x.to(device) for x in make_draws()))
+    seen, prototypes = [], torch.randn(BATCH.classes, DIM, generator=generator()).to(device)
+
+    def positives(sums: Tensor, counts: Tensor) -> Tensor:
+        seen.extend((sums, counts))
+        return prototypes
+
+    bank = make_bank().to(device)
+    result = ops.contrastive_loss_from_masks(masks, features, features, bank, draws, positives=positives)
+    sums, counts = seen
+    assert_close(sums, reference.class_sum(features, masks.anchor_label, BATCH.classes), 1e-5, "sums")
+    assert torch.equal(counts, masks.anchors)
+    anchors = reference.gather_pixels(features, reference.class_sample(masks.anchor_label, 6, draws.anchors))
+    takes_part = (masks.anchors > 0) & (bank.fill > 0)
+    rings = (bank.bank, bank.offsets, bank.pushed)
+    expected = reference.info_nce(anchors, takes_part / takes_part.sum(), prototypes, *rings, draws=draws.negatives)
+    assert_close(result.loss, expected, TOLERANCE["value"], "loss")
+
+
+@pytest.mark.parametrize("name", ["features", "keys"])
+def test_features_of_other_pixels_than_the_masks_are_refused_before_the_bank_moves(name: str) -> None:
+    masks = ops.contrast_masks(*make_maps(BATCH), **settings(BATCH))
+    right, bank = make_features(BATCH, DIM), make_bank()
+    for wrong, error in ((right[1:], ValueError), (right[0], ValueError), (right.to(torch.complex64), TypeError)):
+        given = {"features": right, "keys": right} | {name: wrong}
+        with pytest.raises(error, match=f"^{name}: "):
+            ops.contrastive_loss_from_masks(masks, **given, bank=bank, draws=make_draws())
+    assert not bank.pushed.any()
 
 
 def test_gate_leaves_the_bank_alone(backend: str, device: torch.device) -> None:

@@ -73,7 +73,7 @@ def steps(crit, device="cpu", count=3, accumulate=1):
         student, labels, pseudo, teacher = batch(step)
         features = student.features.detach().to(device).requires_grad_()
         student = student._replace(logits=student.logits.to(device), features=features, project=head)
-        if step == 0 and crit._captured is not None:
+        if step == 0 and crit._graph is not None:
             crit.capture_contrastive(head)
         if step % accumulate == 0:
             head.zero_grad()

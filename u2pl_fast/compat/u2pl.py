@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, reference
+from ..gates import reliability
 from ..memory_bank import MemoryBank
 
 Queue = list[Tensor]
@@ -97,8 +98,7 @@ def compute_unsupervised_loss(
     size = target.shape[-2:]
     valid = target != ignore_index
     entropy = ops.pixel_stats(pred_teacher, size, align_corners=align_corners).entropy
-    gamma = ops.masked_quantile(entropy, valid, percent / 100)
-    reliable, _ = reference.partition(entropy, valid, gamma)
+    reliable = reliability(entropy, valid, percent / 100).reliable
     loss = ops.upsampled_cross_entropy(
         predict,
         torch.where(reliable, target.to(torch.promote_types(target.dtype, torch.int16)), ignore_index),
@@ -170,6 +170,7 @@ def compute_contra_memobank_loss(
     batch, num_classes, height, width = logits.shape
     grid = (batch, height, width)
     _check_shapes(grid, settings, num_classes, rep=rep, rep_teacher=rep_teacher, low_mask=low_mask, high_mask=high_mask)
+    _check_prototype(momentum_prototype, num_classes, rep.shape[1])
     num_labeled = label_l.shape[0]
     low, high = (mask.reshape(grid) > 0 for mask in (low_mask, high_mask))
     label = torch.cat(
@@ -205,26 +206,18 @@ def compute_contra_memobank_loss(
         num_anchors=int(settings["num_queries"]),
         num_negatives=int(settings["num_negatives"]),
     )
-    centres = ops.class_sum(rep_teacher, masks.anchor_label, num_classes) / masks.anchors.clamp(min=1)[:, None]
-    if momentum_prototype is not None:
-        if momentum_prototype.shape[:1] + momentum_prototype.shape[-1:] != centres.shape:
-            raise ValueError(
-                f"momentum_prototype: expected (C, num_queries, 1, D) with C, D = {tuple(centres.shape)}, got "
-                f"{tuple(momentum_prototype.shape)}"
-            )
-        centres = _moved(momentum_prototype, centres, masks.anchors > 0, i_iter)
-    bank.push(rep_teacher.detach(), masks.mask, draw=draws.thinning)
-    takes_part = (masks.anchors > 0) & (bank.fill > 0)
-    loss = ops.info_nce(
-        ops.gather_pixels(rep, ops.class_sample(masks.anchor_label, num_classes, draws.anchors)),
-        takes_part / takes_part.sum().clamp(min=1),
-        centres,
-        bank.bank,
-        bank.offsets,
-        bank.pushed,
-        draws=draws.negatives,
-        temperature=settings["temperature"],
-    )
+    centres = None
+
+    def positives(sums: Tensor, counts: Tensor) -> Tensor:
+        nonlocal centres
+        centres = sums / counts.clamp(min=1)[:, None]
+        if momentum_prototype is not None:
+            centres = _moved(momentum_prototype, centres, counts > 0, i_iter)
+        return centres
+
+    loss = ops.contrastive_loss_from_masks(
+        masks, rep, rep_teacher, bank, draws, temperature=settings["temperature"], positives=positives
+    ).loss
     new_keys = list(masks.keys.unbind()) if bank is memobank else bank.write_back(masks.keys)
     if momentum_prototype is None:
         return new_keys, loss
@@ -259,7 +252,7 @@ def dequeue_and_enqueue(keys: Tensor, queue: Queue, queue_ptr: Tensor, queue_siz
 
 
 class _Queues:
-    """The release's lists as the rings of one bank, for one call.
+    """The release's lists as the rings of one bank, as ``ops.contrastive_loss`` takes it, for one call.
 
     Queue i is rows offsets[i] .. offsets[i] + fill of the bank, and its pointer the keys ever taken. So the tensors
     themselves tell whether they are already such views; anything else, also what comes from a file, is copied in.
@@ -292,12 +285,9 @@ class _Queues:
         self.offsets = torch.tensor(starts, device=device)
         self.pushed = torch.tensor(counts, device=device)
 
-    @property
-    def fill(self) -> Tensor:
-        return reference.ring_fill(self.offsets, self.pushed)
-
-    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None) -> None:
-        ops.ring_push(self.bank, self.offsets, self.pushed, features, mask)
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None, gate: Tensor | None = None) -> None:
+        """Append all keys: the release's queues have no cap, so there is nothing to draw."""
+        ops.ring_push(self.bank, self.offsets, self.pushed, features, mask, gate=gate)
 
     def write_back(self, keys: Tensor) -> list[int]:
         """Bring lists and pointers up to date; ``keys`` as numbers, read on the same way."""
@@ -350,6 +340,14 @@ def _check_shapes(grid: tuple[int, int, int], settings: dict[str, float], num_cl
         expected = (grid[0], channels, *grid[1:])
         if x.shape != expected:
             raise ValueError(f"{name}: expected {expected} on the grid of prob_l and prob_u, got {tuple(x.shape)}")
+
+
+def _check_prototype(prototype: Tensor | None, num_classes: int, dim: int) -> None:
+    if prototype is not None and prototype.shape[:1] + prototype.shape[-1:] != (num_classes, dim):
+        raise ValueError(
+            f"momentum_prototype: expected (C, num_queries, 1, D) with C, D = {(num_classes, dim)}, got "
+            f"{tuple(prototype.shape)}"
+        )
 
 
 def _class_map(name: str, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:

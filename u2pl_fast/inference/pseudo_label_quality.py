@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..gates import reliability
 from ..utils.distributed import Group, all_sum
 from . import Sample, evaluating, predict_logits
 from .metrics import ConfusionMatrix
@@ -52,9 +53,10 @@ def pseudo_label_quality(
             image, label = image[None].to(device), label[None].to(device)
             logits = predict_logits(teacher, image, label.shape[-2:], amp_dtype=amp_dtype)
             stats = ops.pixel_stats(logits, label.shape[-2:])  # on their own grid: nothing is resampled
-            gamma = ops.masked_quantile(stats.entropy, torch.ones_like(stats.entropy, dtype=torch.bool), 1 - alpha)
-            known, unreliable = label != ignore_index, stats.entropy > gamma
-            for matrix, part in zip(matrices.values(), (known, stats.entropy < gamma, unreliable), strict=True):
+            every = torch.ones_like(stats.entropy, dtype=torch.bool)
+            reliable, unreliable, _ = reliability(stats.entropy, every, 1 - alpha)
+            known = label != ignore_index
+            for matrix, part in zip(matrices.values(), (known, reliable, unreliable), strict=True):
                 matrix.update(stats.label, label.masked_fill(~part, ignore_index))
             seen = unreliable & known
             rank = _rank_of_truth(logits, torch.where(seen, label, 0))

@@ -4,13 +4,13 @@ One file an op: docstring, argument checks, registration with torch, gradient. `
 variable ``U2PL_FAST_BACKEND`` choose between implementations; ``info`` says which of them each op runs with.
 """
 
-from ..reference import ContrastMasks, PixelStats, pack_mask, unpack_mask
+from ..reference import ContrastiveLoss, ContrastMasks, PixelStats, pack_mask, unpack_mask
 from ._backend import info, use_backend
 from ._checks import check_label_errors, label_errors
 from .class_sample import class_sample
 from .class_sum import class_sum
 from .contrast_masks import contrast_masks
-from .contrastive_loss import ContrastiveLoss, contrastive_loss
+from .contrastive_loss import contrastive_loss, contrastive_loss_from_masks
 from .draws import ContrastiveDraws, contrastive_draws, draw32
 from .ema_update import ema_update
 from .gather_pixels import gather_pixels
@@ -34,6 +34,7 @@ __all__ = [
     "contrast_masks",
     "contrastive_draws",
     "contrastive_loss",
+    "contrastive_loss_from_masks",
     "draw32",
     "ema_update",
     "gather_pixels",

@@ -21,12 +21,12 @@ def check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int],
         raise ValueError(f"{name}: expected on {device}, got on {x.device}")
 
 
-def check_features(features: Tensor) -> None:
+def check_features(features: Tensor, name: str = "features") -> None:
     """(B, D, h, w) or (R, D), floating, D ≥ 1."""
     if features.dim() not in (2, 4) or features.shape[1] == 0:
-        raise ValueError(f"features: expected (B, D, h, w) or (R, D) with D ≥ 1, got {tuple(features.shape)}")
+        raise ValueError(f"{name}: expected (B, D, h, w) or (R, D) with D ≥ 1, got {tuple(features.shape)}")
     if features.dtype not in _checks.FLOATS:
-        raise TypeError(f"features: expected float32, bfloat16, float16 or float64, got {features.dtype}")
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {features.dtype}")
 
 
 def num_pixels(features: Tensor) -> int:

@@ -1,15 +1,16 @@
-"""The whole contrastive branch of U2PL in one call: masks, bank, anchors, loss."""
+"""The whole contrastive branch of U2PL in one call: masks, bank, anchors, loss; and the part of it after the masks."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .. import reference
+from ..reference import ContrastiveLoss, ContrastMasks
 from . import _backend, _checks
-from ._contrast_checks import dense_features
+from ._contrast_checks import check_features, dense_features, num_pixels
 from .class_sample import check_draws_of, class_sample
 from .class_sum import class_sum
 from .contrast_masks import contrast_masks
@@ -19,22 +20,17 @@ from .info_nce import info_nce
 
 
 class Bank(Protocol):
-    """What the loss needs of a memory bank; ``u2pl_fast.memory_bank.MemoryBank`` is one."""
+    """What the loss needs of a memory bank; ``u2pl_fast.memory_bank.MemoryBank`` is one.
+
+    ``bank``, ``offsets``, ``pushed``: as ``ring_push`` keeps them. ``push`` appends the keys that ``mask`` names, each
+    class's thinned by ``draw`` where the bank has a cap, and nothing where ``gate`` is false.
+    """
 
     bank: Tensor
     offsets: Tensor
     pushed: Tensor
 
-    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None, gate: Tensor | None) -> None: ...
-
-
-class ContrastiveLoss(NamedTuple):
-    """loss: 0-d, differentiable. Of this step, int64 (C) each: anchor pixels, negative pixels, keys the bank took."""
-
-    loss: Tensor
-    anchors: Tensor
-    negatives: Tensor
-    pushed: Tensor
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor, gate: Tensor | None) -> None: ...
 
 
 def contrastive_loss(
@@ -60,24 +56,14 @@ def contrastive_loss(
 ) -> ContrastiveLoss:
     """L_c of U2PL for one batch, labelled images first; moves the bank by one step.
 
-    In this order: ``contrast_masks`` finds anchors and negatives; class centres are means of ``keys`` over all anchors;
-    the bank takes the negatives (thinned to its cap); M anchors a class are drawn and their features, projected where a
-    head is given, meet centres and keys in ``info_nce``. A class with an anchor and a key takes part, all with the same
-    weight; with none the loss and its gradient are 0. Nothing waits for the device.
+    ``contrast_masks`` finds anchors and negatives, and ``contrastive_loss_from_masks`` does the rest. Nothing waits for
+    the device.
 
     Args:
         logits: (B, C, h, w), whose probabilities decide; label, reliable, unreliable: (B, h, w); ``num_labeled``,
             ``low_rank``, ``high_rank``, ``positive_threshold``, ``ignore_index``: as ``contrast_masks`` takes them.
-        features: (B, D', h, w), of which the gradient is wanted: dense representations, or what ``project`` takes.
-        keys: representations for centres and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
-        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``push``.
-        draws: from ``contrastive_draws``, on the device.
-        negatives, temperature: as ``info_nce`` takes them.
-        project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
-            with a gradient.
-        gate: 0-d bool on the device; the bank stays as it is where it is false.
-        group: centres and the number of classes that take part are those of all its processes, and the loss is scaled
-            so that the average of the processes' gradients is the gradient of the global mean.
+        features, keys, bank, draws, negatives, temperature, project, gate, group: as ``contrastive_loss_from_masks``
+            takes them; features and keys on the grid of the logits.
 
     Returns:
         ``ContrastiveLoss(loss, anchors, negatives, pushed)``.
@@ -92,9 +78,6 @@ def contrastive_loss(
     _checks.check_logits(logits)
     _check_grid("features", features, logits)
     _check_grid("keys", keys, logits)
-    if project is None and features.shape[1] != keys.shape[1]:
-        raise ValueError(f"features: expected D = {keys.shape[1]} as keys have, or a project, got {features.shape[1]}")
-    num_classes = logits.shape[1]
     masks = contrast_masks(
         logits,
         label,
@@ -106,8 +89,73 @@ def contrastive_loss(
         positive_threshold=positive_threshold,
         ignore_index=ignore_index,
     )
-    check_draws_of(masks.anchor_label, num_classes, draws.anchors)
-    sums, index = _sum_and_sample(dense_features(keys.detach()), masks.anchor_label, draws.anchors.contiguous())
+    return contrastive_loss_from_masks(
+        masks,
+        features,
+        keys,
+        bank,
+        draws,
+        negatives=negatives,
+        temperature=temperature,
+        project=project,
+        gate=gate,
+        group=group,
+    )
+
+
+def contrastive_loss_from_masks(
+    masks: ContrastMasks,
+    features: Tensor,
+    keys: Tensor,
+    bank: Bank,
+    draws: ContrastiveDraws,
+    *,
+    negatives: str = "per_anchor",
+    temperature: float = 0.5,
+    project: Callable[[Tensor], Tensor] | None = None,
+    positives: Callable[[Tensor, Tensor], Tensor] | None = None,
+    gate: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> ContrastiveLoss:
+    """``contrastive_loss`` for anchors and negatives that are known; moves the bank by one step.
+
+    In this order: class centres are means of ``keys`` over all anchors; the bank takes the negatives (thinned to its
+    cap); M anchors a class are drawn and their features, projected where a head is given, meet centres and keys in
+    ``info_nce``. A class with an anchor and a key takes part, all with the same weight; with none the loss and its
+    gradient are 0. Nothing waits for the device.
+
+    Args:
+        masks: from ``contrast_masks``, or in its form, of the P pixels of ``features``.
+        features: (B, D', h, w), of which the gradient is wanted: dense representations, or what ``project`` takes.
+        keys: representations for centres and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
+        bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``push``.
+        draws: from ``contrastive_draws``, on the device.
+        negatives, temperature: as ``info_nce`` takes them.
+        project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
+            with a gradient.
+        positives: (sums (C, D), counts (C)) → (C, D), what stands in for the centres, given the sums of ``keys`` over
+            each class's anchors and their number.
+        gate: 0-d bool on the device; the bank stays as it is where it is false.
+        group: centres and the number of classes that take part are those of all its processes, and the loss is scaled
+            so that the average of the processes' gradients is the gradient of the global mean.
+
+    Returns:
+        ``ContrastiveLoss(loss, anchors, negatives, pushed)``.
+
+    Raises:
+        ValueError, TypeError: as the ops do, naming the argument; features or keys of other pixels than the masks',
+            before the bank moves.
+
+    Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022, Section 3.3
+        and Algorithm 1.
+    """
+    _check_pixels("features", features, masks)
+    _check_pixels("keys", keys, masks)
+    if project is None and features.shape[1] != keys.shape[1]:
+        raise ValueError(f"features: expected D = {keys.shape[1]} as keys have, or a project, got {features.shape[1]}")
+    keys = keys.detach()
+    check_draws_of(masks.anchor_label, masks.anchors.numel(), draws.anchors)
+    sums, index = _sum_and_sample(dense_features(keys), masks.anchor_label, draws.anchors.contiguous())
 
     before = bank.pushed.clone()
     bank.push(keys, masks.mask, draw=draws.thinning, gate=gate)
@@ -118,10 +166,12 @@ def contrastive_loss(
     weight, active, taken = _class_weight(masks.anchors, bank.offsets, bank.pushed, before)
     if group is not None:
         weight = weight.sign() / _all_sum(active, group).clamp(min=1) * dist.get_world_size(group)
+    sums = _all_sum(sums, group)
     loss = info_nce(
         anchors,
         weight,
-        _all_sum(sums, group),  # of a centre the direction alone counts, and the sum has that of the mean
+        # Of a centre the direction alone counts, and the sum has that of the mean.
+        sums if positives is None else positives(sums, _all_sum(masks.anchors, group)),
         bank.bank,
         bank.offsets,
         bank.pushed,
@@ -177,10 +227,16 @@ def _check_grid(name: str, x: Tensor, logits: Tensor) -> None:
             f"{name}: expected (B, D, h, w) on the grid of the logits, {(batch, 'D', height, width)}, or its pixels as "
             f"rows (P, D), got {tuple(x.shape)}"
         )
-    if x.dtype not in _checks.FLOATS:
-        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}")
-    if x.device != logits.device:
-        raise ValueError(f"{name}: expected on {logits.device} like logits, got on {x.device}")
+
+
+def _check_pixels(name: str, x: Tensor, masks: ContrastMasks) -> None:
+    """As many pixels as the masks have, in a dtype and on the device that the ops read."""
+    pixels, device = masks.anchor_label.numel(), masks.anchor_label.device
+    check_features(x, name)
+    if num_pixels(x) != pixels:
+        raise ValueError(f"{name}: expected the {pixels} pixels of masks, got {num_pixels(x)}")
+    if x.device != device:
+        raise ValueError(f"{name}: expected on {device} like masks, got on {x.device}")
 
 
 def _all_sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

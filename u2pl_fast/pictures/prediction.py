@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .. import ops
-from ..reference import PixelStats, partition
+from .. import gates
+from ..reference import PixelStats
 from .palette import colorize, heat, palette
 
 NEITHER, RELIABLE, UNRELIABLE = range(3)
@@ -46,11 +46,7 @@ def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: f
     """
     entropy = stats.entropy[0]
     every = torch.ones_like(entropy, dtype=torch.bool)
-    if gamma is None:
-        threshold = ops.masked_quantile(entropy, every, 1 - alpha)
-    else:
-        threshold = torch.tensor(gamma, device=entropy.device)
-    reliable, unreliable = partition(entropy, every, threshold)
+    reliable, unreliable, threshold = gates.reliability(entropy, every, 1 - alpha, gamma=gamma)
     return Maps(
         stats.label[0].cpu().numpy(),
         (entropy / math.log(max(num_classes, 2))).cpu().numpy(),

@@ -69,7 +69,7 @@ class Learner:
     Args:
         steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabelled images, for α_t.
         teacher_start: the step at which the teacher begins; labels alone before.
-        class_weight: (C,) of the cross-entropies.
+        class_weight: (C,) of the cross-entropies. ``criterion``: the class that computes the losses.
         init: called with the fresh student, before the teacher copies it.
         whole_images: gives (index, uint8 (N, h, w)) of every unlabeled image; needed with ``teacher_input`` whole.
     """
@@ -86,6 +86,7 @@ class Learner:
         device: torch.device,
         group: Group = None,
         class_weight: Tensor | None = None,
+        criterion: type[U2PLCriterion] = U2PLCriterion,
         init: Callable[[nn.Module], None] | None = None,
         whole_images: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
     ) -> None:
@@ -110,7 +111,7 @@ class Learner:
             if whole_images is None:
                 raise ValueError("whole_images: teacher_input whole needs them")
             self.whole, self._whole_images = WholeImagePredictions(config.teacher_scales), whole_images
-        self.criterion = build_criterion(config, num_classes, ignore_index, group, class_weight).to(device)
+        self.criterion = build_criterion(config, num_classes, ignore_index, group, class_weight, criterion).to(device)
         self.optimizer = build_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self._loss: nn.Module = StudentLoss(self.student, self.criterion, self._autocast)
@@ -368,14 +369,15 @@ def build_criterion(
     ignore_index: int,
     group: Group = None,
     class_weight: Tensor | None = None,
+    kind: type[U2PLCriterion] = U2PLCriterion,
 ) -> U2PLCriterion:
-    """The criterion of a resolved config; without a bank unless the method is u2pl."""
+    """The criterion of a resolved config, of class ``kind``; without a bank unless the method is u2pl."""
     capacities = [config.bank_capacity] * num_classes
     if config.background_class is not None:
         if not 0 <= config.background_class < num_classes:
             raise ValueError(f"background_class: expected 0..{num_classes - 1}, got {config.background_class}")
         capacities[config.background_class] = config.background_capacity
-    return U2PLCriterion(
+    return kind(
         num_classes,
         config.representation_dim if config.method == "u2pl" else None,
         ignore_index=ignore_index,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Captured:
+class CudaGraph:
     """Captures a function and its gradient at the first call, and replays them from then on.
 
     Shapes, dtypes and layouts must stay as they were then, and so must all that the function reads besides its inputs.

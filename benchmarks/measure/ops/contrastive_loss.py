@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from u2pl_fast import reference
+from u2pl_fast import ops, reference
 
 from .. import class_loop
 from ..inputs import TEMPERATURE, UNRELIABLE_SHARE, Inputs, mask_settings, to_grid
@@ -41,38 +41,45 @@ def arguments(x: Inputs) -> Arguments:
     return shared(x) | {"bank": bank, "offsets": x.offsets, "pushed": pushed}
 
 
+class Rings:
+    """A bank of the workload's, moved by the ops of ``api``; what comes before a push belongs to the sampling."""
+
+    def __init__(self, api: object, a: Arguments, mark: Callable[[str], None]) -> None:
+        self.api, self.max_keys, self.mark = api, a["max_keys"], mark
+        self.bank, self.offsets, self.pushed = a["bank"], a["offsets"], a["pushed"]
+
+    def push(self, features: Tensor, mask: Tensor, *, draw: Tensor, gate: Tensor | None) -> None:
+        self.mark("sampling")
+        keys = mask if self.max_keys is None else self.api.thin_mask(mask, self.max_keys, draw)
+        self.api.ring_push(self.bank, self.offsets, self.pushed, features, keys, gate=gate)
+        self.mark("push")
+
+
 def forward(api: object, a: Arguments, mark: Callable[[str], None]) -> Outputs:
+    """(loss, drawn anchors (C·M, D)). The gradient ends at these: what stands in for a head makes them a new leaf."""
+    anchors = []
+
+    def project(rows: Tensor) -> Tensor:
+        anchors.append(rows.detach().requires_grad_())
+        mark("sampling")
+        return anchors[0]
+
     gamma = api.masked_quantile(a["entropy"], a["valid"], 1 - UNRELIABLE_SHARE)
     reliable, unreliable = reference.partition(a["entropy"], a["valid"], gamma)
     maps = to_grid(a["labels"], a["pseudo"], reliable, unreliable, a["grid"], a["align_corners"])
     mark("threshold")
     masks = api.contrast_masks(a["logits"], *maps, **a["settings"])
     mark("masks")
-    keys = masks.mask if a["max_keys"] is None else api.thin_mask(masks.mask, a["max_keys"], a["thin_draw"])
-    api.ring_push(a["bank"], a["offsets"], a["pushed"], a["features"], keys)
-    mark("push")
-    sums = api.class_sum(a["features"], masks.anchor_label, a["num_classes"])
-    positives = sums / masks.anchors.clamp(min=1)[:, None]
-    index = api.class_sample(masks.anchor_label, a["num_classes"], a["anchor_draw"])
-    anchors = api.gather_pixels(a["features"], index).detach().requires_grad_()
-    mark("sampling")
-    fill = reference.ring_fill(a["offsets"], a["pushed"])
-    takes_part = (masks.anchors > 0) & (fill > 0)
-    loss = api.info_nce(
-        anchors,
-        takes_part / takes_part.sum().clamp(min=1),
-        positives,
-        a["bank"],
-        a["offsets"],
-        a["pushed"],
-        indices=a["negative_draw"] * fill[:, None, None] >> 32,
-        temperature=TEMPERATURE,
+    draws = ops.ContrastiveDraws(a["thin_draw"], a["anchor_draw"], a["negative_draw"])
+    features = a["features"]
+    loss, *_ = api.contrastive_loss_from_masks(
+        masks, features, features, Rings(api, a, mark), draws, temperature=TEMPERATURE, project=project
     )
-    return loss, anchors
+    return loss, *anchors
 
 
 def collect(a: Arguments, outputs: Outputs, grads: Sequence[Tensor]) -> Outputs:
-    return outputs[0], grads[0], a["bank"], a["pushed"]
+    return outputs[0], grads[0].unflatten(0, a["anchor_draw"].shape), a["bank"], a["pushed"]
 
 
 def class_loop_arguments(x: Inputs) -> Arguments:
@@ -82,10 +89,10 @@ def class_loop_arguments(x: Inputs) -> Arguments:
 
 
 def _implementations() -> dict[str, Implementation]:
-    drop_ins = drop_in("contrastive", arguments, forward, leaf=lambda outputs: outputs[1:], uses=USES)
+    drop_ins = drop_in("contrastive_loss", arguments, forward, leaf=lambda outputs: outputs[1:], uses=USES)
     each = {name: Implementation(i.arguments, i.forward, i.leaf, collect, i.missing) for name, i in drop_ins.items()}
     loop = Implementation(class_loop_arguments, class_loop.branch, lambda outputs: outputs[1:], class_loop.as_ring_bank)
     return {"eager": each["eager"], "class-loop": loop, "compile": each["compile"], "fused": each["fused"]}
 
 
-OP = Op("contrastive", _implementations(), passes=(BOTH,), banks=BANKS, counts=ring_push.counts)
+OP = Op("contrastive_loss", _implementations(), passes=(BOTH,), banks=BANKS, counts=ring_push.counts)
