@@ -31,7 +31,19 @@ _HOMES = {
     "load_model": "inference",
     "predict_labels": "inference",
 }
-__all__ = ["ops", *_HOMES]
+__all__ = [
+    "EMATeacher",
+    "Losses",
+    "MemoryBank",
+    "PseudoLabels",
+    "SegmentationOutput",
+    "TrainConfig",
+    "U2PLCriterion",
+    "evaluate_model",
+    "load_model",
+    "ops",
+    "predict_labels",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops, reference
-from .gates import GATES, PseudoLabels, apply_gate
+from .gates import GATES, Gated, PseudoLabels, apply_gate
 from .memory_bank import MemoryBank
 from .outputs import SegmentationOutput, represent
 from .utils.cuda_graph import CudaGraph
@@ -60,6 +60,8 @@ class U2PLCriterion(nn.Module):
         contrastive: what computes L_c, given what ``ops.contrastive_loss`` is given.
         group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centres are then the global batch's.
     """
+
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -188,11 +190,11 @@ class U2PLCriterion(nn.Module):
         zero = student.logits.new_zeros((), dtype=torch.float32)
         statistics: dict[str, Tensor] = {}
         supervised = self._supervised(student, labels)
-        unsupervised, contrastive, reliable = zero, zero, None
+        unsupervised, contrastive, gated = zero, zero, None
         outputs_finite = _finite(student.logits) & supervised.isfinite()
         if pseudo is not None:
             alpha = reference.unreliable_share(self.alpha_0, epoch, epochs)
-            reliable, unreliable, gamma = apply_gate(
+            gated = apply_gate(
                 self.gate,
                 pseudo,
                 alpha=alpha,
@@ -200,21 +202,34 @@ class U2PLCriterion(nn.Module):
                 num_classes=self.num_classes,
                 group=self.group,
             )
-            unsupervised, weight, share = self._unsupervised(student.logits[num_labeled:], pseudo, reliable)
+            unsupervised, weight, share = self._unsupervised(student.logits[num_labeled:], pseudo, gated.taught)
             outputs_finite &= unsupervised.isfinite()
-            statistics |= {"gamma": gamma, "lambda_u": weight, "reliable_share": share}
+            statistics |= {"gamma": gated.gamma, "lambda_u": weight, "reliable_share": share}
         if teacher is not None:
+            if pseudo is None or generator is None:
+                raise ValueError("teacher: the contrastive loss also needs pseudo and generator")
+            if self.bank is None or student.features is None:
+                raise ValueError(
+                    "teacher: the contrastive loss needs a memory bank (representation_dim) and features in the output "
+                    "of the student"
+                )
             read = (teacher.logits, student.features, teacher.features if self.key_encoder == "teacher" else None)
             outputs_finite &= torch.stack([_finite(x) for x in read if x is not None]).all()
         finite = all_true(outputs_finite, self.group)
         if teacher is not None:
-            contrastive, counts = self._contrastive(
-                student, labels, pseudo, teacher, reliable, unreliable, finite, generator
-            )
+            assert pseudo is not None and gated is not None and generator is not None
+            contrastive, counts = self._contrastive(student, labels, pseudo, teacher, gated, finite, generator)
             statistics |= counts
         total = supervised + unsupervised + self.contrastive_weight * contrastive
-        detached = (loss.detach() for loss in (supervised, unsupervised, contrastive))
-        return Losses(total, *detached, all_true(finite & total.isfinite(), self.group), statistics, reliable)
+        return Losses(
+            total,
+            supervised.detach(),
+            unsupervised.detach(),
+            contrastive.detach(),
+            all_true(finite & total.isfinite(), self.group),
+            statistics,
+            None if gated is None else gated.taught,
+        )
 
     def _supervised(self, student: SegmentationOutput, labels: Tensor) -> Tensor:
         logits = student.logits[: labels.shape[0]]
@@ -274,18 +289,20 @@ class U2PLCriterion(nn.Module):
         labels: Tensor,
         pseudo: PseudoLabels,
         teacher: SegmentationOutput,
-        reliable: Tensor,
-        unreliable: Tensor,
+        gated: Gated,
         finite: Tensor,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.bank is not None and student.features is not None
         num_labeled, size = labels.shape[0], labels.shape[-2:]
         grid = student.features.shape[-2:]
         label, pseudo_label, reliable, unreliable = (
-            self._to_grid(x, grid) for x in (labels, pseudo.label, reliable, unreliable)
+            self._to_grid(x, grid) for x in (labels, pseudo.label, gated.taught, gated.unreliable)
         )
         unread = torch.zeros_like(label, dtype=torch.bool)
         key = self._key_output(student, teacher)
+        if key.features is None:
+            raise ValueError("teacher: key_encoder 'teacher' reads its features, which are None")
         shared = key.features is student.features  # one input, since a graph copies each of its inputs
         draws = ops.contrastive_draws(
             self.num_classes,

@@ -26,12 +26,19 @@ class PseudoLabels(NamedTuple):
 
     @classmethod
     def joined(cls, parts: "Sequence[PseudoLabels]") -> "PseudoLabels":
-        """Those of several batches, one after another."""
-        return cls(*(None if column[0] is None else concatenated(column) for column in zip(*parts, strict=True)))
+        """Join several batches, one after another."""
+        confidences = [part.confidence for part in parts if part.confidence is not None]
+        return cls(
+            concatenated([part.label for part in parts]),
+            concatenated([part.entropy for part in parts]),
+            concatenated([part.valid for part in parts]),
+            concatenated(confidences) if confidences else None,
+        )
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "PseudoLabels":
-        """The same with every map changed alike."""
-        return PseudoLabels(*(None if x is None else change(x) for x in self))
+        """Return these pseudo-labels with ``change`` applied to each map."""
+        confidence = None if self.confidence is None else change(self.confidence)
+        return PseudoLabels(change(self.label), change(self.entropy), change(self.valid), confidence)
 
 
 class Reliability(NamedTuple):

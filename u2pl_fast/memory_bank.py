@@ -25,6 +25,11 @@ class MemoryBank(nn.Module):
             most ⌈max_keys_per_step / world⌉ keys a class, pushed in rank order.
     """
 
+    bank: Tensor
+    offsets: Tensor
+    pushed: Tensor
+    max_keys: Tensor
+
     def __init__(
         self,
         capacities: Sequence[int],

@@ -33,6 +33,8 @@ def represent(output: SegmentationOutput, *, chunk: int = 16384) -> Tensor:
 
     The pointwise head runs over ``chunk`` pixels at a time, so that its hidden layer never exists for all of them.
     """
+    if output.features is None:
+        raise ValueError("output: it has no features; run the network with representations=True")
     features = output.features.detach()
     if output.project is None:
         return features

@@ -390,6 +390,7 @@ def info_nce(
         if negatives == "full":
             keys = bank[start : start + int(fill[c])].to(z.dtype)
         else:
+            assert indices is not None, f"indices: negatives {negatives!r} are slots; give them, or draws"
             keys = bank[start + indices[c]].to(z.dtype)
         attract = z[c] @ centre[c]
         repel = torch.einsum("md,mnd->mn", z[c], keys) if negatives == "per_anchor" else z[c] @ keys.T

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import warnings
 from types import ModuleType, TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ def _check_name(name: str, argument: str) -> None:
 
 
 @functools.cache
-def extension() -> ModuleType | None:
-    """The compiled extension, or None after one warning that tells how to build it."""
+def extension() -> Any:
+    """The module of the compiled extension, or None after one warning that says how to build it."""
     try:
         return importlib.import_module("..._C", __name__)
     except ImportError as error:

@@ -1,5 +1,7 @@
 """The backward pass of ops that compute their gradient in the forward pass: one scaled cast."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,11 @@ def _(grad: Tensor, scale: Tensor, x: Tensor, op: str) -> Tensor:
     return torch.empty_like(grad, dtype=x.dtype)
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.op = inputs[3]
 
 
-def _no_second_derivative(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+def _no_second_derivative(ctx: Any, grad: Tensor) -> tuple:
     raise RuntimeError(f"{ctx.op} is differentiable once; for second derivatives call u2pl_fast.reference.{ctx.op}")
 
 

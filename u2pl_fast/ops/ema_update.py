@@ -48,9 +48,9 @@ def ema_update(
         student = _selected(gate, student, teacher)
     for olds, news in by_dtype(teacher, student):
         if olds[0].is_floating_point():
-            torch._foreach_lerp_(olds, news, 1 - momentum)
+            torch._foreach_lerp_(olds, news, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_copy_(olds, news)
+            torch._foreach_copy_(olds, news)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _selected(gate: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Rows of a feature map at given pixels, with a gradient whose bits repeat."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -94,13 +96,13 @@ def _(grad: Tensor, index: Tensor, shape: list[int], channels_last: bool) -> Ten
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_layout(channels_last))
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     features, index = inputs
     ctx.save_for_backward(index)
     ctx.shape, ctx.channels_last = list(features.shape), _channels_last(features)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (index,) = ctx.saved_tensors
     return _gather_pixels_backward(grad.contiguous(), index, ctx.shape, ctx.channels_last), None
 
@@ -108,11 +110,11 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 _gather_pixels.register_autograd(_backward, setup_context=_save)
 
 
-def _save_twice(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save_twice(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
 
 
-def _backward_twice(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     (index,) = ctx.saved_tensors
     return gather_pixels(grad, index), None, None, None
 

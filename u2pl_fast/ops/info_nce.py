@@ -1,5 +1,7 @@
 """The pixel-to-class contrastive loss against a bank of keys; the gradient is made in the forward pass."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,6 +125,7 @@ def _info_nce(
     check_ring_values(bank, offsets, pushed)
     backend = _backend.resolve("info_nce", bank if bank.dtype == torch.float64 else anchors)
     if drawn and backend != "triton":
+        assert indices is not None
         indices = reference.ring_slots(indices, offsets, pushed)
     arguments = (anchors, weight, positives, bank, offsets, pushed, indices, negatives, temperature, need_grad)
     match backend:
@@ -198,13 +201,13 @@ def _(
     return anchors.new_empty((), dtype=wide), anchors.new_empty(anchors.shape if need_grad else (0,), dtype=wide)
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1], inputs[0])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor | None, _: None) -> tuple:
+def _backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple:
     grad, anchors = ctx.saved_tensors
     return (None if grad_loss is None else scale_gradient(grad, grad_loss, anchors, "info_nce"), *[None] * 10)
 

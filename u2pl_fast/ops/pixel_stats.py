@@ -45,7 +45,8 @@ def _pixel_stats(logits: Tensor, height: int, width: int, align_corners: bool) -
         case "triton":
             return _backend.kernel("pixel_stats").pixel_stats(logits, height, width, align_corners)
         case _:
-            return tuple(reference.pixel_stats(logits, (height, width), align_corners=align_corners))
+            label, confidence, entropy = reference.pixel_stats(logits, (height, width), align_corners=align_corners)
+            return label, confidence, entropy
 
 
 @_pixel_stats.register_fake

@@ -1,5 +1,7 @@
 """Cross-entropy of low-resolution logits against a full-resolution label map, without the upsampled logits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -162,13 +164,13 @@ def _(
     return logits.new_empty((), dtype=wide), logits.new_empty((), dtype=wide), grad
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[2], inputs[0])
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_num: Tensor | None, *_: None) -> tuple:
+def _backward(ctx: Any, grad_num: Tensor | None, *_: None) -> tuple:
     grad, logits = ctx.saved_tensors
     scaled = None if grad_num is None else scale_gradient(grad, grad_num, logits, "upsampled_cross_entropy")
     return (scaled, *[None] * 7)
