@@ -9,7 +9,6 @@ import errno
 import json
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -26,11 +25,13 @@ import yaml
 from torch import Tensor, nn
 
 from . import data, ops
-from .config import DATA_SETTINGS, TrainConfig, find_config, read_settings, resolve
+from .config import FREE_ON_RESUME, TrainConfig, find_config, read_settings, resolve
 from .data.class_weights import class_weights
 from .data.image_format import normalisation
+from .data.splits import QUALITY_IMAGES
+from .doctor.settings import doctor_command
 from .inference import evaluate_model
-from .inference.pseudo_label_quality import QUALITY_IMAGES, pseudo_label_quality
+from .inference.pseudo_label_quality import pseudo_label_quality
 from .reference import unreliable_share
 from .saving import checkpoint
 from .training.async_scalars import Readback
@@ -64,16 +65,9 @@ class Trainer:
         self.rank, self.world = rank(group), world_size(group)
         self.semi = config.method != "supervised"
 
-        self.split = data.training_data(config)
+        self.split = data.split_dataset(config.build_dataset("train"), config.label_choice)
         dataset = self.split.dataset
-        self.val = data.build_dataset(
-            config.dataset,
-            config.data_root,
-            "val",
-            classes_from=dataset,
-            label_map=config.label_map,
-            image_format=config.image_format,
-        )
+        self.val = config.build_dataset("val", classes_from=dataset)
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
         self.steps_per_epoch = self.split.steps_per_epoch(config.unlabeled_images * self.world)
         self.steps = config.steps or max(1, round(config.epochs * self.steps_per_epoch))
@@ -122,7 +116,8 @@ class Trainer:
         config, learner = self.config, self.learner
         stop = self.steps if config.stop_after is None else min(self.steps, config.stop_after)
         multiple = learner.student.pad_multiple
-        batches = data.train_loader(self.split, config, self.rank, self.world, self.step, stop, multiple)
+        options = config.loader_options(multiple)
+        batches = data.train_loader(self.split, options, self.rank, self.world, self.step, stop)
         learner.student.train()
         if self._evaluation_is_due() and self.evaluated_at != self.step:  # the run ended in that evaluation
             self._evaluate(log)
@@ -442,13 +437,6 @@ def _check_batch(config: TrainConfig) -> None:
         )
 
 
-# Settings that may differ between a run and its continuation without changing what is computed.
-FREE_ON_RESUME = {
-    "out", "resume", "stop_after", "workers", "threads", "cache", "save_every", "log_every", "eval_every",
-    "data_root", "device", "encoder_weights", "init_from", "teacher_from", "max_skipped", "checkpoint_encoder",
-}  # fmt: skip
-
-
 def _check_same_run(state: dict, config: TrainConfig, world: int, path: Path) -> None:
     # A setting that the run did not know yet had its default's effect.
     saved, now = read_settings(TrainConfig().to_dict() | state["config"]), read_settings(config.to_dict())
@@ -688,12 +676,7 @@ def _doctor_hint(config: TrainConfig, error: data.DataError) -> str:
     """The command that tells all that is wrong with these data, where there are data to look at."""
     if error.kind == "process" or config.data_root is None or not config.data_root.is_dir():
         return ""
-    command = ["python", "-m", "u2pl_fast.doctor"]
-    for name in DATA_SETTINGS:
-        value = getattr(config, name)
-        if value is not None and value != getattr(TrainConfig(), name):
-            command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    return f"\nto see everything that is wrong with the data at once: {shlex.join(command)}"
+    return f"\nto see everything that is wrong with the data at once: {doctor_command(config)}"
 
 
 def parse(arguments: list[str]) -> TrainConfig:
