@@ -28,6 +28,7 @@ test: lint
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright --pythonpath $(RUN) --warnings
 
 bench: $(VENV)/built
 	$(RUN) -m benchmarks

@@ -5,13 +5,13 @@ the strong views, the student sees labelled and mixed images in one forward pass
 """
 
 import os
-import shlex
 import sys
 
 import tyro
 
-from .config import DATA_SETTINGS, TrainConfig, find_config
+from .config import TrainConfig, find_config
 from .data import DataError
+from .doctor.settings import doctor_command
 from .training.run import run
 
 __all__ = ["main", "parse", "run"]
@@ -38,12 +38,7 @@ def _doctor_hint(config: TrainConfig, error: DataError) -> str:
     """The command that tells all that is wrong with these data, where there are data to look at."""
     if error.kind == "process" or config.data_root is None or not config.data_root.is_dir():
         return ""
-    command = ["python", "-m", "u2pl_fast.doctor"]
-    for name in DATA_SETTINGS:
-        value = getattr(config, name)
-        if value is not None and value != getattr(TrainConfig(), name):
-            command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    return f"\nto see everything that is wrong with the data at once: {shlex.join(command)}"
+    return f"\nto see everything that is wrong with the data at once: {doctor_command(config)}"
 
 
 def parse(arguments: list[str]) -> TrainConfig:

@@ -53,7 +53,7 @@ class Scene:
         self.config.data_root = data_root or self.config.data_root
         if self.config.method != "u2pl":
             raise ValueError(f"checkpoint: {checkpoint} was trained with --method {self.config.method}; it has no bank")
-        self.split = data.training_data(self.config)
+        self.split = data.split_dataset(self.config.build_dataset("train"), self.config.label_choice)
         self.names = list(self.split.dataset.class_names)
         if shown not in self.names:
             raise ValueError(f"shown: no class {shown!r}; the classes are {', '.join(self.names)}")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from u2pl_fast import evaluate, predict
 from u2pl_fast.config import TrainConfig, resolve
-from u2pl_fast.data import DataError, build_dataset, read_image, training_data
+from u2pl_fast.data import DataError, build_dataset, read_image, split_dataset
 from u2pl_fast.data.files import check_sizes
 from u2pl_fast.data.image_format import ImageFormat, mean_color, normalisation, viewable
 from u2pl_fast.data.views import ViewOptions, Views
@@ -292,7 +292,7 @@ def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path
 def test_a_wrong_count_ends_in_one_line_before_training(tmp_path):
     root = tree(tmp_path / "data", ".npy", 6, np.uint16)
     with pytest.raises(DataError, match=r"0\.npy: 6 channels found, in_channels asks for 3"):
-        training_data(resolve(TrainConfig(dataset="folder", data_root=root)))
+        split_dataset(resolve(TrainConfig(dataset="folder", data_root=root)).build_dataset("train"))
     with pytest.raises(SystemExit) as caught:
         main(["--dataset", "folder", "--data-root", str(root), "--in-channels", "5", "--out", str(tmp_path / "run")])
     assert str(caught.value.code).startswith("error: ") and "in_channels asks for 5" in caught.value.code

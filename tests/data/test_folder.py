@@ -162,7 +162,7 @@ def test_ids_out_of_range_are_found_before_training_and_at_reading(root):
     dataset = FolderDataset(root, "train")
     path = root / "labels/train/a.png"
     with pytest.raises(DataError, match=rf"{path}: class id 2 .*0 \.\. 1, or 255 for ignore"):
-        split_dataset(dataset, seed=0)
+        split_dataset(dataset)
     with pytest.raises(DataError, match=f"{path}"):
         dataset.label(0)
 
@@ -170,7 +170,7 @@ def test_ids_out_of_range_are_found_before_training_and_at_reading(root):
 def test_a_mask_of_another_size_is_found_before_training(root):
     write(root / "labels/train/c.png", ids(size=(6, 9)))
     with pytest.raises(DataError, match="c.png: the mask is 9x6 but its image .*c.png is 8x6"):
-        split_dataset(FolderDataset(root, "train"), seed=0)
+        split_dataset(FolderDataset(root, "train"))
 
 
 @pytest.mark.parametrize("file", ["images/train/b.png", "labels/train/b.png", "images/train/d.png"])
@@ -178,7 +178,7 @@ def test_unreadable_files_are_found_before_training(root, file):
     (root / "classes.txt").write_text("a\nb\nc\n")
     (root / file).write_bytes(b"not an image")
     with pytest.raises(DataError, match=f"{root / file}: not a readable image"):
-        split_dataset(FolderDataset(root, "train"), seed=0)
+        split_dataset(FolderDataset(root, "train"))
 
 
 def test_a_truncated_image_is_named_when_it_is_read(root):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from u2pl_fast.config import TrainConfig
-from u2pl_fast.data import DataError, FolderDataset, read_image, split_dataset
+from u2pl_fast.data import DataError, FolderDataset, LabelChoice, read_image, split_dataset
 from u2pl_fast.data.base import Entry
 from u2pl_fast.data.files import check_sizes, read_mask
 from u2pl_fast.data.splits import read_list
@@ -153,7 +153,7 @@ def test_image_and_mask_turn_alike(tmp_path, orientation) -> None:
 def test_one_pixel(root) -> None:
     for kind, pixels in (("images", picture(size=(1, 1))), ("labels", np.full((1, 1), 2, np.uint8))):
         save(root / kind / "train" / "a.png", pixels)
-    dataset = split_dataset(FolderDataset(root, "train"), seed=0).dataset
+    dataset = split_dataset(FolderDataset(root, "train")).dataset
     assert dataset.image(0).shape == (1, 1, 3) and dataset.label(0).tolist() == [[2]]
 
 
@@ -223,7 +223,7 @@ def test_lists_from_other_editors(root, tmp_path, newline) -> None:
     lines = ["b", "", "  a  ", "   ", "# c", "images/train/a.png labels/train/a.png", "b", ""]
     file.write_bytes(b"\xef\xbb\xbf" + newline.join(lines).encode())
     assert read_list(file)[:2] == [Entry("b", None), Entry("a", None)]
-    split = split_dataset(FolderDataset(root, "train"), seed=0, labeled_list=file)
+    split = split_dataset(FolderDataset(root, "train"), LabelChoice(labeled_list=file))
     assert (split.labeled, split.unlabeled) == ((0, 1), (2,))
 
 
@@ -231,7 +231,7 @@ def test_two_masks_for_one_image_are_refused(root, tmp_path) -> None:
     file = tmp_path / "list.txt"
     file.write_text("images/train/a.png labels/train/a.png\nimages/train/a.png labels/train/b.png\n")
     with pytest.raises(DataError, match=f"^{file}: .*images/train/a.png.* two masks"):
-        split_dataset(FolderDataset(root, "train"), seed=0, labeled_list=file)
+        split_dataset(FolderDataset(root, "train"), LabelChoice(labeled_list=file))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea\x00\n\x00", b"caf\xe9\n", b"a\x00b\n"])
@@ -239,7 +239,7 @@ def test_lists_that_are_no_text(root, tmp_path, content) -> None:
     file = tmp_path / "list.txt"
     file.write_bytes(content)
     with pytest.raises(DataError, match=f"^{file}: "):
-        split_dataset(FolderDataset(root, "train"), seed=0, labeled_list=file)
+        split_dataset(FolderDataset(root, "train"), LabelChoice(labeled_list=file))
 
 
 @pytest.mark.parametrize("way", ["absolute", "relative"])
@@ -248,11 +248,11 @@ def test_a_list_may_name_files_outside_the_root(root, tmp_path, way) -> None:
     outside = save(tmp_path / "elsewhere" / "x.png", picture(9))
     name = str(outside) if way == "absolute" else os.path.relpath(outside, root)
     (tmp_path / "list.txt").write_text(f"{name}\n")
-    split = split_dataset(FolderDataset(root, "train"), seed=0, unlabeled_list=tmp_path / "list.txt")
+    split = split_dataset(FolderDataset(root, "train"), LabelChoice(unlabeled_list=tmp_path / "list.txt"))
     np.testing.assert_array_equal(split.dataset.image(split.unlabeled[-1]), picture(9))
     (tmp_path / "list.txt").write_text(f"{Path(name).parent}\n")
     with pytest.raises(DataError, match="neither an id of the split"):
-        split_dataset(FolderDataset(root, "train"), seed=0, unlabeled_list=tmp_path / "list.txt")
+        split_dataset(FolderDataset(root, "train"), LabelChoice(unlabeled_list=tmp_path / "list.txt"))
 
 
 def test_class_names_from_other_editors(root) -> None:

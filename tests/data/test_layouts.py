@@ -12,7 +12,7 @@ from PIL import Image
 from tests.data.dataset_trees import ade20k, cityscapes, folder, mask, picture, save, voc
 from u2pl_fast import data, evaluate, train
 from u2pl_fast.config import TrainConfig, resolve
-from u2pl_fast.data import DataError, build_dataset, files, pair_dataset, split_dataset, training_data
+from u2pl_fast.data import DataError, LabelChoice, build_dataset, files, pair_dataset, split_dataset
 from u2pl_fast.data.ade20k import ADE20K_CLASSES
 from u2pl_fast.data.cityscapes import CITYSCAPES_LABEL_IDS
 from u2pl_fast.data.masks import LabelMap, label_map_entries
@@ -28,7 +28,7 @@ def listed(root: Path, dataset: str, lines: list[str], out: Path, which: str = "
     """The split that a list of these lines chooses."""
     file = out / f"{which}.txt"
     file.write_text("\n".join(lines) + "\n")
-    return training_data(TrainConfig(dataset=dataset, data_root=root, **{which: file}))
+    return split_dataset(build_dataset(dataset, root, "train"), LabelChoice(**{which: file}))
 
 
 # --- VOC --------------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_voc_files_that_are_missing(tmp_path):
     root = voc(tmp_path / "voc")
     (root / "JPEGImages/2007_000003.jpg").unlink()
     with pytest.raises(DataError, match="JPEGImages/2007_000003.jpg: no such file"):
-        split_dataset(build_dataset("voc", root, "train"), seed=0)
+        split_dataset(build_dataset("voc", root, "train"))
     with pytest.raises(DataError, match="trainval.txt: no such list; found there: train, train_aug, val"):
         build_dataset("voc", root, "trainval")
     (tmp_path / "empty").mkdir()
@@ -179,7 +179,7 @@ def test_cityscapes_train_ids_are_read_where_only_they_exist(tmp_path):
     path = root / "gtFine/train/aachen/aachen_000003_000019_gtFine_labelTrainIds.png"
     save(path, np.full((24, 32), 26, np.uint8))
     with pytest.raises(DataError, match=f"{path}: class id 26 .*called \\*_labelIds.png"):
-        split_dataset(build_dataset("cityscapes", root, "train"), seed=0)
+        split_dataset(build_dataset("cityscapes", root, "train"))
 
 
 FRAME = "aachen/aachen_000002_000019"
@@ -335,7 +335,7 @@ def test_black_and_white_masks_name_the_flag(tmp_path):
         build_dataset("folder", root, "train")
     (root / "classes.txt").write_text("background\nbuilding\n")
     with pytest.raises(DataError, match="--label-map 0:0 255:1"):
-        split_dataset(build_dataset("folder", root, "train"), seed=0)
+        split_dataset(build_dataset("folder", root, "train"))
     with pytest.raises(DataError, match="labels/val: masks.*--label-map 0:0 255:1"):
         build_dataset("folder", root, "val")
     dataset = build_dataset("folder", root, "train", label_map=("0:0", "255:1"))
@@ -346,7 +346,7 @@ def test_black_and_white_masks_name_the_flag(tmp_path):
 def test_values_that_a_label_map_does_not_list_are_named(tmp_path):
     root = folder(tmp_path, values=(0, 7, 255))
     with pytest.raises(DataError, match=r"train0.png: value 7 \(row .*--label-map, VALUE:CLASS"):
-        split_dataset(build_dataset("folder", root, "train", label_map=("0:0", "255:1")), seed=0)
+        split_dataset(build_dataset("folder", root, "train", label_map=("0:0", "255:1")))
     dataset = build_dataset("folder", root, "train", label_map=("0:0", "255:1", "*:ignore"))
     assert dataset.class_names == ["class 0", "class 1"]
     assert set(np.unique(dataset.label(0))) == {0, 1, 255}
@@ -394,9 +394,9 @@ def test_only_so_many_masks_are_decoded_before_training(tmp_path, monkeypatch, n
     (root / "classes.txt").write_text("a\nb\nc\n")
     save(root / "labels/train/train3.png", mask(3, (0, 9)))
     with pytest.raises(DataError, match="train3.png: class id 9"):
-        split_dataset(build_dataset("folder", root, "train"), seed=0)
+        split_dataset(build_dataset("folder", root, "train"))
     monkeypatch.setattr(f"u2pl_fast.data.pair_dataset.{name}", limit)
-    dataset = split_dataset(build_dataset("folder", root, "train"), seed=0).dataset
+    dataset = split_dataset(build_dataset("folder", root, "train")).dataset
     with pytest.raises(DataError, match="train3.png: class id 9"):
         dataset.label(3)
 

@@ -12,6 +12,7 @@ from u2pl_fast.config import TrainConfig
 from u2pl_fast.data import (
     DataError,
     FolderDataset,
+    LabelChoice,
     Shapes,
     StepDataset,
     ViewOptions,
@@ -25,12 +26,14 @@ OPTIONS = ViewOptions((24, 40), multiple=16)
 
 
 def small_split(number: int = 5, length: int = 12):
-    return split_dataset(Shapes("train", size=(32, 48), length=length), seed=0, num_labeled=number)
+    return split_dataset(Shapes("train", size=(32, 48), length=length), LabelChoice(num_labeled=number))
 
 
-def config(**options) -> TrainConfig:
+def batches(split, start: int, stop: int, multiple: int = 1, **settings) -> list[dict]:
+    """What the loader gives a training with these settings."""
     defaults = {"device": "cpu", "crop_size": (24, 40), "scale_range": (0.5, 2.0), "batch_size": 2, "workers": 0}
-    return TrainConfig(**(defaults | options))
+    options = TrainConfig(**(defaults | settings)).loader_options(multiple)
+    return list(train_loader(split, options, 0, 1, start, stop))
 
 
 def assert_same(first: dict, second: dict) -> None:
@@ -90,16 +93,16 @@ def test_supervised_batches_are_the_labelled_half():
     both = StepDataset(small_split(), OPTIONS, seed=0, batch_size=2)[4]
     alone = StepDataset(small_split(), OPTIONS, seed=0, batch_size=2, semi=False)[4]
     assert_same(alone, {name: both[name] for name in ("images", "labels", "labeled_index")})
-    (batch,) = train_loader(small_split(), config(method="supervised"), 0, 1, 4, 5)
+    (batch,) = batches(small_split(), 4, 5, method="supervised")
     assert set(batch) == set(alone)
 
 
 def test_workers_restarts_and_caching_change_no_bit():
     split = small_split()
-    expected = list(train_loader(split, config(cache=False), 0, 1, 0, 8, 16))
+    expected = batches(split, 0, 8, 16, cache=False)
     assert len(expected) == 8
-    with_workers = list(train_loader(split, config(workers=2), 0, 1, 0, 8, 16))
-    restarted = list(train_loader(split, config(workers=2), 0, 1, 3, 8, 16))
+    with_workers = batches(split, 0, 8, 16, workers=2)
+    restarted = batches(split, 3, 8, 16, workers=2)
     cached = StepDataset(split, OPTIONS, seed=0, batch_size=2, cache_bytes=10**8)
     backwards = [cached[step] for step in reversed(range(8))][::-1]  # the second time from the cache
     for step in range(8):
@@ -140,7 +143,7 @@ def test_settings_reach_the_strong_view():
     off = {"jitter_prob": 0.0, "grayscale_prob": 0.0, "blur_prob": 0.0}
 
     def batch(**options):
-        (found,) = train_loader(small_split(), config(**(off | options)), 0, 1, 3, 4)
+        (found,) = batches(small_split(), 3, 4, **(off | options))
         return found
 
     assert torch.equal(batch()["strong"], batch()["weak"])
@@ -159,7 +162,7 @@ def test_every_pass_shows_each_image_once_in_another_order():
         def label(self, index):
             return np.full((8, 8), index % 6, np.uint8)
 
-    split = split_dataset(Numbered("train", length=12), seed=0, num_labeled=5)
+    split = split_dataset(Numbered("train", length=12), LabelChoice(num_labeled=5))
     plain = ViewOptions((8, 8), scale_range=(1, 1))
     steps = StepDataset(split, plain, seed=0, batch_size=3)
     batches = [steps[step] for step in range(10)]
@@ -194,10 +197,9 @@ def test_workers_use_one_thread_and_leave_the_global_generator_alone():
         def image(self, index):
             return np.full((8, 8, 3), torch.get_num_threads(), np.uint8)
 
-    split = split_dataset(Threads("train", length=4), seed=0, num_labeled=2)
+    split = split_dataset(Threads("train", length=4), LabelChoice(num_labeled=2))
     before = torch.get_rng_state()
-    options = config(crop_size=(8, 8), scale_range=(1, 1), workers=1)
-    (batch,) = train_loader(split, options, 0, 1, 0, 1)
+    (batch,) = batches(split, 0, 1, crop_size=(8, 8), scale_range=(1, 1), workers=1)
     assert (batch["weak"] == 1).all()
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -208,11 +210,11 @@ def test_a_file_that_breaks_during_training_is_one_short_message(tmp_path, worke
         (tmp_path / kind / "train").mkdir(parents=True)
         pixels = np.random.default_rng(0).integers(0, 2, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / kind / "train" / "a.png")
-    split = split_dataset(FolderDataset(tmp_path, "train"), seed=0)
+    split = split_dataset(FolderDataset(tmp_path, "train"))
     path = tmp_path / "images/train/a.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError) as caught:
-        list(train_loader(split, config(workers=workers, batch_size=1), 0, 1, 0, 1))
+        batches(split, 0, 1, workers=workers, batch_size=1)
     assert str(caught.value).startswith(f"{path}: not a readable image") and "\n" not in str(caught.value)
 
 
@@ -220,12 +222,12 @@ def test_a_loader_process_that_dies_is_one_short_message(monkeypatch):
     split = small_split()
     monkeypatch.setattr(type(split.dataset), "image", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match="workers: a loader process died.*fewer --workers") as caught:
-        list(train_loader(split, config(workers=1), 0, 1, 0, 1))
+        batches(split, 0, 1, workers=1)
     assert "\n" not in str(caught.value)
 
 
 def test_no_steps_left_is_an_empty_loader():
-    assert list(train_loader(small_split(), config(), 0, 1, 7, 7)) == []
+    assert batches(small_split(), 7, 7) == []
 
 
 def test_default_workers_are_shared_by_the_ranks_of_a_machine(monkeypatch):

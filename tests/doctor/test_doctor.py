@@ -12,9 +12,10 @@ from tests.data.dataset_trees import SIZE, ade20k, cityscapes, folder, mask, pic
 from u2pl_fast import data, train
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.data.splits import evenly
-from u2pl_fast.doctor.__main__ import DoctorConfig, main, settings_of
+from u2pl_fast.doctor.__main__ import main
 from u2pl_fast.doctor.checks import _ranges
 from u2pl_fast.doctor.scan import shares
+from u2pl_fast.doctor.settings import DoctorConfig, settings_of
 
 
 class Diagnosis:
@@ -53,8 +54,8 @@ def diagnose(tmp_path, capsys):
         assert diagnosis.result["trainable"] == (code == 0)
         if code == 0:  # then a training takes the data too
             config = train.parse(["--dataset", dataset, "--data-root", str(root), *_without(flags, "--max-files")])
-            split = data.training_data(config)
-            data.build_dataset(dataset, root, "val", classes_from=split.dataset, label_map=config.label_map)
+            split = data.split_dataset(config.build_dataset("train"), config.label_choice)
+            config.build_dataset("val", classes_from=split.dataset)
         return diagnosis
 
     return run
@@ -124,17 +125,17 @@ def test_long_lists_are_cut_on_the_screen_alone(tmp_path, diagnose):
     assert "and 4 more (all of them with --json)" in diagnosis.text and "train8.png" not in diagnosis.text
 
 
-def test_masks_of_unlabelled_images_weigh_less(tmp_path, diagnose, monkeypatch):
+def test_masks_of_unlabelled_images_are_no_error(tmp_path, diagnose):
     root = voc(tmp_path / "data", values=tuple(range(21)))
     (tmp_path / "list.txt").write_text("2007_000000\n2007_000001\n")
     save(root / "SegmentationClassAug/2007_000009.png", picture(9))
-    flags = ("--labeled-list", str(tmp_path / "list.txt"))
-    diagnosis = diagnose("voc", root, *flags)
-    diagnosis.found("error", "1 mask with colours")  # a training compares pseudo-labels with it
-    monkeypatch.setattr("u2pl_fast.doctor.evidence.QUALITY_IMAGES", 4)
-    diagnosis = diagnose("voc", root, *flags)
+    save(root / "SegmentationClassAug/2007_000008.png", mask(8, (0, 77)))
+    save(root / "SegmentationClassAug/2007_000007.png", mask(7, (0, 1), (20, 32)))
+    diagnosis = diagnose("voc", root, "--labeled-list", str(tmp_path / "list.txt"))
     assert diagnosis.code == 0
-    diagnosis.found("warning", "of unlabelled images; not used")
+    for title in ("1 mask with colours", "1 mask with value 77", "1 mask of another size"):
+        found = diagnosis.found("warning", title)
+        assert found["title"].endswith("used only for metrics; training continues without them)")
 
 
 def test_masks_that_are_jpeg_files(tmp_path, diagnose):

@@ -231,7 +231,7 @@ def train(options: dict, rank: int = 0, world: int = 1, group: Group = None, ini
             **{name: value for name, value in options.items() if name != "unlabeled_batch_size"},
         )
     )
-    split = data.training_data(config)
+    split = data.split_dataset(config.build_dataset("train"), config.label_choice)
     learner = Learner(
         config,
         split.dataset.num_classes,
@@ -244,7 +244,8 @@ def train(options: dict, rank: int = 0, world: int = 1, group: Group = None, ini
         init=init,
     )
     before = {name: x.clone() for name, x in learner.student.state_dict().items()}
-    for batch in data.train_loader(split, config, rank, world, 0, TRAIN_STEPS, learner.student.pad_multiple):
+    options = config.loader_options(learner.student.pad_multiple)
+    for batch in data.train_loader(split, options, rank, world, 0, TRAIN_STEPS):
         learner.train_step(batch)
     assert learner.skipped == 0
     parts = {"before": before, "student": learner.student.state_dict()}

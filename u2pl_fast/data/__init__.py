@@ -1,8 +1,7 @@
-"""Data sets, splits, views and loaders. `build_dataset` opens one by name, `training_data` splits it for training."""
+"""Data sets, splits, views and loaders. `build_dataset` opens one by name, `split_dataset` splits it for training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .ade20k import Ade20kDataset
 from .base import DataError, SegmentationDataset
@@ -10,16 +9,13 @@ from .cityscapes import CityscapesDataset
 from .files import read_image
 from .folder import CAMVID_CLASSES, FolderDataset
 from .image_format import RGB, ImageFormat
-from .loader import StepDataset, evaluation_samples, train_loader, whole_images
+from .loader import LoaderOptions, StepDataset, evaluation_samples, train_loader, whole_images
 from .masks import LabelMap, label_map_entries
 from .pair_dataset import PairDataset
 from .shapes import Shapes
-from .splits import Split, evenly, split_dataset
+from .splits import LabelChoice, Split, evenly, measured_masks, split_dataset, usable_masks
 from .views import MEAN_COLOR, ViewOptions
 from .voc import VocDataset
-
-if TYPE_CHECKING:
-    from ..config import TrainConfig
 
 __all__ = [
     "DATASETS",
@@ -28,7 +24,9 @@ __all__ = [
     "CityscapesDataset",
     "DataError",
     "FolderDataset",
+    "LabelChoice",
     "LabelMap",
+    "LoaderOptions",
     "PairDataset",
     "SegmentationDataset",
     "Shapes",
@@ -40,11 +38,11 @@ __all__ = [
     "evenly",
     "evaluation_samples",
     "label_map_entries",
-    "open_dataset",
+    "measured_masks",
     "read_image",
     "split_dataset",
     "train_loader",
-    "training_data",
+    "usable_masks",
     "whole_images",
 ]
 
@@ -81,7 +79,7 @@ DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
 _WITHOUT_FILES = ("shapes",)
 
 
-def open_dataset(
+def build_dataset(
     name: str,
     root: Path | str | None,
     split: str,
@@ -89,11 +87,15 @@ def open_dataset(
     classes_from: SegmentationDataset | Sequence[str] | None = None,
     label_map: Sequence[str] | None = None,
     image_format: ImageFormat = RGB,
+    check: bool = True,
 ) -> SegmentationDataset:
-    """One split ("train", "val", ...) of a registered data set, its files not checked. `root` is not read by `shapes`.
+    """Open one split ("train", "val", ...) of a registered data set. `root` is not read by `shapes`.
 
     `classes_from` is the training split whose classes this one shares, or their names, as a checkpoint has them.
     `label_map` is what --label-map takes, `image_format` what the images are read as.
+
+    Every split but "train" is for scoring: each of its images must have a mask, and all files are checked here, unless
+    `check` is false. `split_dataset` checks those of "train".
 
     Raises ValueError for an unknown name, `DataError` for files and folders, naming what was looked for.
     """
@@ -107,41 +109,6 @@ def open_dataset(
     values = LabelMap.parse(label_map_entries(label_map)) if label_map else None
     dataset = DATASETS[name](root, split, getattr(classes_from, "class_names", classes_from), values)
     dataset.image_format = image_format
-    return dataset
-
-
-def build_dataset(
-    name: str,
-    root: Path | str | None,
-    split: str,
-    *,
-    classes_from: SegmentationDataset | Sequence[str] | None = None,
-    label_map: Sequence[str] | None = None,
-    image_format: ImageFormat = RGB,
-) -> SegmentationDataset:
-    """`open_dataset`, and the check of a split for scoring.
-
-    That is every split but "train": each of its images must have a mask, and all files are checked here.
-    """
-    dataset = open_dataset(name, root, split, classes_from=classes_from, label_map=label_map, image_format=image_format)
-    if split != TRAIN_SPLIT:
+    if check and split != TRAIN_SPLIT:
         dataset.check(range(len(dataset)))
     return dataset
-
-
-def training_data(config: "TrainConfig") -> Split:
-    """The training split of the config's data set, divided and checked as the config says."""
-    return split_dataset(
-        build_dataset(
-            config.dataset,
-            config.data_root,
-            TRAIN_SPLIT,
-            label_map=config.label_map,
-            image_format=config.image_format,
-        ),
-        seed=config.seed,
-        labeled_fraction=config.labeled_fraction,
-        num_labeled=config.num_labeled,
-        labeled_list=config.labeled_list,
-        unlabeled_list=config.unlabeled_list,
-    )

@@ -4,8 +4,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..utils.randomness import generator
 from .base import DataError, SegmentationDataset
-from .image_format import RGB, mean_color
+from .image_format import RGB
 from .splits import Split
 from .views import ViewOptions, Views, resize_image, view_seed
-
-if TYPE_CHECKING:
-    from ..config import TrainConfig
 
 Item = TypeVar("Item")
 CACHE_BYTES = 2**30  # of all loader processes of a rank together
@@ -164,39 +162,44 @@ class _Guarded(Dataset):
             return error
 
 
+@dataclass(frozen=True)
+class LoaderOptions:
+    """What `train_loader` loads: the arguments of `StepDataset`, and how.
+
+    `cache` keeps decoded images in memory where they fit. `workers` are loader processes; None: one a core but one, at
+    most 8, shared by the ranks of the machine. `pin_memory` pins where there is a GPU.
+    """
+
+    views: ViewOptions
+    seed: int
+    batch_size: int
+    unlabeled_batch_size: int | None = None
+    semi: bool = True
+    strong_views: int = 1
+    cache: bool = True
+    workers: int | None = None
+    pin_memory: bool = True
+
+
 def train_loader(
-    split: Split, config: "TrainConfig", rank: int, world: int, start: int, stop: int, pad_multiple: int = 1
+    split: Split, options: LoaderOptions, rank: int, world: int, start: int, stop: int
 ) -> Iterator[dict[str, Tensor]]:
     """This rank's batches (see `StepDataset`) of steps `start` .. `stop - 1`, prepared ahead by worker processes.
 
-    H×W is the config's crop size, padded with the mean colour to multiples of `pad_multiple`. Pinned memory where there
-    is a GPU to use.
     Raises `DataError` for a file that cannot be read.
     """
-    workers = _default_workers() if config.workers is None else config.workers
-    options = ViewOptions(
-        config.crop_size,
-        pad_multiple,
-        config.resize,
-        config.scale_range,
-        jitter_prob=config.jitter_prob,
-        grayscale_prob=config.grayscale_prob,
-        blur_prob=config.blur_prob,
-        strong_colors=config.strong_colors,
-        jitter_labeled=config.jitter_labeled,
-        color=mean_color(config.normalisation[0]),
-    )
+    workers = _default_workers() if options.workers is None else options.workers
     steps = StepDataset(
         split,
-        options,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        unlabeled_batch_size=config.unlabeled_images,
-        semi=config.method != "supervised",
+        options.views,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        unlabeled_batch_size=options.unlabeled_batch_size,
+        semi=options.semi,
         rank=rank,
         world=world,
-        cache_bytes=CACHE_BYTES // max(1, workers) if config.cache else 0,
-        strong_views=config.strong_views,
+        cache_bytes=CACHE_BYTES // max(1, workers) if options.cache else 0,
+        strong_views=options.strong_views,
     )
     loader = DataLoader(
         _Guarded(steps),
@@ -204,8 +207,8 @@ def train_loader(
         sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
-        generator=generator(config.seed, "loader"),  # else it draws from, and moves, the global one
+        pin_memory=options.pin_memory and torch.cuda.is_available(),
+        generator=generator(options.seed, "loader"),  # else it draws from, and moves, the global one
     )
     batches = iter(loader)
     while True:

@@ -1,7 +1,7 @@
 """Which images are labelled and which are unlabelled: any ratio, or lists."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 
 from ..utils.randomness import generator
 from .base import DataError, Entry, SegmentationDataset
+
+QUALITY_IMAGES = 32  # whose hidden masks pseudo-labels are compared with at each evaluation
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Split:
     def ignore_index(self) -> int:
         return self.dataset.ignore_index
 
+    @property
+    def hidden_masks(self) -> list[int]:
+        """The unlabelled images that have a mask. A training uses these masks only for metrics."""
+        labeled = set(self.labeled)
+        return [index for index in self.unlabeled if index not in labeled and self.dataset.has_label(index)]
+
     def steps_per_epoch(self, global_batch: int) -> int:
         """ceil(|D_u| / unlabelled images in a step of all processes), for every method, so that epochs compare."""
         return math.ceil(len(self.unlabeled) / global_batch)
@@ -40,77 +48,57 @@ class Split:
         return text
 
 
-def split_dataset(
-    dataset: SegmentationDataset,
-    *,
-    seed: int,
-    labeled_fraction: str | float | None = None,
-    num_labeled: int | None = None,
-    labeled_list: Path | str | None = None,
-    unlabeled_list: Path | str | None = None,
-) -> Split:
-    """`choose_split`, and a check of the files of its images.
+@dataclass(frozen=True)
+class LabelChoice:
+    """Which images of a training split are labelled and which are unlabelled.
+
+    At most one of these chooses the labelled images: `labeled_fraction` ("1/8" or 0.125) takes ceil(fraction * n) of
+    the n images that have a mask, `num_labeled` that many, `labeled_list` those of a file; none: all that have a mask.
+    Drawn ones are the first of one permutation per `seed`, so a smaller labelled set is part of every larger one.
+    D_u is every other image of the split plus those of `unlabeled_list`, whose masks, where it names any, are not used;
+    where that is nothing, it is the whole split with labels hidden.
+    """
+
+    seed: int = 0
+    labeled_fraction: str | float | None = None
+    num_labeled: int | None = None
+    labeled_list: Path | str | None = None
+    unlabeled_list: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        chosen = {
+            "--labeled-fraction": self.labeled_fraction,
+            "--num-labeled": self.num_labeled,
+            "--labeled-list": self.labeled_list,
+        }
+        given = [flag for flag, value in chosen.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+
+
+def split_dataset(dataset: SegmentationDataset, choice: LabelChoice = LabelChoice()) -> Split:
+    """Split into labelled and unlabelled images, and check the files of these.
 
     Raises ValueError (a wrong argument) or DataError (files).
     """
-    split = choose_split(
-        dataset,
-        seed=seed,
-        labeled_fraction=labeled_fraction,
-        num_labeled=num_labeled,
-        labeled_list=labeled_list,
-        unlabeled_list=unlabeled_list,
-    )
+    split_size = len(dataset)  # lists may add samples from outside the split
+    if choice.labeled_list is not None:
+        labeled = dataset.include(read_list(choice.labeled_list), str(choice.labeled_list))
+    else:
+        labeled = draw_labeled(dataset, choice)
+    listed = []
+    if choice.unlabeled_list is not None:
+        listed = dataset.include(read_unlabeled_list(choice.unlabeled_list), str(choice.unlabeled_list))
+    split = divide(dataset, split_size, labeled, listed)
     dataset.check(split.labeled, split.unlabeled)
     return split
 
 
-def choose_split(
-    dataset: SegmentationDataset,
-    *,
-    seed: int,
-    labeled_fraction: str | float | None = None,
-    num_labeled: int | None = None,
-    labeled_list: Path | str | None = None,
-    unlabeled_list: Path | str | None = None,
-) -> Split:
-    """Split into labelled and unlabelled images.
-
-    At most one of the first three chooses the labelled images: `labeled_fraction` ("1/8" or 0.125) takes
-    ceil(fraction * n) of the n images that have a mask, `num_labeled` that many, `labeled_list` those of a file;
-    none: all that have a mask. Drawn ones are the first of one permutation per seed, so a smaller labelled set is
-    part of every larger one. D_u is every other image of the split plus those of `unlabeled_list`, whose masks, where
-    it names any, are not used; where that is nothing, it is the whole split with labels hidden.
-
-    Raises ValueError (a wrong argument) or DataError (files).
-    """
-    chosen = {
-        "--labeled-fraction": labeled_fraction,
-        "--num-labeled": num_labeled,
-        "--labeled-list": labeled_list,
-    }
-    given = [flag for flag, value in chosen.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
-
-    split_size = len(dataset)  # lists may add samples from outside the split
-    if labeled_list is not None:
-        labeled = dataset.include(read_list(labeled_list), str(labeled_list))
-    else:
-        labeled = draw_labeled(dataset, seed=seed, labeled_fraction=labeled_fraction, num_labeled=num_labeled)
-    listed = []
-    if unlabeled_list is not None:
-        listed = dataset.include(read_unlabeled_list(unlabeled_list), str(unlabeled_list))
-    return divide(dataset, split_size, labeled, listed)
-
-
-def draw_labeled(
-    dataset: SegmentationDataset, *, seed: int, labeled_fraction: str | float | None, num_labeled: int | None
-) -> list[int]:
-    """The labelled images that `choose_split` takes where no list names them."""
+def draw_labeled(dataset: SegmentationDataset, choice: LabelChoice) -> list[int]:
+    """The labelled images where no list names them."""
     with_label = [index for index in range(len(dataset)) if dataset.has_label(index)]
-    count = _count(len(with_label), labeled_fraction, num_labeled)
-    order = torch.randperm(len(with_label), generator=generator(seed, "split")).tolist()
+    count = _count(len(with_label), choice.labeled_fraction, choice.num_labeled)
+    order = torch.randperm(len(with_label), generator=generator(choice.seed, "split")).tolist()
     return [with_label[position] for position in order[:count]]
 
 
@@ -155,6 +143,24 @@ def evenly(indices: Sequence[int], number: int) -> list[int]:
     if number >= len(indices):
         return list(indices)
     return [indices[position * len(indices) // number] for position in range(number)]
+
+
+def measured_masks(split: Split, number: int = QUALITY_IMAGES) -> list[int]:
+    """Return the hidden masks that pseudo-labels are compared with: `number` of them, evenly spaced."""
+    return evenly(split.hidden_masks, number)
+
+
+def usable_masks(dataset: SegmentationDataset, indices: Sequence[int], tell: Callable[[DataError], None]) -> list[int]:
+    """Return the indices whose mask can be used; `tell` is called with what is wrong with each of the others."""
+    usable = []
+    for index in indices:
+        try:
+            dataset.label(index)
+        except DataError as error:
+            tell(error)
+        else:
+            usable.append(index)
+    return usable
 
 
 def read_list(path: Path | str) -> list[Entry]:

@@ -18,6 +18,8 @@ CITYSCAPES_CLASSES, MOST_LABEL_ID = len(CITYSCAPES_LABEL_IDS), 33
 LABEL_IDS_FIX = (
     "take the *_labelTrainIds.png files for masks, or --dataset cityscapes, which turns labelIds into the 19 classes"
 )
+# Training continues when a mask used only for metrics cannot be read.
+ONLY_METRICS = " (of unlabelled images, used only for metrics; training continues without them)"
 PROBLEMS = {
     "missing": ("that are not there", "put them back, or take them out of the list"),
     "unreadable": ("unreadable: truncated, damaged, or no image at all", "copy or download them again"),
@@ -108,7 +110,7 @@ def files(evidence: Evidence) -> Iterator[Finding]:
         if needed:
             yield error(title, fix, paths)
         else:
-            yield warning(f"{title} (of unlabelled images; not used)", fix, paths)
+            yield warning(title + ONLY_METRICS, fix, paths)
     if evidence.samples and not broken:
         masks = sum(sample.mask is not None for sample in evidence.samples)
         yield ok(f"{counted(len(evidence.samples), 'image')} and {counted(masks, 'mask')} can be read")
@@ -126,7 +128,7 @@ def sizes(evidence: Evidence) -> Iterator[Finding]:
     for needed, texts in differing.items():
         if texts:
             title = f"{counted(len(texts), 'mask')} of another size than the image"
-            yield error(title, fix, texts) if needed else warning(f"{title} (unlabelled; not used)", fix, texts)
+            yield error(title, fix, texts) if needed else warning(title + ONLY_METRICS, fix, texts)
     if pairs and not any(differing.values()):
         yield ok(f"{counted(len(pairs), 'mask')} of the size of the image")
 
@@ -172,7 +174,7 @@ def _unknown_values(evidence: Evidence, unknown: dict[int, list[Sample]], presen
     needed = any(evidence.mask_is_needed(sample) for sample in affected)
     where = [str(sample.mask) for sample in affected]
     title = f"{counted(len(affected), 'mask')} with {numbers}, which no class has ({classes} classes)"
-    return error(title, fix, where) if needed else warning(f"{title}; of unlabelled images, not used", fix, where)
+    return error(title, fix, where) if needed else warning(title + ONLY_METRICS, fix, where)
 
 
 def _mistaken_values(evidence: Evidence, masked: list[Sample], present: set[int]) -> Iterator[Finding]:
@@ -202,10 +204,10 @@ def _mistaken_values(evidence: Evidence, masked: list[Sample], present: set[int]
 
 
 def _ignored_as_255(evidence: Evidence, masked: list[Sample]) -> tuple[int, int]:
-    """Pixels of the labelled and scored masks, and those of them with value 255 that are ignored."""
+    """Pixels of the masks that a training reads, and those of them with value 255 that are ignored."""
     pixels = ignored = 0
     for sample in masked:
-        if evidence.mask_is_needed(sample):
+        if evidence.mask_is_read(sample):
             pixels += int(sample.counts.sum())
             if evidence.num_classes <= IGNORE_8_BIT:
                 ignored += int(sample.counts[sample.values == IGNORE_8_BIT].sum())

@@ -9,13 +9,12 @@ import numpy as np
 from rich.progress import Progress
 
 from ..config import TrainConfig
-from ..data import DataError, PairDataset, open_dataset
+from ..data import DataError, PairDataset, measured_masks
 from ..data.base import Entry
 from ..data.folder import highest_class
 from ..data.masks import LabelMap, MaskValues, label_map_entries, looks_binary
 from ..data.pair_dataset import chosen_classes
 from ..data.splits import Split, divide, draw_labeled, evenly, read_list, read_unlabeled_list
-from ..inference.pseudo_label_quality import QUALITY_IMAGES
 from ..utils.class_names import numbered_classes
 from . import findings
 from .findings import Finding
@@ -44,7 +43,6 @@ class Evidence:
     class_names: list[str] = field(default_factory=list)
     classes_counted: bool = False  # from the masks, as a training would
     counted_values: MaskValues | None = None  # what masks hold, once they have been counted
-    compared: frozenset[int] = frozenset()  # unlabelled images whose masks a training compares pseudo-labels with
 
     @property
     def num_classes(self) -> int:
@@ -62,6 +60,16 @@ class Evidence:
     @cached_property
     def labeled(self) -> set[int]:
         return set() if self.split is None else set(self.split.labeled)
+
+    @cached_property
+    def hidden(self) -> set[int]:
+        """Images of the training split whose masks a training uses only for metrics."""
+        return set() if self.split is None else set(self.split.hidden_masks)
+
+    @cached_property
+    def measured(self) -> set[int]:
+        """Those of them that a training does read: it compares pseudo-labels with them."""
+        return set() if self.split is None else set(measured_masks(self.split))
 
     @property
     def values_present(self) -> set[int]:
@@ -90,12 +98,14 @@ class Evidence:
         return dataset.values_of(sample.mask)
 
     def mask_is_needed(self, sample: Sample) -> bool:
-        """Whether a training reads this mask: to learn, to score, to count classes, or to compare pseudo-labels."""
-        if self.train is None or sample.split != self.train.split or sample.index in self.labeled:
+        """Whether a training stops without this mask: one to learn from, to score, or to count classes from."""
+        if self.train is None or sample.split != self.train.split or self.classes_counted:
             return True
-        if self.classes_counted:
-            return True
-        return sample.index in self.compared
+        return sample.index not in self.hidden
+
+    def mask_is_read(self, sample: Sample) -> bool:
+        """Whether a training reads this mask, be it only for metrics."""
+        return self.mask_is_needed(sample) or sample.index in self.measured
 
     def histogram(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Pixels and images of each class, over masks whose values are all known."""
@@ -122,8 +132,6 @@ def gather(settings: TrainConfig, max_files: int | None, progress: Progress) -> 
     _open(evidence)
     if evidence.train is not None:
         evidence.split = _divided(evidence)
-        hidden = [index for index in evidence.split.unlabeled if evidence.train.has_label(index)]
-        evidence.compared = frozenset(hidden[:QUALITY_IMAGES])
     groups = _groups(evidence)
     evidence.total = sum(len(indices) for _, indices in groups)
     numbers = shares([len(indices) for _, indices in groups], max_files)
@@ -149,14 +157,7 @@ def _open(evidence: Evidence) -> None:
     problems: dict[str, None] = {}
     for split in ("train", "val"):
         try:
-            dataset = open_dataset(
-                settings.dataset,
-                settings.data_root,
-                split,
-                classes_from=names,
-                label_map=settings.label_map,
-                image_format=settings.image_format,
-            )
+            dataset = settings.build_dataset(split, classes_from=names, check=False)
         except ValueError as error:
             problems[str(error)] = None
             continue
@@ -194,12 +195,7 @@ def _divided(evidence: Evidence) -> Split:
         if settings.labeled_list is not None:
             labeled = _included(evidence, settings.labeled_list, read_list(settings.labeled_list))
         else:
-            labeled = draw_labeled(
-                dataset,
-                seed=settings.seed,
-                labeled_fraction=settings.labeled_fraction,
-                num_labeled=settings.num_labeled,
-            )
+            labeled = draw_labeled(dataset, settings.label_choice)
     except ValueError as error:
         evidence.findings.append(findings.error(str(error)))
         labeled = []

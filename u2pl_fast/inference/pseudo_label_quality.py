@@ -11,8 +11,6 @@ from ..utils.distributed import Group, all_sum
 from . import Sample, evaluating, predict_logits
 from .metrics import ConfusionMatrix
 
-QUALITY_IMAGES = 32  # that a training looks at, at each evaluation
-
 
 def pseudo_label_quality(
     teacher: nn.Module,

@@ -78,8 +78,6 @@ def _train(config: TrainConfig, device: torch.device, group: Group) -> tuple[dic
         return trainer.metrics(), True
     there = _claim(config)
     trainer = Trainer(config, device, group)
-    if config.eval_every is None:
-        config.eval_every = max(1, trainer.steps // 5)
     start = None
     if there:
         complaint = trainer.load()

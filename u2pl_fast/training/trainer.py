@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import data, ops
-from ..config import TrainConfig
+from ..config import TrainConfig, resolve_for_data, training_steps
 from ..data.class_weights import class_weights
 from ..inference import evaluate_model
-from ..inference.pseudo_label_quality import QUALITY_IMAGES, pseudo_label_quality
+from ..inference.pseudo_label_quality import pseudo_label_quality
 from ..models import check_batch
 from ..reference import unreliable_share
 from ..utils.distributed import Group, all_sum, all_true, rank, world_size
@@ -37,25 +37,17 @@ class Trainer:
     """A run: data, learner, scores and checkpoints. ``fit`` is the loop."""
 
     def __init__(self, config: TrainConfig, device: torch.device, group: Group) -> None:
-        self.config, self.device, self.group = config, device, group
+        self.device, self.group = device, group
         self.rank, self.world = rank(group), world_size(group)
         self.semi = config.method != "supervised"
 
-        self.split = data.training_data(config)
+        self.split = data.split_dataset(config.build_dataset("train"), config.label_choice)
         dataset = self.split.dataset
-        self.val = data.build_dataset(
-            config.dataset,
-            config.data_root,
-            "val",
-            classes_from=dataset,
-            label_map=config.label_map,
-            image_format=config.image_format,
-        )
+        self.val = config.build_dataset("val", classes_from=dataset)
         self.num_classes, self.ignore_index = dataset.num_classes, self.split.ignore_index
         self.steps_per_epoch = self.split.steps_per_epoch(config.unlabeled_images * self.world)
-        self.steps = config.steps or max(1, round(config.epochs * self.steps_per_epoch))
-        if config.sup_only_epochs is None:
-            config.sup_only_epochs = 0.0 if self.steps < 4 * self.steps_per_epoch else 1.0
+        self.steps = training_steps(config, self.steps_per_epoch)
+        self.config = config = resolve_for_data(config, self.steps_per_epoch)
         check_batch(config.arch, config.batch_size)
         if self.semi and config.teacher_from is not None and not config.resume:
             check_teacher_from(config, list(dataset.class_names))
@@ -77,7 +69,7 @@ class Trainer:
         self.best_miou = -1.0
         self.scores: dict = {}
         self.evaluated_at = 0
-        self._hidden: list[int] | None = None
+        self._measured: list[int] | None = None
         self.seconds = self.loader_seconds = 0.0
         self._pending: PendingScalars | None = None
         self.stop_requested = False
@@ -99,8 +91,8 @@ class Trainer:
         """Train from ``self.step`` to the end, or to where the run is told to stop."""
         config, learner = self.config, self.learner
         stop = self.steps if config.stop_after is None else min(self.steps, config.stop_after)
-        multiple = learner.student.pad_multiple
-        batches = data.train_loader(self.split, config, self.rank, self.world, self.step, stop, multiple)
+        options = config.loader_options(learner.student.pad_multiple)
+        batches = data.train_loader(self.split, options, self.rank, self.world, self.step, stop)
         learner.student.train()
         if self._evaluation_is_due() and self.evaluated_at != self.step:  # the run ended in that evaluation
             self._evaluate(log)
@@ -221,27 +213,17 @@ class Trainer:
                 f"the representations do not tell classes apart{hint}"
             )
 
-    def _hidden_masks(self, log: RunLog) -> list[int]:
-        """Some of the images whose masks training never reads. Nobody promised that these can be used."""
-        dataset, labeled = self.split.dataset, set(self.split.labeled)
-        hidden = [i for i in self.split.unlabeled if i not in labeled and dataset.has_label(i)]
-        usable = []
-        for index in data.evenly(hidden, QUALITY_IMAGES):
-            try:
-                dataset.label(index)
-            except data.DataError as error:
-                log.say(f"left out where pseudo-labels are measured: {error}")
-            else:
-                usable.append(index)
-        return usable
-
     def _pseudo_label_quality(self, log: RunLog) -> dict[str, float]:
         """The teacher against the masks of unlabelled images that have one; training never reads them."""
-        if self._hidden is None:
-            self._hidden = self._hidden_masks(log)
+        if self._measured is None:
+            self._measured = data.usable_masks(
+                self.split.dataset,
+                data.measured_masks(self.split),
+                lambda error: log.say(f"left out where pseudo-labels are measured: {error}"),
+            )
         return pseudo_label_quality(
             self.learner.teacher.module,
-            data.evaluation_samples(self.split.dataset, self.config.resize, self.rank, self.world, self._hidden),
+            data.evaluation_samples(self.split.dataset, self.config.resize, self.rank, self.world, self._measured),
             alpha=unreliable_share(self.config.alpha_0, self.step // self.steps_per_epoch, self.epochs),
             low_rank=self.learner.criterion.ranks["low_rank"],
             high_rank=self.learner.criterion.ranks["high_rank"],
