@@ -31,6 +31,7 @@ from .data.class_weights import class_weights
 from .data.image_format import normalisation
 from .inference import evaluate_model
 from .inference.pseudo_label_quality import QUALITY_IMAGES, pseudo_label_quality
+from .models import check_batch
 from .reference import unreliable_share
 from .saving import checkpoint
 from .training.async_scalars import Readback
@@ -433,13 +434,7 @@ def _check_teacher_from(config: TrainConfig, dataset: data.SegmentationDataset) 
 
 
 def _check_batch(config: TrainConfig) -> None:
-    """A decoder that pools the whole image to one pixel has nothing to normalise over in a batch of one."""
-    images = config.batch_size
-    if images == 1 and config.arch in ("deeplabv3", "deeplabv3plus", "pspnet", "pan"):
-        raise ValueError(
-            f"batch_size: {config.arch} pools each image to one pixel and batch norm needs two of them; "
-            "use --batch-size 2 or more"
-        )
+    check_batch(config.arch, config.batch_size)
 
 
 # Settings that may differ between a run and its continuation without changing what is computed.
