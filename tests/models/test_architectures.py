@@ -117,3 +117,11 @@ def test_a_batch_of_one_is_refused_where_each_image_is_pooled_to_one_pixel(arch)
     with pytest.raises(ValueError, match=f"batch_size: {arch} pools each image to one pixel.*--batch-size 2"):
         check_batch(arch, 1)
     check_batch(arch, 2)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):  # what PyTorch would say
+        network(arch)(images(1, 128, 128))
+
+
+@pytest.mark.parametrize("arch", [name for name in STRIDES if name not in POOLING])
+def test_others_take_a_batch_of_one(arch):
+    check_batch(arch, 1)
+    network(arch)(images(1, 128, 128))

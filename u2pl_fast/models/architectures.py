@@ -96,15 +96,12 @@ ARCHITECTURES = {
     "manet": Architecture(),
     "linknet": Architecture(),
     "fpn": Architecture(width_options=("decoder_pyramid_channels", "decoder_segmentation_channels")),
-    "pspnet": Architecture(
-        width_options=("psp_out_channels",),
-        pools_to_one_pixel=True,
-        finish=_freeze_unread_stages,  # it reads three stages
-    ),
+    # It reads three stages, and has no batch norm where it pools to one pixel.
+    "pspnet": Architecture(width_options=("psp_out_channels",), finish=_freeze_unread_stages),
     "deeplabv3": Architecture(width_options=("decoder_channels",), pools_to_one_pixel=True),
     "deeplabv3plus": Architecture(width_options=("decoder_channels",), pools_to_one_pixel=True),
     "pan": Architecture(width_options=("decoder_channels",), pools_to_one_pixel=True),
-    "upernet": Architecture(width_options=("decoder_channels",)),
+    "upernet": Architecture(width_options=("decoder_channels",), pools_to_one_pixel=True),
     "segformer": Architecture(width_options=("decoder_segmentation_channels",), finish=_fuse_before_upsampling),
     "dpt": Architecture(build=_build_dpt),
 }
