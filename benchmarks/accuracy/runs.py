@@ -10,7 +10,6 @@ from u2pl_fast.config import TrainConfig, read_settings, resolve
 from u2pl_fast.train import parse
 from u2pl_fast.utils.atomic import write_text
 
-from ..draw.curves import lines
 from ..measure import machine
 from ..measure.results import RESULTS as ALL_RESULTS
 from .cells import Cell, cells
@@ -33,11 +32,16 @@ def settled(out: Path) -> bool:
         return False
 
 
+def log_lines(out: Path) -> list[dict[str, Any]]:
+    """Return what the run in this folder logged, a dict for each line."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def record(cell: Cell, out: Path) -> dict[str, Any]:
     """Scores, curves and settings of a finished run."""
     metrics = json.loads((out / "metrics.json").read_text())
     config = yaml.safe_load((out / "config.yaml").read_text())
-    log = lines(out)
+    log = log_lines(out)
     return {
         "row": cell.row,
         "dataset": cell.dataset,

@@ -9,9 +9,10 @@ from PIL import Image
 
 from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy import cells as cells_module
-from benchmarks.accuracy import draws, paired, plots, predictions, tables
+from benchmarks.accuracy import draws, paired, plots, predictions
 from benchmarks.accuracy.cells import ALL, ROWS, cells
 from benchmarks.accuracy.runs import current, meaning
+from benchmarks.draw.tables import accuracy as tables
 from u2pl_fast.config import FALLBACKS, resolve
 from u2pl_fast.train import parse
 
