@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
+from .experiments import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
 from .runs import RESULTS, current
 from .scores import BASE, SEEDS, Runs, minutes, score
 

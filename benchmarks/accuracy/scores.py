@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from .cells import ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, msrc_cell
+from .experiments import ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, msrc_experiment
 
 Runs = dict[str, dict[str, Any]]
 SEEDS = (0, 1, 2)
@@ -57,6 +57,6 @@ def minutes(runs: Runs, row: str) -> tuple[float, float]:
     def quickest(names: list[str]) -> float:
         return min(runs[name]["seconds"] for name in names if name in runs) / 60
 
-    own = [msrc_cell(row, MSRC_LABELS, seed) for seed in MSRC_SEEDS]
-    needed = [cell.needs for cell in own if cell.needs is not None]
-    return quickest(needed) if needed else 0.0, quickest([cell.name for cell in own])
+    own = [msrc_experiment(row, MSRC_LABELS, seed) for seed in MSRC_SEEDS]
+    needed = [experiment.needs for experiment in own if experiment.needs is not None]
+    return quickest(needed) if needed else 0.0, quickest([experiment.name for experiment in own])

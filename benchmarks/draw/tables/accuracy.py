@@ -8,7 +8,7 @@ from typing import Any
 
 from u2pl_fast.data.folder import CAMVID_CLASSES
 
-from ...accuracy.cells import (
+from ...accuracy.experiments import (
     ABLATIONS,
     ALL,
     LONGER,
@@ -25,7 +25,7 @@ from ...accuracy.runs import current
 from ...accuracy.scores import BASE, SEEDS, Runs, best_rival, minutes, msrc_scores, score, share_closed
 from .markdown import markdown
 
-SCREENING = "msrc-screening.json"  # runs of one seed that are no cells
+SCREENING = "msrc-screening.json"  # runs of one seed that are no experiments
 
 
 def _runs(folder: Path) -> Runs:
@@ -177,11 +177,11 @@ def accuracy_msrc_settings(folder: Path) -> str:
 
 
 def _classes(runs: Runs, names: Sequence[str], seeds: Sequence[int], columns: dict[str, str]) -> str:
-    """IoU of each class in the mean over the seeds that have all columns, each the name of a cell up to its seed."""
-    shared = [seed for seed in seeds if all(f"{cell}-seed{seed}" in runs for cell in columns.values())]
+    """IoU of each class in the mean over the seeds that have all columns, each an experiment's name up to its seed."""
+    shared = [seed for seed in seeds if all(f"{experiment}-seed{seed}" in runs for experiment in columns.values())]
     if not shared:
         return markdown(["class", *columns], [], keep_empty=True)
-    ious = [[runs[f"{cell}-seed{seed}"]["iou_per_class"] for seed in shared] for cell in columns.values()]
+    ious = [[runs[f"{experiment}-seed{seed}"]["iou_per_class"] for seed in shared] for experiment in columns.values()]
     means = [[100 * statistics.mean(of_class) for of_class in zip(*own, strict=True)] for own in ious]
     rows = [[name, *(f"{iou:.1f}" for iou in of_class)] for name, *of_class in zip(names, *means, strict=True)]
     return markdown([f"seed {', '.join(map(str, shared))}", *columns], rows, keep_empty=True)
