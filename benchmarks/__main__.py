@@ -150,7 +150,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.growth:
         from .measure import growth
 
-        growth.run(args)
+        curves = growth.run(args)
+        if args.plot:
+            from .draw import measurement_plots
+
+            measurement_plots.growth(curves, args.plot)
         return 0
     chosen = list(settings(args, ops))
     if not chosen:
@@ -161,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{'':<99} {'ms':>10} {'eager÷':>9} {'compile÷':>9} {'+MiB':>9} {'floor':>8}")
     failures = _measure(chosen, ops, args, report)
     if args.plot:
-        from .draw import plots
+        from .draw import measurement_plots
 
-        plots.bars(report.all, args.plot)
+        measurement_plots.bars(report.all, args.plot)
     return 1 if failures else 0
 
 

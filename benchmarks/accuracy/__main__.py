@@ -21,11 +21,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ..measure import machine
-from .cells import DATASETS, IN_WORK_FOLDER, Cell, cells
-from .draws import write_list
+from .experiments import DATASETS, IN_WORK_FOLDER, Experiment, experiments
+from .labeled_images import write_list
 from .runs import RESULTS, current, fits, load, meaning, record, save, settled
 
-DESCRIPTION = "cell.json"  # in the folder of a run: what it was described as
+DESCRIPTION = "cell.json"  # in the folder of a run: what it was described as (unfinished runs have it by that name)
 # Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
 RELATIVE_COST = {"supervised": 1.0, "mean-teacher": 2.2, "u2pl-lean": 2.3, "u2pl-paper": 3.4}
 
@@ -41,12 +41,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a share of the cores")
-    parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="cells whose name holds one of these")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TEXT", help="experiments with one of these in the name"
+    )
     parser.add_argument("--limit", type=int, help="end after this many runs")
     parser.add_argument("--minutes", type=float, help="start no run after this long, and stop those that go on (saved)")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="checkpoints and logs")
     parser.add_argument("--results", type=Path, help="finished runs; unset: benchmarks/results/accuracy/DEVICE")
-    parser.add_argument("--list", action="store_true", help="show every cell and end")
+    parser.add_argument("--list", action="store_true", help="show every experiment and end")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long that takes")
     args = parser.parse_args(argv)
     args.results = args.results or RESULTS / args.device.partition(":")[0]
@@ -62,10 +64,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def wanted(args: argparse.Namespace) -> list[Cell]:
-    chosen = [c for c in cells() if not args.only or any(text in c.name for text in args.only)]
+def wanted(args: argparse.Namespace) -> list[Experiment]:
+    chosen = [c for c in experiments() if not args.only or any(text in c.name for text in args.only)]
     if not chosen:
-        sys.exit(f"error: --only: no cell is called like {' or '.join(args.only)}; --list names them")
+        sys.exit(f"error: --only: no experiment is called like {' or '.join(args.only)}; --list names them")
     if args.list or args.dry_run:
         return chosen
     able = [c for c in chosen if c.dataset in args.folders]
@@ -80,11 +82,11 @@ def wanted(args: argparse.Namespace) -> list[Cell]:
 def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
     """By dataset and kind of row, from finished runs; other kinds of the same dataset by their relative cost."""
     measured: dict[tuple[str, str], list[float]] = {}
-    by_name = {cell.name: cell for cell in cells()}
+    by_name = {experiment.name: experiment for experiment in experiments()}
     for name, run in done.items():
         if name in by_name:
-            cell = by_name[name]
-            measured.setdefault((cell.dataset, cell.cost_of), []).append(run["seconds"] / run["steps"])
+            experiment = by_name[name]
+            measured.setdefault((experiment.dataset, experiment.cost_of), []).append(run["seconds"] / run["steps"])
     found = {key: statistics.median(values) for key, values in measured.items()}
     for dataset in {dataset for dataset, _ in found}:
         known = [found[dataset, row] / cost for row, cost in RELATIVE_COST.items() if (dataset, row) in found]
@@ -93,7 +95,7 @@ def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
     return found
 
 
-def forecast(missing: list[Cell], done: dict[str, dict], jobs: int) -> str:
+def forecast(missing: list[Experiment], done: dict[str, dict], jobs: int) -> str:
     rates = seconds_a_step(done)
     known = [c for c in missing if (c.dataset, c.cost_of) in rates]
     seconds = sum(rates[c.dataset, c.cost_of] * meaning(c)["steps"] for c in known)
@@ -105,58 +107,58 @@ def forecast(missing: list[Cell], done: dict[str, dict], jobs: int) -> str:
     return text
 
 
-def command(cell: Cell, args: argparse.Namespace) -> list[str]:
+def command(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     machine_flags = ["--device", args.device, "--channels-last", "--save-every", "250"]
     if args.device == "cpu":
         machine_flags += ["--threads", str(threads), "--workers", "0"]
     else:
         machine_flags += ["--amp"]
-    data = ["--data-root", str(args.folders[cell.dataset]), "--encoder-weights", args.encoder_weights]
-    out = args.work / cell.name
-    flags = list(cell.flags)
-    for place, flag in enumerate(cell.flags):
+    data = ["--data-root", str(args.folders[experiment.dataset]), "--encoder-weights", args.encoder_weights]
+    out = args.work / experiment.name
+    flags = list(experiment.flags)
+    for place, flag in enumerate(experiment.flags):
         if flag in IN_WORK_FOLDER:
             flags[place + 1] = str(args.work / flags[place + 1])
         if flag == "--labeled-list":
-            write_list(args.folders[cell.dataset], cell.labels, cell.seed, Path(flags[place + 1]))
+            write_list(args.folders[experiment.dataset], experiment.labels, experiment.seed, Path(flags[place + 1]))
     return [sys.executable, "-m", "u2pl_fast.train", *flags, *data, *machine_flags, "--out", str(out), "--resume"]
 
 
-def description(cell: Cell) -> str:
-    return json.dumps([cell.flags, meaning(cell)])
+def description(experiment: Experiment) -> str:
+    return json.dumps([experiment.flags, meaning(experiment)])
 
 
-def is_of(out: Path, cell: Cell) -> bool:
-    """Whether the run in this folder is of the cell as it is now described, and of what its flags now mean."""
+def is_of(out: Path, experiment: Experiment) -> bool:
+    """Whether the run in this folder is of the experiment as it is now described, and of what its flags now mean."""
     described = out / DESCRIPTION
     if not described.exists():
         return False
     flags, settings = json.loads(described.read_text())
-    return flags == list(cell.flags) and fits(settings, cell)
+    return flags == list(experiment.flags) and fits(settings, experiment)
 
 
-def train(cell: Cell, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
-    """Run one cell to its end; its exit status."""
-    out = args.work / cell.name
-    if out.exists() and not is_of(out, cell):
+def train(experiment: Experiment, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
+    """Run one experiment to its end; its exit status."""
+    out = args.work / experiment.name
+    if out.exists() and not is_of(out, experiment):
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / DESCRIPTION).write_text(description(cell))
+    (out / DESCRIPTION).write_text(description(experiment))
     with open(out / "output.txt", "a") as log:
-        process = subprocess.Popen(command(cell, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
-        running[cell.name] = process
+        process = subprocess.Popen(command(experiment, args), stdout=log, stderr=subprocess.STDOUT, cwd=machine.ROOT)
+        running[experiment.name] = process
         status = process.wait()
-    del running[cell.name]
+    del running[experiment.name]
     return status
 
 
-def run(missing: list[Cell], args: argparse.Namespace) -> int:
+def run(missing: list[Experiment], args: argparse.Namespace) -> int:
     """Train what is missing; how many runs failed."""
     started, failures, queue = time.monotonic(), 0, list(missing)
     deadline = None if args.minutes is None else started + 60 * args.minutes
     running: dict[str, subprocess.Popen] = {}
-    pending: dict[Future, Cell] = {}
+    pending: dict[Future, Experiment] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         try:
             while queue or pending:
@@ -165,9 +167,9 @@ def run(missing: list[Cell], args: argparse.Namespace) -> int:
                     queue.clear()
                     for process in list(running.values()):
                         process.send_signal(signal.SIGTERM)  # it saves and ends
-                while len(pending) < args.jobs and (cell := _next(queue, pending.values())):
-                    print(f"{cell.name}: training", flush=True)
-                    pending[pool.submit(train, cell, args, running)] = cell
+                while len(pending) < args.jobs and (experiment := _next(queue, pending.values())):
+                    print(f"{experiment.name}: training", flush=True)
+                    pending[pool.submit(train, experiment, args, running)] = experiment
                 timeout = None if deadline is None or late else max(0.1, deadline - time.monotonic())
                 for future in wait(pending, timeout, FIRST_COMPLETED).done:
                     failures += not _finish(pending.pop(future), future.result(), args)
@@ -179,42 +181,42 @@ def run(missing: list[Cell], args: argparse.Namespace) -> int:
     return failures
 
 
-def _next(queue: list[Cell], pending: Iterable[Cell]) -> Cell | None:
-    """Take from the queue the first cell whose needed run has ended, or will never."""
-    coming = {cell.name for cell in (*queue, *pending)}
-    for place, cell in enumerate(queue):
-        if cell.needs not in coming:
+def _next(queue: list[Experiment], pending: Iterable[Experiment]) -> Experiment | None:
+    """Take from the queue the first experiment whose needed run has ended, or will never."""
+    coming = {experiment.name for experiment in (*queue, *pending)}
+    for place, experiment in enumerate(queue):
+        if experiment.needs not in coming:
             return queue.pop(place)
     return None
 
 
-def with_needed(missing: list[Cell], args: argparse.Namespace) -> list[Cell]:
-    """The cells, and before each the one whose checkpoint it reads, where that is neither there nor among them."""
-    by_name = {cell.name: cell for cell in cells()}
-    found: dict[str, Cell] = {}
-    for cell in missing:
-        if cell.needs is not None:
-            out, needed = args.work / cell.needs, by_name[cell.needs]
+def with_needed(missing: list[Experiment], args: argparse.Namespace) -> list[Experiment]:
+    """Return the experiments, and before each the one whose checkpoint it reads unless that exists or is among them."""
+    by_name = {experiment.name: experiment for experiment in experiments()}
+    found: dict[str, Experiment] = {}
+    for experiment in missing:
+        if experiment.needs is not None:
+            out, needed = args.work / experiment.needs, by_name[experiment.needs]
             if not (settled(out) and is_of(out, needed)):
-                found.setdefault(cell.needs, needed)
-        found[cell.name] = cell
+                found.setdefault(experiment.needs, needed)
+        found[experiment.name] = experiment
     return list(found.values())
 
 
-def _finish(cell: Cell, status: int, args: argparse.Namespace) -> bool:
+def _finish(experiment: Experiment, status: int, args: argparse.Namespace) -> bool:
     """Tell how a run ended, and keep its result if it did; whether it did not fail."""
-    out = args.work / cell.name
+    out = args.work / experiment.name
     if status:
         lines = (out / "output.txt").read_text().splitlines() or ["no output"]
-        print(f"{cell.name}: failed, status {status}: {lines[-1]}", flush=True)
+        print(f"{experiment.name}: failed, status {status}: {lines[-1]}", flush=True)
         return False
     if not settled(out):
-        print(f"{cell.name}: stopped and saved, to go on", flush=True)
+        print(f"{experiment.name}: stopped and saved, to go on", flush=True)
         return True
-    result = record(cell, out)
-    save(args.results / f"{cell.name}.json", result)
+    result = record(experiment, out)
+    save(args.results / f"{experiment.name}.json", result)
     print(
-        f"{cell.name}: mIoU {result['miou']['last']:.4f}, best {result['miou']['best']:.4f}, "
+        f"{experiment.name}: mIoU {result['miou']['last']:.4f}, best {result['miou']['best']:.4f}, "
         f"{result['seconds'] / 60:.0f} min",
         flush=True,
     )
@@ -227,9 +229,10 @@ def main(argv: list[str] | None = None) -> int:
     fits = current(args.results)
     missing = [c for c in chosen if c.name not in fits]
     if args.list:
-        for cell in chosen:
-            state = f"{done[cell.name]['miou']['last']:.4f}" if cell.name in done else "missing"
-            print(f"{cell.name:42} {state}{'' if cell.name in fits or cell.name not in done else ' (other settings)'}")
+        for experiment in chosen:
+            state = f"{done[experiment.name]['miou']['last']:.4f}" if experiment.name in done else "missing"
+            other = experiment.name in done and experiment.name not in fits
+            print(f"{experiment.name:42} {state}{' (other settings)' if other else ''}")
     missing = with_needed(missing[: args.limit], args)
     print(forecast(missing, fits, args.jobs), flush=True)
     if args.list or args.dry_run:

@@ -4,7 +4,6 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -12,14 +11,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .cells import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
+from .experiments import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
 from .runs import RESULTS, current
-from .tables import BASE, SEEDS, minutes, score
+from .scores import BASE, SEEDS, Runs, minutes, score
 
 COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
 EVALUATED = ("miou_teacher", "miou_student")  # the first that an evaluation has
 GAIN = "mIoU more than labels alone at their end"
-Runs = dict[str, dict[str, Any]]
 
 
 def _curve(run: dict, names: tuple[str, ...]) -> dict[int, float]:

@@ -22,7 +22,7 @@ from u2pl_fast.data.folder import FolderDataset
 from u2pl_fast.inference import load_model, predict_labels
 from u2pl_fast.pictures.palette import colorize, palette
 
-from .cells import MSRC_LABELS, MSRC_MAIN_ROWS
+from .experiments import MSRC_LABELS, MSRC_MAIN_ROWS
 
 # A cat, a dog, a boat, a bird and a street: the first four are what 40 labels get wrong most.
 PHOTOGRAPHS = ("15_6_s", "16_13_s", "18_20_s", "12_27_s", "17_15_s")

@@ -10,18 +10,17 @@ from u2pl_fast.config import TrainConfig, read_settings, resolve
 from u2pl_fast.train import parse
 from u2pl_fast.utils.atomic import write_text
 
-from ..draw.curves import lines
 from ..measure import machine
 from ..measure.results import RESULTS as ALL_RESULTS
-from .cells import Cell, cells
+from .experiments import Experiment, experiments
 
 RESULTS = ALL_RESULTS / "accuracy"
 MACHINE = {"device", "threads", "workers", "channels_last", "amp", "cache", "save_every", "log_every"}
 PATHS = {
     *("out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"),
-    *("labeled_list", "teacher_from"),  # decided by the cell's number of labels and seed
+    *("labeled_list", "teacher_from"),  # decided by the experiment's number of labels and seed
 }
-BY_DATA = {"sup_only_epochs"}  # unset in a cell, and then filled in when the images are known
+BY_DATA = {"sup_only_epochs"}  # unset in an experiment, and then filled in when the images are known
 
 
 def settled(out: Path) -> bool:
@@ -33,17 +32,22 @@ def settled(out: Path) -> bool:
         return False
 
 
-def record(cell: Cell, out: Path) -> dict[str, Any]:
+def log_lines(out: Path) -> list[dict[str, Any]]:
+    """Return what the run in this folder logged, a dict for each line."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def record(experiment: Experiment, out: Path) -> dict[str, Any]:
     """Scores, curves and settings of a finished run."""
     metrics = json.loads((out / "metrics.json").read_text())
     config = yaml.safe_load((out / "config.yaml").read_text())
-    log = lines(out)
+    log = log_lines(out)
     return {
-        "row": cell.row,
-        "dataset": cell.dataset,
-        "labels": cell.labels,
-        "seed": cell.seed,
-        "flags": list(cell.flags),
+        "row": experiment.row,
+        "dataset": experiment.dataset,
+        "labels": experiment.labels,
+        "seed": experiment.seed,
+        "flags": list(experiment.flags),
         "miou": {"last": metrics["last_miou"], "best": metrics["best_miou"], "network": metrics["network"]},
         "iou_per_class": metrics["iou_per_class"],
         "evaluations": [
@@ -64,32 +68,32 @@ def record(cell: Cell, out: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results by the name of their cell."""
+    """Results by the name of their experiment."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def current(folder: Path) -> dict[str, dict[str, Any]]:
-    """Those that were trained with what the flags of their cell now mean."""
-    described = {cell.name: cell for cell in cells()}
+    """Those that were trained with what the flags of their experiment now mean."""
+    described = {experiment.name: experiment for experiment in experiments()}
     return {
         name: run for name, run in load(folder).items() if name in described and fits(run["settings"], described[name])
     }
 
 
-def meaning(cell: Cell) -> dict[str, Any]:
+def meaning(experiment: Experiment) -> dict[str, Any]:
     """The settings that its flags stand for, but for those that the data or the machine decides."""
-    settings = read_settings(resolve(parse(list(cell.flags))).to_dict())
+    settings = read_settings(resolve(parse(list(experiment.flags))).to_dict())
     by_data = {name for name in BY_DATA if settings[name] is None}
     return {k: v for k, v in settings.items() if k not in PATHS | MACHINE | by_data}
 
 
-def fits(settings: dict[str, Any], cell: Cell) -> bool:
-    """Whether a run's settings are what the flags of its cell now mean.
+def fits(settings: dict[str, Any], experiment: Experiment) -> bool:
+    """Whether a run's settings are what the flags of its experiment now mean.
 
     A setting that the run did not know yet had its default's effect.
     """
     saved = TrainConfig().to_dict() | settings
-    return all(saved[k] == v for k, v in meaning(cell).items())
+    return all(saved[k] == v for k, v in meaning(experiment).items())
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

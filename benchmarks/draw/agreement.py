@@ -17,7 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .curves import lines, series, smooth
+from ..accuracy.runs import log_lines
+from .training_curves import series, smooth
 
 COLOURS = ("#2ca02c", "#7f7f7f", "#1f77b4", "#d62728")
 LOSSES = ("supervised", "unsupervised", "contrastive")
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = compared([lines(run) for run in arguments.runs], arguments.steps)
+    found = compared([log_lines(run) for run in arguments.runs], arguments.steps)
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(found, arguments.out / "agreement.png")
     scores = [json.loads((run / "metrics.json").read_text()) for run in arguments.runs]

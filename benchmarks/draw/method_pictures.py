@@ -5,7 +5,6 @@ settings of the training. Pseudo-labels are compared with masks that the trainin
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from u2pl_fast.outputs import represent
 from u2pl_fast.pictures.palette import colorize, palette
 from u2pl_fast.training.learner import build_criterion
 
+from ..accuracy.runs import log_lines
 from .panels import heat, named, pyplot, row
 
 NEITHER, UNRELIABLE, RELIABLE = "#ffffff", "#d62728", "#9ecae1"
@@ -63,7 +63,7 @@ class Scene:
         weight = class_weights(self.config.class_weights, self.split)
         self.criterion = build_criterion(self.config, self.num_classes, self.split.ignore_index, class_weight=weight)
         self.criterion.bank.load_state_dict(state["bank"])
-        self.log = [json.loads(line) for line in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
+        self.log = log_lines(checkpoint.parent)
 
         self.unlabeled = self.view(self.split.unlabeled[image], self.teacher)
         labeled_network = self.teacher if self.config.labeled_probs == "teacher" else self.student

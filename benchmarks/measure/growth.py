@@ -74,8 +74,8 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return covariance / sum((a - mean_u) ** 2 for a in u)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure the curves of the chosen ops; write ``--json`` and ``--plot``."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the curves of the chosen ops, write ``--json``, and return what it holds."""
     data: dict[str, Any] = {"machine": machine.describe(args.device, quick=args.quick), "curves": []}
     ceilings = roofline.Ceilings(**data["machine"]["ceilings"])
     impls = [impl for impl in IMPLS if impl in args.impl]
@@ -89,10 +89,7 @@ def run(args: argparse.Namespace) -> None:
     data["curves"].append(_traffic(args.device))
     if args.json:
         results.save(args.json, data)
-    if args.plot:
-        from ..draw import plots
-
-        plots.growth(data, args.plot)
+    return data
 
 
 def _curves(

@@ -14,15 +14,12 @@ from torch import Tensor
 
 from u2pl_fast.config import RECIPES, TrainConfig, resolve
 from u2pl_fast.data.views import padded_size
+from u2pl_fast.models import ARCHITECTURES
 from u2pl_fast.training.learner import Learner
 
 from .results import RESULTS
 
 FILE = "networks.json"
-ARCHITECTURES = (
-    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet",
-    "segformer", "dpt",
-)  # fmt: skip
 # One of each family.
 ENCODERS = (
     "resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "mit_b0", "vit_tiny_patch16_224",
@@ -76,14 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", choices=ENCODERS, help="this one alone; the results of the others are kept")
     parser.add_argument("--json", type=Path, default=RESULTS / FILE, metavar="FILE")
     args = parser.parse_args(argv)
+    architectures = list(ARCHITECTURES)
     known = json.loads(args.json.read_text()) if args.json.exists() else []
     torch.set_num_threads(1)
     for encoder in [args.encoder] if args.encoder else ENCODERS:
-        for arch in ARCHITECTURES:
+        for arch in architectures:
             row = attempt(arch, encoder)
             print(row, flush=True)
             known = [old for old in known if (old["encoder"], old["arch"]) != (encoder, arch)] + [row]
-            known.sort(key=lambda row: (ENCODERS.index(row["encoder"]), ARCHITECTURES.index(row["arch"])))
+            known.sort(key=lambda row: (ENCODERS.index(row["encoder"]), architectures.index(row["arch"])))
             args.json.write_text("[\n" + ",\n".join("  " + json.dumps(row) for row in known) + "\n]\n")
 
 

@@ -1,4 +1,4 @@
-"""The accuracy suite: cells are trainings that exist, a finished one is not run again, tables tell what lacks."""
+"""The accuracy suite: experiments are trainings that exist, a finished one is not run again, tables tell what lacks."""
 
 import json
 
@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.accuracy import __main__ as suite
-from benchmarks.accuracy import cells as cells_module
-from benchmarks.accuracy import draws, paired, plots, predictions, tables
-from benchmarks.accuracy.cells import ALL, ROWS, cells
+from benchmarks.accuracy import experiments as experiments_module
+from benchmarks.accuracy import labeled_images, paired, plots, predictions
+from benchmarks.accuracy.experiments import ALL, ROWS, experiments
 from benchmarks.accuracy.runs import current, meaning
+from benchmarks.draw.tables import accuracy as tables
 from u2pl_fast.config import FALLBACKS, resolve
 from u2pl_fast.train import parse
 
@@ -22,24 +23,24 @@ TINY = (
 
 
 def test_every_cell_is_a_run_of_its_own():
-    found = cells()
-    assert len({cell.name for cell in found}) == len(found)
+    found = experiments()
+    assert len({experiment.name for experiment in found}) == len(found)
     settings = {}
-    for cell in found:
-        config = resolve(parse(list(cell.flags)))
-        assert config.seed == cell.seed and config.dataset == {"msrc": "folder"}.get(cell.dataset, cell.dataset)
-        settings[tuple(sorted((k, str(v)) for k, v in config.to_dict().items()))] = cell.name
-    assert len(settings) == len(found), "two cells train the same thing"
+    for experiment in found:
+        config, dataset = resolve(parse(list(experiment.flags))), experiment.dataset
+        assert config.seed == experiment.seed and config.dataset == {"msrc": "folder"}.get(dataset, dataset)
+        settings[tuple(sorted((k, str(v)) for k, v in config.to_dict().items()))] = experiment.name
+    assert len(settings) == len(found), "two experiments train the same thing"
 
 
 def test_the_recipe_for_few_photographs_is_what_was_measured():
-    (cell,) = [cell for cell in cells() if cell.name == "msrc-40-u2pl-self-training-8-seed0"]
-    recipe, measured = resolve(parse(["--config", "folder-small"])).to_dict(), meaning(cell)
+    (experiment,) = [one for one in experiments() if one.name == "msrc-40-u2pl-self-training-8-seed0"]
+    recipe, measured = resolve(parse(["--config", "folder-small"])).to_dict(), meaning(experiment)
     assert {name for name, value in measured.items() if recipe[name] != value} == {"labels_first"}  # --teacher-from
 
 
 def test_what_is_wanted_most_comes_first():
-    names = [cell.name for cell in cells()]
+    names = [experiment.name for experiment in experiments()]
     main = [f"camvid-23-{row}-seed{seed}" for seed in range(3) for row in ROWS]
     assert sorted(names[:15]) == sorted(main + [f"camvid-{ALL}-supervised-seed{seed}" for seed in range(3)])
 
@@ -62,8 +63,8 @@ def photographs(tmp_path):
 @pytest.fixture
 def tiny(photographs, tmp_path, monkeypatch):
     """Runs of two steps with four labeled ones of those; the flags that name the folders of images and checkpoints."""
-    monkeypatch.setitem(cells_module.DATASETS, "msrc", TINY)
-    monkeypatch.setattr(cells_module, "MSRC_LABELS", 4)
+    monkeypatch.setitem(experiments_module.DATASETS, "msrc", TINY)
+    monkeypatch.setattr(experiments_module, "MSRC_LABELS", 4)
     return ["--msrc", str(photographs), "--encoder-weights", "none", "--work", str(tmp_path / "work")]
 
 
@@ -101,7 +102,7 @@ def test_a_run_is_trained_once_and_remembered(tmp_path, tiny, monkeypatch, capsy
         assert "other settings" in capsys.readouterr().out
         assert suite.main(arguments) == 0
     assert not leftover.exists()
-    monkeypatch.setitem(cells_module.DATASETS, "msrc", (*TINY, "--lr", "0.1"))
+    monkeypatch.setitem(experiments_module.DATASETS, "msrc", (*TINY, "--lr", "0.1"))
     assert suite.main([*arguments, "--list"]) == 0
     assert "other settings" in capsys.readouterr().out
     assert suite.main(arguments) == 0
@@ -120,11 +121,11 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, tiny, capsys):
 
 def test_draws_are_even_over_scenes_nested_and_of_their_seed(photographs):
     names = [f"{scene}_{number}_s" for scene in (1, 2, 10) for number in range(7)]
-    four, nine = draws.labeled_ids(names, 4, 0), draws.labeled_ids(names, 9, 0)
+    four, nine = labeled_images.labeled_ids(names, 4, 0), labeled_images.labeled_ids(names, 9, 0)
     assert set(four) < set(nine) and len(nine) == 9
     assert {scene: sum(name.startswith(f"{scene}_") for name in nine) for scene in (1, 2, 10)} == {1: 3, 2: 3, 10: 3}
-    assert nine == draws.labeled_ids(names[::-1], 9, 0) != draws.labeled_ids(names, 9, 1)
-    listed = draws.write_list(photographs, 4, 0, photographs / "lists" / "four.txt").read_text().split()
+    assert nine == labeled_images.labeled_ids(names[::-1], 9, 0) != labeled_images.labeled_ids(names, 9, 1)
+    listed = labeled_images.write_list(photographs, 4, 0, photographs / "lists" / "four.txt").read_text().split()
     assert len(listed) == 4 and sum(name.startswith("1_") for name in listed) == 2
 
 
@@ -172,7 +173,7 @@ def test_paired_differences():
 
 
 def made_up(name: str, miou: float) -> dict:
-    (cell,) = [cell for cell in cells() if cell.name == name]
+    (experiment,) = [experiment for experiment in experiments() if experiment.name == name]
     evaluations = [
         {"step": 5, "miou_student": miou / 2, "pseudo_accuracy": 0.8, "pseudo_accuracy_reliable": 0.9}
         | {"pseudo_accuracy_unreliable": 0.5, "pseudo_negatives_right": 0.99, "pseudo_negatives_right_unranked": 0.95},
@@ -181,15 +182,15 @@ def made_up(name: str, miou: float) -> dict:
     scores = {"last": miou, "best": miou}
     ious = [miou + 0.01 * (c - 5) for c in range(11)]
     run = {
-        "seed": cell.seed,
+        "seed": experiment.seed,
         "miou": scores,
         "iou_per_class": ious,
-        "flags": list(cell.flags),
+        "flags": list(experiment.flags),
         "steps": 10,
         "seconds": 20.0,
         "evaluations": evaluations,
     }
-    return run | {"settings": resolve(parse(list(cell.flags))).to_dict() | {"threads": 7}}
+    return run | {"settings": resolve(parse(list(experiment.flags))).to_dict() | {"threads": 7}}
 
 
 @pytest.fixture
@@ -272,7 +273,8 @@ def test_parts_of_u2pl_are_compared_in_pairs(some_runs):
         "| L_c on the labeled pixels | supervised 65.0 | contrast-labels 67.0 | +2.0 ± 12.7 | 2 |",
         "| unreliable pixels as its negatives | contrast-labels 61.0 | contrast-negatives 64.0 | +3.0 | 1 |",
     ]
-    trained = {cell.row for cell in cells() if (cell.dataset, cell.labels) == ("msrc", cells_module.MSRC_LABELS)}
+    few = ("msrc", experiments_module.MSRC_LABELS)
+    trained = {experiment.row for experiment in experiments() if (experiment.dataset, experiment.labels) == few}
     assert {row for _, *compared in tables.PARTS for row in compared} <= trained
 
 
@@ -344,7 +346,7 @@ def test_pictures_are_drawn_from_the_runs(some_runs, tmp_path):
 
 
 def test_bad_arguments_are_told(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="no cell is called"):
+    with pytest.raises(SystemExit, match="no experiment is called"):
         suite.main(["--only", "nothing-like-it", "--list", "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match="--msrc: name the folder"):
         suite.main(["--only", "msrc", "--results", str(tmp_path)])

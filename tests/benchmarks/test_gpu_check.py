@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.aot import precompile
-from benchmarks.draw import tables
+from benchmarks.draw.tables import __main__ as tables
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import again, carried, counters, extension, needs, reporter
 from benchmarks.gpu_check.install import install

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.draw import tables
+from benchmarks.draw.tables import __main__ as tables
+from benchmarks.draw.tables import records, steps
 from benchmarks.measure import growth, inputs, memory, ops, registry, results, roofline, runner, step_memory
 from benchmarks.measure.workloads import NAMED, REPORTED, Workload
 
@@ -206,8 +207,8 @@ def test_a_table_that_differs_is_found_and_rewritten(quick, tmp_path, capsys):
     assert tables.main(["--check", *where], [page]) == 0
     text = page.read_text()
     eager = next(r for r in data["records"] if r["op"] == "pixel_stats" and r["impl"] == "eager")
-    assert tables.number(eager["ms_median"]) in text and "class-loop" in text
-    page.write_text(text.replace(tables.number(eager["ms_median"]), "0.001"))
+    assert records.number(eager["ms_median"]) in text and "class-loop" in text
+    page.write_text(text.replace(records.number(eager["ms_median"]), "0.001"))
     assert tables.main(["--check", *where], [page]) == 1
     assert "differs" in capsys.readouterr().out
 
@@ -220,7 +221,7 @@ def test_an_unknown_table_is_named(tmp_path):
 
 
 def test_pictures_are_drawn(quick, tmp_path):
-    plots = pytest.importorskip("benchmarks.draw.plots", exc_type=ImportError)
+    plots = pytest.importorskip("benchmarks.draw.measurement_plots", exc_type=ImportError)
     plots.bars(quick[1], tmp_path)
     curve = growth._traffic("cpu")
     plots.growth({"machine": quick[1]["machine"], "curves": [curve]}, tmp_path)
@@ -251,9 +252,9 @@ def test_the_json_is_one_record_a_line(quick, tmp_path):
 def test_predicted_memory_is_what_was_measured():
     """Over every training step in the results; the prediction leaves out workspaces and rounding up."""
     compared = 0
-    for record in tables.records_of(results.RESULTS / "cpu"):
-        if record["op"] == "step" and record["impl"] in tables.MEMORY_OF and record["peak_mb"]:
-            choices = tables.MEMORY_OF[record["impl"]]
+    for record in records.records_of(results.RESULTS / "cpu"):
+        if record["op"] == "step" and record["impl"] in steps.MEMORY_OF and record["peak_mb"]:
+            choices = steps.MEMORY_OF[record["impl"]]
             predicted = step_memory.predicted(NAMED[record["workload"]], **choices).step
             assert predicted == pytest.approx(record["peak_mb"], rel=0.15), record["workload"]
             compared += 1

@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 from matplotlib import pyplot
 
-from benchmarks.draw import method_pictures, pictures
+from benchmarks.draw import method_pictures, op_pictures
 from tests.training.test_train import tiny
 from u2pl_fast import ops
 from u2pl_fast.train import run as train
@@ -19,7 +19,7 @@ def test_every_picture_is_on_a_page_and_every_page_finds_its_pictures():
     linked = set()
     for page in ("pixel-ops.md", "contrastive-ops.md"):
         linked |= set(re.findall(r"\]\(plots/(op-[a-z-]+\.png)\)", (DOCS / page).read_text()))
-    assert linked == {f"op-{name.replace('_', '-')}.png" for name in pictures.PICTURES}
+    assert linked == {f"op-{name.replace('_', '-')}.png" for name in op_pictures.PICTURES}
     assert all((DOCS / "plots" / name).exists() for name in linked)
 
 
@@ -27,8 +27,8 @@ def test_every_picture_is_on_a_page_and_every_page_finds_its_pictures():
 def test_a_picture_is_drawn_from_the_op(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls, original = [], getattr(ops, name)
     monkeypatch.setattr(ops, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs))
-    monkeypatch.setattr(pictures, "PICTURES", {name: pictures.PICTURES[name]})
-    pictures.main(["--out", str(tmp_path / "new")])
+    monkeypatch.setattr(op_pictures, "PICTURES", {name: op_pictures.PICTURES[name]})
+    op_pictures.main(["--out", str(tmp_path / "new")])
     image = matplotlib.image.imread(tmp_path / "new" / f"op-{name.replace('_', '-')}.png")
     assert calls and image.shape[1] > 500 and image.std() > 0.1
     assert not pyplot.get_fignums()

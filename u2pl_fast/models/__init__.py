@@ -1,16 +1,12 @@
 """Segmentation networks with a representation head."""
 
-from .network import (
-    DECODER_WIDTHS,
-    SegmentationNetwork,
-    build_model,
-    check_batch,
-    compile_network,
-    load_encoder_weights,
-)
+from .architectures import ARCHITECTURES, Architecture, check_batch
+from .encoders import load_encoder_weights
+from .network import SegmentationNetwork, build_model, compile_network
 
 __all__ = [
-    "DECODER_WIDTHS",
+    "ARCHITECTURES",
+    "Architecture",
     "SegmentationNetwork",
     "build_model",
     "check_batch",

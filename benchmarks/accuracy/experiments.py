@@ -1,4 +1,4 @@
-"""What is trained, in order: a cell is one training run, a row of a table for one number of labels and one seed."""
+"""What is trained, in order. An experiment is one training run: a row of a table, a number of labels, and a seed."""
 
 from dataclasses import dataclass
 
@@ -126,7 +126,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Experiment:
     """One training run."""
 
     dataset: str
@@ -142,7 +142,7 @@ class Cell:
 
     @property
     def needs(self) -> str | None:
-        """The cell whose last checkpoint this one reads."""
+        """The experiment whose last checkpoint this one reads."""
         if "--teacher-from" not in self.flags:
             return None
         return self.flags[self.flags.index("--teacher-from") + 1].removesuffix("/last.pt")
@@ -166,29 +166,29 @@ def _shared(dataset: str, row: str) -> tuple[str, ...]:
     return DATASETS[dataset] if _changed(row) == "supervised" else DATASETS[dataset] + SEMI_SUPERVISED[dataset]
 
 
-def _camvid_cell(row: str, labels: int | str, seed: int) -> Cell:
+def _camvid_experiment(row: str, labels: int | str, seed: int) -> Experiment:
     flags = ROWS[_changed(row)] + (LONGER | ABLATIONS).get(row, ())
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--num-labeled", str(labels))
-    return Cell("camvid", row, labels, seed, (*_shared("camvid", row), *chosen, *flags, "--seed", str(seed)))
+    return Experiment("camvid", row, labels, seed, (*_shared("camvid", row), *chosen, *flags, "--seed", str(seed)))
 
 
-def msrc_cell(row: str, labels: int | str, seed: int) -> Cell:
+def msrc_experiment(row: str, labels: int | str, seed: int) -> Experiment:
     """All rows of a seed share labeled images, initial weights and batches, so that they can be compared in pairs."""
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--labeled-list", f"lists/msrc-{labels}-seed{seed}.txt")
     flags = [f.format(supervised=f"msrc-{labels}-supervised-seed{seed}") for f in (MSRC_ROWS | MSRC_PARTS)[row]]
-    return Cell("msrc", row, labels, seed, (*_shared("msrc", row), *chosen, *flags, "--seed", str(seed)))
+    return Experiment("msrc", row, labels, seed, (*_shared("msrc", row), *chosen, *flags, "--seed", str(seed)))
 
 
-def cells() -> list[Cell]:
+def experiments() -> list[Experiment]:
     """All of them, what is wanted most first."""
     main = [(row, 23) for row in ROWS]
     headroom = [("supervised", ALL)]
-    found = [_camvid_cell(row, labels, seed) for seed in (0, 1, 2) for row, labels in headroom + main]
+    found = [_camvid_experiment(row, labels, seed) for seed in (0, 1, 2) for row, labels in headroom + main]
     longer = [("supervised-longer", ALL), *((row, 23) for row in LONGER)]
-    found += [_camvid_cell(row, labels, seed) for seed in (0, 1, 2) for row, labels in longer]
-    found += [_camvid_cell(row, 23, 0) for row in ABLATIONS]
-    found += [msrc_cell(row, MSRC_LABELS, seed) for row in MSRC_ROWS for seed in MSRC_SEEDS]
-    found += [msrc_cell("supervised", ALL, seed) for seed in MSRC_SEEDS]
-    found += [msrc_cell(row, MSRC_LABELS, seed) for row in MSRC_PARTS for seed in MSRC_SEEDS]
+    found += [_camvid_experiment(row, labels, seed) for seed in (0, 1, 2) for row, labels in longer]
+    found += [_camvid_experiment(row, 23, 0) for row in ABLATIONS]
+    found += [msrc_experiment(row, MSRC_LABELS, seed) for row in MSRC_ROWS for seed in MSRC_SEEDS]
+    found += [msrc_experiment("supervised", ALL, seed) for seed in MSRC_SEEDS]
+    found += [msrc_experiment(row, MSRC_LABELS, seed) for row in MSRC_PARTS for seed in MSRC_SEEDS]
     others = [(row, labels, seed) for labels in MSRC_OTHER_LABELS for seed in MSRC_SEEDS for row in MSRC_MAIN_ROWS]
-    return found + [msrc_cell(*other) for other in others]
+    return found + [msrc_experiment(*other) for other in others]

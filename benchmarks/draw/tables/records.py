@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import results
-from .workloads import REPORTED
+from ...measure import results
+from ...measure.workloads import REPORTED
 
 SETTING = tuple(name for name in results.KEY if name != "impl")
 NOT_OPS = ("growth", "counters", "training")  # files of a folder that hold no records

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.draw.pictures``: pictures of the ops for the documentation, drawn with the ops themselves.
+"""``python -m benchmarks.draw.op_pictures``: pictures of the ops for the documentation, drawn with the ops themselves.
 
 The arrays are those of the ``camvid`` workload: four labelled and four unlabelled images of 11 classes, logits at a
 quarter of the image's size. Representations are made to follow the probabilities, as training makes them.
@@ -190,7 +190,7 @@ PICTURES: dict[str, Callable[[Pictures], Figure]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw.pictures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw.op_pictures", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/plots"), metavar="DIR")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Draw what several training runs logged, and tabulate it: ``python -m benchmarks.draw.curves RUN … --out DIR``.
+"""Draw and tabulate what training runs logged: ``python -m benchmarks.draw.training_curves RUN … --out DIR``.
 
 Reads ``log.jsonl`` and ``metrics.json`` of each run's folder. Writes ``curves.png`` and ``runs.json``: for each run its
 settings, its scores, and how many anchors each class got over the logged steps.
@@ -14,11 +14,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import yaml
 
+from ..accuracy.runs import log_lines
+
 SETTINGS = ("method", "recipe", "dataset", "num_labeled", "resize", "crop_size", "batch_size", "steps", "lr", "seed")
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def series(log: list[dict], name: str) -> tuple[list[int], list[float]]:
@@ -84,7 +82,7 @@ def main() -> None:
     if missing:
         parser.error(f"{missing[0]} holds no finished run: no metrics.json in it")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    logs = {run.name: lines(run) for run in arguments.runs}
+    logs = {run.name: log_lines(run) for run in arguments.runs}
     draw(logs, arguments.out / "curves.png")
     rows = [summary(run, logs[run.name]) for run in arguments.runs]
     (arguments.out / "runs.json").write_text(json.dumps(rows, indent=1) + "\n")

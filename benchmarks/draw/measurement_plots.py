@@ -1,4 +1,4 @@
-"""Pictures of the results: drawn from the JSON, never by hand."""
+"""Plots of what ``python -m benchmarks`` measured: drawn from the JSON, never by hand."""
 
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,7 @@ from typing import Any
 
 from u2pl_fast.data.folder import CAMVID_CLASSES
 
-from ..draw.markdown import markdown
-from .cells import (
+from ...accuracy.experiments import (
     ABLATIONS,
     ALL,
     LONGER,
@@ -20,45 +19,18 @@ from .cells import (
     MSRC_ROWS,
     MSRC_SEEDS,
     ROWS,
-    msrc_cell,
 )
-from .paired import difference, shown
-from .runs import current
+from ...accuracy.paired import difference, shown
+from ...accuracy.runs import current
+from ...accuracy.scores import BASE, SEEDS, Runs, best_rival, minutes, msrc_scores, score, share_closed
+from .markdown import markdown
 
-Runs = dict[str, dict[str, Any]]
-SEEDS = (0, 1, 2)
-BASE = "u2pl-lean"
-SCREENING = "msrc-screening.json"  # runs of one seed that are no cells
+SCREENING = "msrc-screening.json"  # runs of one seed that are no experiments
 
 
 def _runs(folder: Path) -> Runs:
     """``folder`` is that of the device among the results; those of trainings lie beside it."""
     return current(folder.parent / "accuracy" / folder.name)
-
-
-def score(runs: Runs, dataset: str, row: str, labels: int | str, seed: int) -> float | None:
-    """mIoU at the end of a run, in per cent."""
-    run = runs.get(f"{dataset}-{labels}-{row}-seed{seed}")
-    return None if run is None else 100 * run["miou"]["last"]
-
-
-def _msrc_scores(runs: Runs, row: str, labels: int | str) -> list[float | None]:
-    """Those of each seed of a row on photographs."""
-    return [score(runs, "msrc", row, labels, seed) for seed in MSRC_SEEDS]
-
-
-def share_closed(runs: Runs, dataset: str, row: str, labels: int, alone: str) -> float | None:
-    """(method − labels only) ÷ (all labels − labels only), each a mean over the seeds that have all three.
-
-    Not a mean of shares: a seed whose few labels are nearly as good as all would outweigh the others.
-    """
-    keys = ((row, labels), (alone, labels), (alone, ALL))
-    of_seeds = [[score(runs, dataset, *key, seed) for key in keys] for seed in SEEDS]
-    complete = [scores for scores in of_seeds if None not in scores]
-    if not complete:
-        return None
-    own, low, high = map(statistics.mean, zip(*complete, strict=True))
-    return (own - low) / (high - low) if high > low else None
 
 
 def _mean(values: list[float | None], form: str) -> str:
@@ -109,32 +81,19 @@ def accuracy_longer(folder: Path) -> str:
     return _methods(_runs(folder), "camvid", 23, list(LONGER))
 
 
-def best_rival(runs: Runs, labels: int) -> str | None:
-    """The row with the highest mean, of those with the most seeds; neither labels alone nor U²PL.
-
-    Rivals that one seed has dismissed do not narrow the comparison to that seed.
-    """
-    rivals = [row for row in MSRC_ROWS if row != "supervised" and not row.startswith("u2pl")]
-    scores = {row: _msrc_scores(runs, row, labels) for row in rivals}
-    scores = {row: known for row, own in scores.items() if (known := [s for s in own if s is not None])}
-    most = max(map(len, scores.values()), default=0)
-    complete = {row: statistics.mean(own) for row, own in scores.items() if len(own) == most}
-    return max(complete, key=complete.__getitem__, default=None)
-
-
 def _msrc(folder: Path, rows: Sequence[tuple[str, int | str]]) -> str:
     """MSRC-21: scores, and paired differences to labels alone and to the best rival. What has no run is left out."""
     runs, table = _runs(folder), []
     for row, count in rows:
-        own = _msrc_scores(runs, row, count)
+        own = msrc_scores(runs, row, count)
         known = [s for s in own if s is not None]
         if not known:
             continue
         gain, beyond = None, None
         if row != "supervised":
-            gain = difference(own, _msrc_scores(runs, "supervised", count))
+            gain = difference(own, msrc_scores(runs, "supervised", count))
         if row.startswith("u2pl") and (rival := best_rival(runs, count)):
-            beyond = difference(own, _msrc_scores(runs, rival, count))
+            beyond = difference(own, msrc_scores(runs, rival, count))
         table.append(
             [
                 f"{row}, {'all' if count == ALL else count} labels",
@@ -160,7 +119,7 @@ def accuracy_headline(folder: Path) -> str:
     titles = ("labels alone", "self-training", "U²PL on self-training")
     before = None
     for title, row in zip(titles, MSRC_MAIN_ROWS, strict=True):
-        own = _msrc_scores(runs, row, MSRC_LABELS)
+        own = msrc_scores(runs, row, MSRC_LABELS)
         known = [s for s in own if s is not None]
         if known:
             gain = shown(difference(own, before)) if before else "—"
@@ -168,20 +127,6 @@ def accuracy_headline(folder: Path) -> str:
         before = own
     header = [f"photographs, {MSRC_LABELS} labeled", "mIoU, %", "− the row above", "minutes of one core"]
     return markdown(header, table, keep_empty=True)
-
-
-def minutes(runs: Runs, row: str) -> tuple[float, float]:
-    """Minutes of the run whose checkpoint a row of ``MSRC_ROWS`` reads (0 where it reads none), and of the row itself.
-
-    They are of the quickest seed: some of the others shared their cores with other work.
-    """
-
-    def quickest(names: list[str]) -> float:
-        return min(runs[name]["seconds"] for name in names if name in runs) / 60
-
-    own = [msrc_cell(row, MSRC_LABELS, seed) for seed in MSRC_SEEDS]
-    needed = [cell.needs for cell in own if cell.needs is not None]
-    return quickest(needed) if needed else 0.0, quickest([cell.name for cell in own])
 
 
 def accuracy_msrc_labels(folder: Path) -> str:
@@ -206,7 +151,7 @@ def accuracy_msrc_parts(folder: Path) -> str:
     """What each part of U²PL adds, over the seeds that have both rows. What has no run is left out."""
     runs, table = _runs(folder), []
     for added, before, after in PARTS:
-        scores = [_msrc_scores(runs, row, MSRC_LABELS) for row in (before, after)]
+        scores = [msrc_scores(runs, row, MSRC_LABELS) for row in (before, after)]
         pairs = [pair for pair in zip(*scores, strict=True) if None not in pair]
         if pairs:
             low, high = (statistics.mean(own) for own in zip(*pairs, strict=True))
@@ -232,11 +177,11 @@ def accuracy_msrc_settings(folder: Path) -> str:
 
 
 def _classes(runs: Runs, names: Sequence[str], seeds: Sequence[int], columns: dict[str, str]) -> str:
-    """IoU of each class in the mean over the seeds that have all columns, each the name of a cell up to its seed."""
-    shared = [seed for seed in seeds if all(f"{cell}-seed{seed}" in runs for cell in columns.values())]
+    """IoU of each class in the mean over the seeds that have all columns, each an experiment's name up to its seed."""
+    shared = [seed for seed in seeds if all(f"{experiment}-seed{seed}" in runs for experiment in columns.values())]
     if not shared:
         return markdown(["class", *columns], [], keep_empty=True)
-    ious = [[runs[f"{cell}-seed{seed}"]["iou_per_class"] for seed in shared] for cell in columns.values()]
+    ious = [[runs[f"{experiment}-seed{seed}"]["iou_per_class"] for seed in shared] for experiment in columns.values()]
     means = [[100 * statistics.mean(of_class) for of_class in zip(*own, strict=True)] for own in ious]
     rows = [[name, *(f"{iou:.1f}" for iou in of_class)] for name, *of_class in zip(names, *means, strict=True)]
     return markdown([f"seed {', '.join(map(str, shared))}", *columns], rows, keep_empty=True)

@@ -9,15 +9,15 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from ..gpu_check.counters import METRICS, name_of
-from ..gpu_check.out import Out, loss_pairs
-from ..gpu_check.parts import SECONDS, Plan
-from ..gpu_check.schedule import timetable as times_of
-from ..measure import results
-from ..measure.ops import TRAININGS
-from ..measure.records import folder_data, grouped, machine_rows, number, ratio, records_of, times
-from ..measure.workloads import NAMED
+from ...gpu_check.counters import METRICS, name_of
+from ...gpu_check.out import Out, loss_pairs
+from ...gpu_check.parts import SECONDS, Plan
+from ...gpu_check.schedule import timetable as times_of
+from ...measure import results
+from ...measure.ops import TRAININGS
+from ...measure.workloads import NAMED
 from .markdown import markdown
+from .records import folder_data, grouped, machine_rows, number, ratio, records_of, times
 
 NOTHING = "No figure comes from a GPU yet. `make gpu-check` measures there.\n"
 

@@ -1,0 +1,75 @@
+"""``python -m benchmarks.draw.tables``: writes the tables of the documentation from the results, between their markers.
+
+    <!-- table: pixel_stats cpu -->
+    <!-- end of table -->
+
+The first word is an op, or a function in ``TABLES`` of a module beside this one; the second, where there is one, a
+folder of ``benchmarks/results``. A number in the documentation is thus a number in a results file; ``--check`` fails
+where they differ.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...measure import results
+from ...measure.machine import ROOT
+from ...measure.ops import names
+from . import accuracy, gpu, kernels, machines, networks, ops, steps
+
+PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md", "kernels.md")
+DOCUMENTS = (
+    *(ROOT / "docs" / page for page in PAGES),
+    *(ROOT / "README.md", ROOT / "benchmarks" / "accuracy" / "LOG.md"),
+)
+MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    table.__name__: table
+    for module in (ops, steps, machines, kernels, networks, gpu, accuracy)
+    for table in module.TABLES
+}
+
+
+def rewritten(text: str, folder: Path, document: str) -> str:
+    """``text`` with every table made anew from the results in ``folder``."""
+    entries = names()
+
+    def table(match: re.Match) -> str:
+        begin, name, device, end = match.groups()
+        if name in TABLES:
+            return begin + TABLES[name](folder / (device or "")) + end
+        if name in entries and device:
+            return begin + ops.op_table(name, folder / device) + end
+        raise SystemExit(f"{document}: no table {name!r} {device or ''}; choose from {', '.join([*TABLES, *entries])}")
+
+    return MARKED.sub(table, text)
+
+
+def main(argv: Sequence[str] | None = None, documents: Sequence[Path] = DOCUMENTS) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table differs")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, metavar="DIR")
+    args = parser.parse_args(argv)
+    stale = []
+    for document in documents:
+        if not document.exists():
+            continue
+        old = document.read_text()
+        new = rewritten(old, args.results, document.name)
+        if new == old:
+            continue
+        stale.append(document)
+        if not args.check:
+            document.write_text(new)
+        print(
+            f"{document.name}: "
+            + ("differs from the results; run python -m benchmarks.draw.tables" if args.check else "written")
+        )
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Tables of single ops: times, memory, where the contrastive branch spends its time, and how all that grows."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ...measure import results
+from ...measure.machine import ROOT
+from ...measure.workloads import REPORTED
+from .gpu import NOTHING
+from .markdown import markdown
+from .records import folder_data, grouped, number, ratio, records_of, times
+
+IMPLS = ("eager", "class-loop", "compile", "fused")
+BRANCH = "contrastive_loss"  # the op that is several others in one
+
+
+def headline(folder: Path) -> str:
+    """The figures that matter, each with the command that draws it."""
+    nothing = f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
+    return headline_of(records_of(folder)) or nothing
+
+
+def gpu_headline(folder: Path) -> str:
+    """The same, or that there is none."""
+    return headline_of(records_of(folder)) or NOTHING
+
+
+def headline_of(records: Iterable[results.Record]) -> str:
+    """Empty where none of the records is among the figures."""
+    wanted = (
+        ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
+        (
+            "`upsampled_cross_entropy`, with gradient",
+            "upsampled_cross_entropy",
+            "voc",
+            None,
+            "forward+backward",
+            "eager",
+        ),
+        ("contrastive branch, with gradient", BRANCH, "voc", "literal", "forward+backward", "class-loop"),
+    )
+    settings = grouped(records)
+    rows = []
+    for title, op, workload, bank, passes, other in wanted:
+        key = (op, workload, "float32", "contiguous", bank, passes)
+        names = ("op", "workload", "dtype", "layout", "bank", "pass")
+        for setting in settings:
+            fused = setting.get("fused")
+            if fused and fused["ms_median"] and tuple(fused[name] for name in names) == key:
+                theirs = setting.get(other, {})
+                memory = [
+                    f"{number(r.get('peak_mb'))} MiB" if r.get("peak_mb") is not None else "—" for r in (theirs, fused)
+                ]
+                speed = f"{number(theirs.get('ms_median'))} → {number(fused['ms_median'])} ms"
+                command = f"`python -m benchmarks --op {op} --workload {workload} --device {fused['device']}`"
+                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory), command])
+    for setting in settings:
+        lean, teacher = setting.get("u2pl-lean"), ratio(setting, "u2pl-lean", "mean-teacher")
+        if lean and teacher:
+            speed = f"{number(setting['mean-teacher']['ms_median'])} → {number(lean['ms_median'])} ms"
+            command = f"`python -m benchmarks --op step --workload {lean['workload']} --device {lean['device']}`"
+            title = f"a u2pl step, `{lean['workload']}`"
+            rows.append([title, "mean-teacher", speed, f"{number(teacher)}× its price", "—", command])
+    return markdown(["", "against", "time", "faster", "extra memory", "command"], rows) if rows else ""
+
+
+def pixel_costs(folder: Path) -> str:
+    return costs(folder, ("upsampled_cross_entropy", "pixel_stats", "ohem_mask", "masked_quantile"))
+
+
+def contrastive_costs(folder: Path) -> str:
+    names = ("contrast_masks", "thin_mask", "class_sum", "class_sample", "gather_pixels", "ring_push", "info_nce")
+    return costs(folder, (*names, BRANCH))
+
+
+def costs(folder: Path, names: Sequence[str]) -> str:
+    """One row an op and pass, of the `voc` workload, in float32 and contiguous."""
+    settings = grouped(records_of(folder))
+    rows = []
+    for op in names:
+        for setting in settings:
+            fused, eager = setting.get("fused"), setting.get("eager")
+            shown = ("voc", "float32", "contiguous", op)
+            if not fused or not eager or shown != tuple(fused[n] for n in ("workload", "dtype", "layout", "op")):
+                continue
+            title = f"the whole branch, `{op}`" if op == BRANCH else f"`{op}`"
+            row = [title, fused["bank"] or "", fused["pass"]]
+            row += [f"{number(eager['ms_median'])} → {number(fused['ms_median'])}", times(ratio(setting, "eager"))]
+            rows.append([*row, f"{number(eager['peak_mb'])} → {number(fused['peak_mb'])}"])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
+    return markdown(["op", "bank", "pass", "ms, eager → fused", "faster", "+MiB, eager → fused"], rows)
+
+
+def op_table(op: str, folder: Path) -> str:
+    """Times, ratios and memory of one op."""
+    header = ["workload", "dtype", "layout", "bank", "pass", *(f"{impl} ms" for impl in IMPLS)]
+    header += [f"{impl} ÷ fused" for impl in IMPLS[:-1]] + ["eager +MiB", "fused +MiB", "floor ms", "of floor"]
+    rows, reasons = [], {}
+    for setting in grouped(r for r in records_of(folder) if r["op"] == op):
+        any_record = next(iter(setting.values()))
+        row = [any_record[name] or "" for name in ("workload", "dtype", "layout", "bank", "pass")]
+        row += [number(setting.get(impl, {}).get("ms_median")) for impl in IMPLS]
+        row += [times(ratio(setting, impl)) for impl in IMPLS[:-1]]
+        row += [number(setting.get(impl, {}).get("peak_mb")) for impl in ("eager", "fused")]
+        fused = setting.get("fused", {})
+        has_floor = bool(fused.get("ms_median") and fused.get("floor_ms"))
+        row.append(f"{number(fused['floor_ms'])} ({fused['floor_kind']})" if has_floor else "—")
+        row.append(f"{100 * fused['floor_ms'] / fused['ms_median']:.0f} %" if has_floor else "—")
+        rows.append(row)
+        reasons |= {f"`{impl}`: {r['reason']}": None for impl, r in setting.items() if r["ms_median"] is None}
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op {op} --json benchmarks/results/{folder.name}/{op}.json`\n"
+    notes = "".join(f"\n- {reason}" for reason in reasons)
+    return markdown(header, rows) + (f"\nNot measured:\n{notes}\n" if notes else "")
+
+
+def parts(folder: Path) -> str:
+    """Where the contrastive branch spends its time."""
+    found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
+    found = {k: row for k, row in found.items() if row["op"] == BRANCH}
+    rows, stages = [], list(dict.fromkeys(stage for row in found.values() for stage in row["parts"]))
+    for row in found.values():
+        if row["workload"] in REPORTED and (row["dtype"], row["layout"]) == ("float32", "contiguous"):
+            rows.append([row["workload"], row["bank"], row["impl"], *(number(row["parts"].get(s)) for s in stages)])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op {BRANCH} --json benchmarks/results/{folder.name}/…`\n"
+    return markdown(["workload", "bank", "impl", *(f"{stage} ms" for stage in stages)], rows)
+
+
+def growth(folder: Path) -> str:
+    """The exponents of the growth curves."""
+    path = folder / "growth.json"
+    if not path.exists():
+        return (
+            f"Not measured yet: `python -m benchmarks --growth --json benchmarks/results/{folder.name}/growth.json`\n"
+        )
+    rows = [
+        [
+            c["axis"],
+            c["op"],
+            c["impl"],
+            f"{c['x'][0]:g} … {c['x'][-1]:g}",
+            f"{number(c['y'][0])} → {number(c['y'][-1])} {c['unit']}",
+        ]
+        + [f"{c['exponent']:.2f}"]
+        for c in json.loads(path.read_text())["curves"]
+    ]
+    return markdown(["axis", "op", "impl", "from … to", "first → last", "exponent"], rows)
+
+
+def plots(folder: Path) -> str:
+    """The pictures of a folder that exist."""
+    names = sorted(path.name for path in (ROOT / "docs" / "plots").glob(f"{folder.name}-*.png"))
+    if not names:
+        return "Not drawn yet: add `--plot docs/plots` to a measuring command.\n"
+    return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
+
+
+TABLES = (
+    headline,
+    gpu_headline,
+    pixel_costs,
+    contrastive_costs,
+    parts,
+    growth,
+    plots,
+)

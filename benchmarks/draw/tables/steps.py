@@ -1,0 +1,105 @@
+"""Tables of whole training steps: time, memory, phases, and what processes send each other."""
+
+import itertools
+import statistics
+from pathlib import Path
+
+from u2pl_fast.training.learner import PHASES
+from u2pl_fast.training.traffic import step_traffic
+
+from ...measure import results, step_memory
+from ...measure.registry import load
+from ...measure.workloads import NAMED, REPORTED
+from .markdown import markdown
+from .records import folder_data, grouped, number, ratio, records_of, times
+
+WORLDS = (2, 4, 8, 32, 128, 1024)
+PAPER_PARTS = {
+    "mean-teacher": "mean-teacher",
+    "labeled-teacher": "+ labelled images",
+    "paper-networks": "+ 3×3 head",
+    "u2pl-paper": "+ loss",
+}
+MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
+
+
+def step(folder: Path) -> str:
+    """Whole training steps: speed, price against the cheaper methods, memory."""
+    rows = []
+    for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
+        for impl in (impl for impl in load("step").implementations if impl in setting):
+            record = setting[impl]
+            w = NAMED[record["workload"]]
+            images = w.labeled if impl == "supervised" else w.images
+            row = [record["workload"], f"`{impl}`", number(record["ms_median"])]
+            row.append(number(1e3 * images / record["ms_median"]) if record["ms_median"] else "—")
+            row += [times(ratio(setting, impl, other)) for other in ("mean-teacher", "networks-only")]
+            rows.append([*row, number(record["peak_mb"])])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    header = ["workload", "method", "ms", "images/s", "÷ mean-teacher", "÷ networks-only", "+MiB"]
+    return markdown(header, rows)
+
+
+def paper(folder: Path) -> str:
+    """What each part of the paper recipe adds to a mean-teacher step: medians of the differences within a round."""
+    rows = []
+    for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
+        if any(name not in setting or setting[name]["ms_median"] is None for name in PAPER_PARTS):
+            continue
+        rounds = [setting[name]["ms_all"] for name in PAPER_PARTS]
+        added = [[b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(rounds)]
+        row = [number(statistics.median(part)) for part in (rounds[0], *added, rounds[-1])]
+        rows.append([setting["mean-teacher"]["workload"], *row, times(ratio(setting, "u2pl-paper", "mean-teacher"))])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    return markdown(["workload", *(f"{part} ms" for part in PAPER_PARTS.values()), "all ms", "÷ mean-teacher"], rows)
+
+
+def memory(folder: Path) -> str:
+    """Predicted memory of a training step, beside what was measured."""
+    measured = {
+        (r["workload"], r["impl"]): r["peak_mb"] for r in records_of(folder) if r["op"] == "step" and r["peak_mb"]
+    }
+    rows = []
+    for name in REPORTED:
+        for impl, choices in MEMORY_OF.items():
+            m = step_memory.predicted(NAMED[name], **choices)
+            parts = (m.weights, m.bank, m.gradients, m.activations, m.keys, m.step, m.total)
+            row = [name, f"`{impl}`", f"{m.parameters:.1f}", *(f"{part:,.0f}" for part in parts)]
+            rows.append([*row, number(measured.get((name, impl)))])
+    columns = ("weights", "bank", "gradients", "activations", "keys", "a step", "all")
+    return markdown(["workload", "method", "M parameters", *columns, "a step, measured"], rows)
+
+
+def phases(folder: Path) -> str:
+    """Where a training step spends its time."""
+    found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
+    rows = []
+    for row in found.values():
+        if row["op"] == "step" and row["workload"] in REPORTED:
+            rows.append([row["workload"], f"`{row['impl']}`", *(number(row["parts"].get(p)) for p in PHASES)])
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    return markdown(["workload", "method", *(f"{phase} ms" for phase in PHASES)], rows)
+
+
+def traffic(_: Path) -> str:
+    """Predicted traffic of a `voc` step, from shapes."""
+    memory, w = step_memory.predicted(NAMED["voc"]), NAMED["voc"]
+    sizes = {"parameters": round(1e6 * memory.parameters), "buffers": memory.buffers}
+    sizes |= {"num_classes": w.num_classes, "dim": w.dim}
+    rows = []
+    for world in WORLDS:
+        parts = step_traffic(world, shared_keys=-(-max(w.caps) // world), **sizes)
+        rows.append([f"{world:,}", *(f"{size / 1e6:,.3g}" for size in parts.values())])
+    return markdown(["processes", *parts], rows)
+
+
+TABLES = (
+    step,
+    paper,
+    memory,
+    phases,
+    traffic,
+)
