@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _counting, _rows
-from ._cells import guard
 from ._counting import ClassOrder, class_range
+from ._launch import guard
 from ._rows import load_across, row_offset
 
 CHUNK = 512  # pixels of a partial sum
