@@ -31,9 +31,9 @@ from . import _launch
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 MAX_SIDE = 16384  # 2 · side² must fit int32
-TINY = tl.constexpr(2.0**-24)  # a sum of exponentials below that is taken again
+TINY = tl.constexpr(2.0**-24)  # a smaller sum of exponentials is taken again
 SHIFTED = tl.constexpr(4)  # pixels of a cell's chunk from which on the corners' maximum is subtracted
-LOWEST = tl.constexpr(-1e30)  # of that maximum, so that a class at −∞ is finite above it
+LOWEST = tl.constexpr(-1e30)  # the least that is subtracted, so that a class at −∞ stays finite
 WIDEST = 4  # rows and columns of a cell's chunk: with more pixels a lane, values spill from registers
 
 

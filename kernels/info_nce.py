@@ -246,7 +246,7 @@ def info_nce_merge_kernel(
 
 
 class Tile(NamedTuple):
-    """Of the attention kernel."""
+    """Sizes of a tile of ``info_nce_part_kernel``, and its compiler options."""
 
     anchors: int
     keys: int

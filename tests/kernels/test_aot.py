@@ -105,6 +105,17 @@ def test_a_stride_of_one_is_a_constant() -> None:
                 assert launches.specialize(launch, "sm_90")[0].signature[name] == "constexpr"
 
 
+def test_numbers_in_a_tuple_are_specialized_one_by_one() -> None:
+    call = next(pixel.calls(pixel.VOC, torch.float32, "nchw"))
+    (launch,) = launches.launches_of(call, target="sm_90")
+    source, _ = launches.specialize(launch, "sm_90")
+    place, geometry = launch.kernel.arg_names.index("geometry"), launch.arguments["geometry"]
+    assert (geometry.chunks, source.signature["geometry"].chunks) == (1, "constexpr")
+    assert (geometry.rows.step, geometry.rows.out, source.signature["geometry"].rows.step) == (512, 513, "i32")
+    step, out = (source.attrs[place, 1, geometry.rows._fields.index(name)] for name in ("step", "out"))
+    assert (step, out) == ([["tt.divisibility", 16]], [])
+
+
 def test_a_typed_argument_is_none() -> None:
     """What the kernels must not do, as Triton's launcher has it; and the harness sees it."""
 
