@@ -9,7 +9,7 @@ cells of the last row and column do. So no border costs the others anything.
 
 Cells are numbered (image, row, column) in one run and cut into blocks of ``CELLS`` lanes, whatever the width of the
 grid. Pixels of a cell are cut into chunks of at most ``R`` rows × ``S`` columns, one program each; the chunks of a
-block follow one another. (A second axis of the launch would end at 65,535.)
+block follow one another. (A second axis of a launch takes 65,535 programs at most.)
 
 Bilinear weights are convex: no pixel of a cell is above the largest logit at the cell's corners. That bound, found
 once a cell, is subtracted at the corners, so that a sum of exponentials needs no running maximum at each pixel: a
@@ -22,18 +22,19 @@ pixels a lane the bound costs more than it saves.
 import math
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import _launch
+
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 MAX_SIDE = 16384  # 2 · side² must fit int32
-TINY = tl.constexpr(2.0**-24)  # a sum of exponentials below that is taken again
+TINY = tl.constexpr(2.0**-24)  # a smaller sum of exponentials is taken again
 SHIFTED = tl.constexpr(4)  # pixels of a cell's chunk from which on the corners' maximum is subtracted
-LOWEST = tl.constexpr(-1e30)  # of that maximum, so that a class at −∞ is finite above it
-WIDEST = 4  # rows and columns of a cell's chunk: 16 pixels a lane keep registers below 128
+LOWEST = tl.constexpr(-1e30)  # the least that is subtracted, so that a class at −∞ stays finite
+WIDEST = 4  # rows and columns of a cell's chunk: with more pixels a lane, values spill from registers
 
 
 class Axis(NamedTuple):
@@ -71,137 +72,118 @@ def axis(size: int, out: int, align_corners: bool) -> Axis:
     return Axis(size, out, out - 1, 0, size - 1, (size - 1) / (out - 1))
 
 
-class Grid(NamedTuple):
-    """How one call is cut into programs."""
+class Geometry(NamedTuple):
+    """How one call is cut into programs. A cell has ``chunks`` of pixels, ``column_chunks`` of them side by side.
 
+    Kernels take it whole, as one argument. Triton's launcher specializes the numbers in a tuple one by one, as it does
+    with separate arguments.
+    """
+
+    cells: int
     rows: Axis
     columns: Axis
-    align_corners: bool
-    batch: int
-
-    @property
-    def cells(self) -> int:
-        ghost = 0 if self.align_corners else 1
-        return self.batch * (self.rows.size + ghost) * (self.columns.size + ghost)
-
-    @property
-    def chunks(self) -> int:
-        return self.rows.chunks * self.columns.chunks
-
-    def arguments(self) -> tuple:
-        """What ``cell_pixels`` needs, in its order, and how many chunks the programs of a block share."""
-        return (self.cells, *self.rows, *self.columns, self.columns.chunks, self.chunks)
+    column_chunks: int
+    chunks: int
 
 
-def grid(logits: Tensor, height: int, width: int, align_corners: bool) -> Grid:
-    return Grid(
-        axis(logits.shape[2], height, align_corners),
-        axis(logits.shape[3], width, align_corners),
-        align_corners,
-        logits.shape[0],
-    )
-
-
-def guard(tensor: Tensor) -> torch.cuda.device:
-    """Launch on the tensor's device; does nothing for a CPU tensor in the interpreter."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+def geometry(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Geometry, dict[str, int]]:
+    """The geometry of one call, and the constants and options that its kernel is launched with."""
+    batch, _, *size = logits.shape
+    rows, columns = (axis(low, full, align_corners) for low, full in zip(size, (height, width), strict=True))
+    ghost = 0 if align_corners else 1
+    cells = batch * (rows.size + ghost) * (columns.size + ghost)
+    launch = _launch.launch(rows.block * columns.block, logits.device)
+    constants = {"ALIGN": align_corners, "R": rows.block, "S": columns.block}
+    constants |= {"CELLS": launch.cells, "num_warps": launch.num_warps}
+    return Geometry(cells, rows, columns, columns.chunks, rows.chunks * columns.chunks), constants
 
 
 # --- In the kernels ---------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def cell_start(i, size, out, step, shift, unit):
+def cell_start(i, axis):
     """The first output position of the cell of logit i; cells past the last begin at the end."""
-    start = (tl.maximum(i * step + shift, 0) + unit - 1) // unit
-    return tl.where(i >= size, out, tl.minimum(start, out))
+    start = (tl.maximum(i * axis.step + axis.shift, 0) + axis.unit - 1) // axis.unit
+    return tl.where(i >= axis.size, axis.out, tl.minimum(start, axis.out))
 
 
 @triton.jit
-def cell_weight(o_out, i, size, scale, ALIGN: tl.constexpr):
+def cell_weight(o_out, i, axis, ALIGN: tl.constexpr):
     """Weight of corner i + 1 at output position ``o_out``, in fp32 as ``interpolate`` computes it."""
     if ALIGN:
-        position = o_out.to(tl.float32) * scale
+        position = o_out.to(tl.float32) * axis.scale
     else:
-        position = (o_out.to(tl.float32) + 0.5) * scale - 0.5
+        position = (o_out.to(tl.float32) + 0.5) * axis.scale - 0.5
     fraction = tl.minimum(tl.maximum(position - i, 0.0), 1.0)
-    return tl.where(i < 0, 1.0, tl.where(i == size - 1, 0.0, fraction))
+    return tl.where(i < 0, 1.0, tl.where(i == axis.size - 1, 0.0, fraction))
 
 
 @triton.jit
-def cell_position(o_cell, row_size, col_size, ALIGN: tl.constexpr):
+def cell_position(o_cell, geometry, ALIGN: tl.constexpr):
     """(image, row, column) of cells by number; row and column begin at −1 without aligned corners."""
     GHOST: tl.constexpr = 0 if ALIGN else 1
-    line = o_cell // (col_size + GHOST)
-    i_x = o_cell - line * (col_size + GHOST) - GHOST
-    i_image = line // (row_size + GHOST)
-    i_y = line - i_image * (row_size + GHOST) - GHOST
+    line = o_cell // (geometry.columns.size + GHOST)
+    i_x = o_cell - line * (geometry.columns.size + GHOST) - GHOST
+    i_image = line // (geometry.rows.size + GHOST)
+    i_y = line - i_image * (geometry.rows.size + GHOST) - GHOST
     return i_image, i_y, i_x
 
 
-@triton.jit
-def cell_pixels(
-    o_cell,
-    i_chunk,
-    num_cells,
-    row_size,
-    row_out,
-    row_step,
-    row_shift,
-    row_unit,
-    row_scale,
-    col_size,
-    col_out,
-    col_step,
-    col_shift,
-    col_unit,
-    col_scale,
-    col_chunks,
-    ALIGN: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-):
-    """Image, row and column of the cells; of one chunk of their pixels the weights, the flat offset of the first, and
-    how many rows and columns remain from there, 0 for a cell that does not exist.
+class Pixels(NamedTuple):
+    """One chunk of the pixels of each cell (CELLS): the flat offset of the first, how many rows and columns remain from
+    there, 0 for a cell that does not exist, and the offset from row to row.
     """
-    i_image, i_y, i_x = cell_position(tl.minimum(tl.maximum(o_cell, 0), num_cells - 1), row_size, col_size, ALIGN)
-    row_first = cell_start(i_y, row_size, row_out, row_step, row_shift, row_unit) + i_chunk // col_chunks * R
-    col_first = cell_start(i_x, col_size, col_out, col_step, col_shift, col_unit) + i_chunk % col_chunks * S
-    rows_left = cell_start(i_y + 1, row_size, row_out, row_step, row_shift, row_unit) - row_first
-    cols_left = cell_start(i_x + 1, col_size, col_out, col_step, col_shift, col_unit) - col_first
-    rows_left = tl.where((o_cell >= 0) & (o_cell < num_cells), rows_left, 0)
+
+    first: Tensor
+    rows_left: Tensor
+    columns_left: Tensor
+    pitch: int
+
+
+@triton.jit
+def cell_pixels(o_cell, i_chunk, geometry, ALIGN: tl.constexpr, R: tl.constexpr, S: tl.constexpr):
+    """Position of the cells, one chunk of their pixels, and the weights of those by row and by column."""
+    position = cell_position(tl.minimum(tl.maximum(o_cell, 0), geometry.cells - 1), geometry, ALIGN)
+    i_image, i_y, i_x = position
+    row_first = cell_start(i_y, geometry.rows) + i_chunk // geometry.column_chunks * R
+    col_first = cell_start(i_x, geometry.columns) + i_chunk % geometry.column_chunks * S
+    rows_left = cell_start(i_y + 1, geometry.rows) - row_first
+    columns_left = cell_start(i_x + 1, geometry.columns) - col_first
+    rows_left = tl.where((o_cell >= 0) & (o_cell < geometry.cells), rows_left, 0)
     o_row = row_first[None, None, :] + tl.arange(0, R)[:, None, None]
     o_col = col_first[None, None, :] + tl.arange(0, S)[None, :, None]
-    b_wy = cell_weight(o_row, i_y[None, None, :], row_size, row_scale, ALIGN)
-    b_wx = cell_weight(o_col, i_x[None, None, :], col_size, col_scale, ALIGN)
-    o_first = (i_image.to(tl.int64) * row_out + row_first) * col_out + col_first
-    return i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left
+    b_wy = cell_weight(o_row, i_y[None, None, :], geometry.rows, ALIGN)
+    b_wx = cell_weight(o_col, i_x[None, None, :], geometry.columns, ALIGN)
+    o_first = (i_image.to(tl.int64) * geometry.rows.out + row_first) * geometry.columns.out + col_first
+    return position, Pixels(o_first, rows_left, columns_left, geometry.columns.out), b_wy, b_wx
 
 
 @triton.jit
-def load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW: tl.constexpr, COL: tl.constexpr):
-    return tl.load(p_x + o_first + (ROW * col_out + COL), mask=(ROW < rows_left) & (COL < cols_left), other=other)
+def load_pixel(p_x, pixels, other, ROW: tl.constexpr, COL: tl.constexpr):
+    m_pixel = (ROW < pixels.rows_left) & (COL < pixels.columns_left)
+    return tl.load(p_x + pixels.first + (ROW * pixels.pitch + COL), mask=m_pixel, other=other)
 
 
 @triton.jit
-def load_row(p_x, o_first, rows_left, cols_left, col_out, other, ROW: tl.constexpr, S: tl.constexpr):
+def load_row(p_x, pixels, other, ROW: tl.constexpr, S: tl.constexpr):
     """(CELLS, S): one row of the cells' pixels."""
-    b_0 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 0)
+    b_0 = load_pixel(p_x, pixels, other, ROW, 0)
     if S == 1:
         b_row = tl.expand_dims(b_0, 1)
     else:
-        b_1 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 1)
+        b_1 = load_pixel(p_x, pixels, other, ROW, 1)
         if S == 2:
             b_row = tl.join(b_0, b_1)
         else:
-            b_2 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 2)
-            b_3 = load_pixel(p_x, o_first, rows_left, cols_left, col_out, other, ROW, 3)
+            b_2 = load_pixel(p_x, pixels, other, ROW, 2)
+            b_3 = load_pixel(p_x, pixels, other, ROW, 3)
             b_row = tl.reshape(tl.join(tl.join(b_0, b_2), tl.join(b_1, b_3)), (b_0.shape[0], 4))
     return b_row
 
 
 @triton.jit
-def load_pixels(p_x, o_first, rows_left, cols_left, col_out, other, R: tl.constexpr, S: tl.constexpr):
+def load_pixels(p_x, pixels, other, R: tl.constexpr, S: tl.constexpr):
     """(R, S, CELLS) of a full-resolution map, ``other`` past the end of a cell.
 
     Loaded pixel by pixel, a lane a cell, and put together in registers. A load of the whole block would have the
@@ -209,22 +191,22 @@ def load_pixels(p_x, o_first, rows_left, cols_left, col_out, other, R: tl.conste
     and exchange every class's values through shared memory.
     """
     tl.static_assert(R <= 4 and S <= 4)
-    b_0 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 0, S)
+    b_0 = load_row(p_x, pixels, other, 0, S)
     if R == 1:
         b_x = tl.expand_dims(b_0, 2)
     else:
-        b_1 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 1, S)
+        b_1 = load_row(p_x, pixels, other, 1, S)
         if R == 2:
             b_x = tl.join(b_0, b_1)
         else:
-            b_2 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 2, S)
-            b_3 = load_row(p_x, o_first, rows_left, cols_left, col_out, other, 3, S)
+            b_2 = load_row(p_x, pixels, other, 2, S)
+            b_3 = load_row(p_x, pixels, other, 3, S)
             b_x = tl.reshape(tl.join(tl.join(b_0, b_2), tl.join(b_1, b_3)), (b_0.shape[0], S, 4))
     return tl.permute(b_x, (2, 1, 0))
 
 
 @triton.jit
-def store_pixels(p_x, b_x, o_first, rows_left, cols_left, col_out, R: tl.constexpr, S: tl.constexpr):
+def store_pixels(p_x, b_x, pixels, R: tl.constexpr, S: tl.constexpr):
     """Store (R, S, CELLS) to a full-resolution map, columns innermost: neighbouring threads write neighbours.
 
     The minimum, without effect under the mask, hides that columns are adjacent. The compiler would otherwise prefer
@@ -232,21 +214,23 @@ def store_pixels(p_x, b_x, o_first, rows_left, cols_left, col_out, R: tl.constex
     """
     o_row = tl.arange(0, R)[:, None, None]
     o_col = tl.arange(0, S)[None, None, :]
-    o_pixel = o_first[None, :, None] + o_row * col_out + tl.minimum(o_col, cols_left[None, :, None])
-    m_pixel = (o_row < rows_left[None, :, None]) & (o_col < cols_left[None, :, None])
+    columns_left = pixels.columns_left[None, :, None]
+    o_pixel = pixels.first[None, :, None] + o_row * pixels.pitch + tl.minimum(o_col, columns_left)
+    m_pixel = (o_row < pixels.rows_left[None, :, None]) & (o_col < columns_left)
     tl.store(p_x + o_pixel, tl.permute(b_x, (0, 2, 1)).to(p_x.dtype.element_ty), mask=m_pixel)
 
 
 @triton.jit
-def corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w):
+def corner_offsets(position, geometry, stride_b, stride_h, stride_w):
     """Where class 0 of the four corners lies (upper left, upper right, lower left, lower right), each (CELLS); a
     corner outside is its neighbour inside, with weight 0.
     """
+    i_image, i_y, i_x = position
     image = i_image.to(tl.int64) * stride_b
     upper = tl.maximum(i_y, 0).to(tl.int64) * stride_h
-    lower = tl.minimum(i_y + 1, row_size - 1).to(tl.int64) * stride_h
+    lower = tl.minimum(i_y + 1, geometry.rows.size - 1).to(tl.int64) * stride_h
     left = tl.maximum(i_x, 0).to(tl.int64) * stride_w
-    right = tl.minimum(i_x + 1, col_size - 1).to(tl.int64) * stride_w
+    right = tl.minimum(i_x + 1, geometry.columns.size - 1).to(tl.int64) * stride_w
     return image + upper + left, image + upper + right, image + lower + left, image + lower + right
 
 
@@ -297,23 +281,11 @@ def blend(b_corners, b_wy, b_wx):
 
 
 @triton.jit
-def load_labels(
-    p_target,
-    o_first,
-    rows_left,
-    cols_left,
-    col_out,
-    m_own,
-    p_errors,
-    num_classes,
-    ignore_index,
-    R: tl.constexpr,
-    S: tl.constexpr,
-):
+def load_labels(p_target, pixels, m_own, p_errors, num_classes, ignore_index, R: tl.constexpr, S: tl.constexpr):
     """The labels of pixels as int32, −1 where ignored. Counts those of own cells that are no class nor the ignored."""
-    label = load_pixels(p_target, o_first, rows_left, cols_left, col_out, 0, R, S)
-    m_pixel = tl.arange(0, R)[:, None, None] < rows_left[None, None, :]
-    m_pixel = m_pixel & (tl.arange(0, S)[None, :, None] < cols_left[None, None, :])
+    label = load_pixels(p_target, pixels, 0, R, S)
+    m_pixel = tl.arange(0, R)[:, None, None] < pixels.rows_left[None, None, :]
+    m_pixel = m_pixel & (tl.arange(0, S)[None, :, None] < pixels.columns_left[None, None, :])
     m_class = (label >= 0) & (label < num_classes)
     bad = m_pixel & m_own[None, None, :] & (label != ignore_index) & ~m_class
     num_bad = tl.sum(bad.to(tl.int32))

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._cells import guard
+from ._launch import guard
 
 BLOCK = 128  # pixels a program looks at
 TILE = tl.constexpr(32)  # classes a program looks at: a word of a mask

@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Launch(NamedTuple):
@@ -34,3 +35,8 @@ def table(pixels: int, warp: int) -> Launch:
 
 def launch(pixels: int, device: torch.device) -> Launch:
     return table(pixels, warp_size(device))
+
+
+def guard(tensor: Tensor) -> torch.cuda.device:
+    """Launch on the tensor's device; does nothing for a CPU tensor in the interpreter."""
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

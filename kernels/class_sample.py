@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _counting
-from ._cells import guard
 from ._counting import ClassOrder, class_range
+from ._launch import guard
 
 DRAWS = 128  # draws a program looks up
 

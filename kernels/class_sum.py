@@ -10,14 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _counting, _rows
-from ._cells import guard
 from ._counting import ClassOrder, class_range
+from ._launch import guard
 from ._rows import load_across, row_offset
 
 CHUNK = 512  # pixels of a partial sum
-PIXELS = 64  # read at once
-CHANNELS = 32  # of a program
-PARTIALS = 64  # added at once
+PIXELS = 64  # that a program reads at once
+CHANNELS = 32  # that a program sums
+PARTIALS = 64  # partial sums that a program adds at once
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def class_sum_in_order(features: Tensor, pixels: ClassOrder) -> Tensor:
     """``class_sum`` of pixels that are sorted already."""
     features, dim = _rows.dense(features), features.shape[1]
     num_classes = pixels.total.numel()
-    chunks = triton.cdiv(pixels.order.numel(), CHUNK) + num_classes  # at most
+    chunks = triton.cdiv(pixels.order.numel(), CHUNK) + num_classes  # more than that are never needed
     partial = features.new_empty((chunks, dim), dtype=torch.float32)
     total = features.new_empty((num_classes, dim), dtype=torch.float32)
     groups, classes = triton.cdiv(dim, CHANNELS), triton.next_power_of_2(num_classes)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .. import reference
 from . import _launch, _rows
-from ._cells import LOG2E, guard
+from ._cells import LOG2E
+from ._launch import guard
 from ._rows import load_across
 
 LOWEST = tl.constexpr(-(2**31))  # below the key of −∞: classes that only fill up the tile

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _rows
-from ._cells import guard
+from ._launch import guard
 from ._rows import load_across, row_offset
 
 ROWS = 8  # rows read at once

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _launch
-from ._cells import LN2, LOG2E, guard
+from ._cells import LN2, LOG2E
+from ._launch import guard
 
 EPS = tl.constexpr(1e-12)  # smallest norm that a vector is divided by
 LANE_VALUES = 64  # of the keys in flight, in a lane's registers
@@ -245,7 +246,7 @@ def info_nce_merge_kernel(
 
 
 class Tile(NamedTuple):
-    """Of the attention kernel."""
+    """Sizes of a tile of ``info_nce_part_kernel``, and its compiler options."""
 
     anchors: int
     keys: int

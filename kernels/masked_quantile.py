@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _cells
+from ._launch import guard
 
 BITS = tl.constexpr(8)
 BINS = tl.constexpr(256)
@@ -195,7 +195,7 @@ def select(
             "BINS": BINS.value,
             "num_warps": NUM_WARPS,
         }
-        with _cells.guard(x):
+        with guard(x):
             masked_quantile_count_kernel[(programs,)](
                 x,
                 x if mask is None else mask.view(torch.uint8),

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _cells, _launch
+from . import _cells
 from ._cells import (
     LN2,
     LOWEST,
@@ -19,6 +19,7 @@ from ._cells import (
     corners,
     store_pixels,
 )
+from ._launch import guard
 
 
 @triton.jit
@@ -45,51 +46,17 @@ def pixel_stats_fwd_kernel(
     stride_c,
     stride_h,
     stride_w,
-    num_cells,
-    row_size,
-    row_out,
-    row_step,
-    row_shift,
-    row_unit,
-    row_scale,
-    col_size,
-    col_out,
-    col_step,
-    col_shift,
-    col_unit,
-    col_scale,
-    col_chunks,
-    num_chunks,
+    geometry,
     ALIGN: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    i_block = tl.program_id(0) // num_chunks
-    i_chunk = tl.program_id(0) - i_block * num_chunks
+    i_block = tl.program_id(0) // geometry.chunks
+    i_chunk = tl.program_id(0) - i_block * geometry.chunks
     o_cell = i_block * CELLS + tl.arange(0, CELLS)
-    i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
-        o_cell,
-        i_chunk,
-        num_cells,
-        row_size,
-        row_out,
-        row_step,
-        row_shift,
-        row_unit,
-        row_scale,
-        col_size,
-        col_out,
-        col_step,
-        col_shift,
-        col_unit,
-        col_scale,
-        col_chunks,
-        ALIGN,
-        R,
-        S,
-    )
-    o_corners = corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w)
+    position, pixels, b_wy, b_wx = cell_pixels(o_cell, i_chunk, geometry, ALIGN, R, S)
+    o_corners = corner_offsets(position, geometry, stride_b, stride_h, stride_w)
     p_corners = corner_pointers(p_logits, o_corners)
 
     # Σ 2^d and Σ d·2^d, d = value − top: the largest logit at the cell's corners, or of the pixel so far
@@ -140,9 +107,9 @@ def pixel_stats_fwd_kernel(
     b_confidence = tl.exp2(b_max) * b_share
     b_entropy = (tl.log2(b_sum) - b_moment * b_share) * LN2
     b_entropy = tl.where(b_entropy < 0, 0.0, b_entropy)
-    store_pixels(p_label, b_label, o_first, rows_left, cols_left, col_out, R, S)
-    store_pixels(p_confidence, b_confidence, o_first, rows_left, cols_left, col_out, R, S)
-    store_pixels(p_entropy, b_entropy, o_first, rows_left, cols_left, col_out, R, S)
+    store_pixels(p_label, b_label, pixels, R, S)
+    store_pixels(p_confidence, b_confidence, pixels, R, S)
+    store_pixels(p_entropy, b_entropy, pixels, R, S)
 
 
 def pixel_stats(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,22 +118,16 @@ def pixel_stats(logits: Tensor, height: int, width: int, align_corners: bool) ->
     shape = (logits.shape[0], height, width)
     label = logits.new_empty(shape, dtype=torch.uint8 if num_classes <= 255 else torch.int16)
     confidence, entropy = (logits.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    grid = _cells.grid(logits, height, width, align_corners)
-    rows, columns = grid.rows.block, grid.columns.block
-    launch = _launch.launch(rows * columns, logits.device)
-    with _cells.guard(logits):
-        pixel_stats_fwd_kernel[(triton.cdiv(grid.cells, launch.cells) * grid.chunks,)](
+    geometry, constants = _cells.geometry(logits, height, width, align_corners)
+    with guard(logits):
+        pixel_stats_fwd_kernel[(triton.cdiv(geometry.cells, constants["CELLS"]) * geometry.chunks,)](
             logits,
             label,
             confidence,
             entropy,
             num_classes,
             *logits.stride(),
-            *grid.arguments(),
-            ALIGN=align_corners,
-            R=rows,
-            S=columns,
-            CELLS=launch.cells,
-            num_warps=launch.num_warps,
+            geometry,
+            **constants,
         )
     return label, confidence, entropy

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _counting, _rows
-from ._cells import guard
 from ._counting import BLOCK, TILE, membership
+from ._launch import guard
 
 ELEMENTS = 8192  # of the rows that a program holds
 PIXELS = 32  # whose rows it holds, at most

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _counting
-from ._cells import guard
 from ._counting import BLOCK, TILE, membership
+from ._launch import guard
 
 
 @triton.jit

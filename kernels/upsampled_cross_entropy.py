@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _cells, _launch
+from . import _cells
 from ._cells import (
     LN2,
     blend,
@@ -24,6 +24,7 @@ from ._cells import (
     load_labels,
     load_pixels,
 )
+from ._launch import guard
 
 
 @triton.jit
@@ -44,21 +45,7 @@ def upsampled_cross_entropy_fwd_kernel(
     stride_h,
     stride_w,
     stride_chunk,
-    num_cells,
-    row_size,
-    row_out,
-    row_step,
-    row_shift,
-    row_unit,
-    row_scale,
-    col_size,
-    col_out,
-    col_step,
-    col_shift,
-    col_unit,
-    col_scale,
-    col_chunks,
-    num_chunks,
+    geometry,
     ALIGN: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_PIXEL_WEIGHT: tl.constexpr,
@@ -70,38 +57,16 @@ def upsampled_cross_entropy_fwd_kernel(
 ):
     FIRST: tl.constexpr = 0 if ALIGN else -1
     WEIGHTED: tl.constexpr = HAS_WEIGHT or HAS_PIXEL_WEIGHT
-    i_block = tl.program_id(0) // num_chunks
-    i_chunk = tl.program_id(0) - i_block * num_chunks
+    i_block = tl.program_id(0) // geometry.chunks
+    i_chunk = tl.program_id(0) - i_block * geometry.chunks
     o_lane = tl.arange(0, CELLS)
     o_cell = i_block * (CELLS - 1) - 1 + o_lane
-    m_own = (o_lane > 0) & (o_cell < num_cells)
-    i_image, i_y, i_x, b_wy, b_wx, o_first, rows_left, cols_left = cell_pixels(
-        o_cell,
-        i_chunk,
-        num_cells,
-        row_size,
-        row_out,
-        row_step,
-        row_shift,
-        row_unit,
-        row_scale,
-        col_size,
-        col_out,
-        col_step,
-        col_shift,
-        col_unit,
-        col_scale,
-        col_chunks,
-        ALIGN,
-        R,
-        S,
-    )
-    o_corners = corner_offsets(i_image, i_y, i_x, row_size, col_size, stride_b, stride_h, stride_w)
+    m_own = (o_lane > 0) & (o_cell < geometry.cells)
+    position, pixels, b_wy, b_wx = cell_pixels(o_cell, i_chunk, geometry, ALIGN, R, S)
+    o_corners = corner_offsets(position, geometry, stride_b, stride_h, stride_w)
     p_corners = corner_pointers(p_logits, o_corners)
 
-    b_label = load_labels(
-        p_target, o_first, rows_left, cols_left, col_out, m_own, p_errors, num_classes, ignore_index, R, S
-    )
+    b_label = load_labels(p_target, pixels, m_own, p_errors, num_classes, ignore_index, R, S)
     m_kept = b_label >= 0
 
     # Sweep 1: lse and the target's logit.
@@ -112,7 +77,7 @@ def upsampled_cross_entropy_fwd_kernel(
     spread = label_smoothing / num_classes
     b_weight = tl.where(m_kept, 1.0, 0.0)
     if HAS_PIXEL_WEIGHT:
-        b_pixel_weight = load_pixels(p_pixel_weight, o_first, rows_left, cols_left, col_out, 0, R, S)
+        b_pixel_weight = load_pixels(p_pixel_weight, pixels, 0, R, S)
         b_weight = tl.where(m_kept, b_pixel_weight.to(tl.float32), 0.0)
     b_hard = b_weight
     if HAS_WEIGHT:
@@ -151,11 +116,12 @@ def upsampled_cross_entropy_fwd_kernel(
             b_scale = hard * b_hard + spread * weight_total * b_weight
         if not WEIGHTED:
             b_lse = tl.where(m_kept, b_lse, float("inf"))
+        _, i_y, i_x = position
         # The corners' places, in two buffers with the strides of the logits.
         p_up = p_upper + i_chunk.to(tl.int64) * stride_chunk + o_corners[0]
         p_low = p_lower + i_chunk.to(tl.int64) * stride_chunk + o_corners[2]
         m_up = m_own & (i_x >= 0) & (i_y >= 0)
-        m_low = m_own & (i_x >= 0) & (i_y + 1 < row_size)
+        m_low = m_own & (i_x >= 0) & (i_y + 1 < geometry.rows.size)
         o_left = tl.maximum(o_lane - 1, 0)
         m_left = i_x > FIRST
         offset = tl.zeros((), tl.int64)
@@ -198,17 +164,15 @@ def upsampled_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(num, den, gradient of num in fp32 with the strides of ``logits``); ``errors`` counts labels out of range."""
     num_classes = logits.shape[1]
-    grid = _cells.grid(logits, *target.shape[1:], align_corners)
-    rows, columns = grid.rows.block, grid.columns.block
-    launch = _launch.launch(rows * columns, logits.device)
-    programs = triton.cdiv(grid.cells, launch.cells - 1) * grid.chunks
+    geometry, constants = _cells.geometry(logits, *target.shape[1:], align_corners)
+    programs = triton.cdiv(geometry.cells, constants["CELLS"] - 1) * geometry.chunks
     partial = logits.new_empty((2, programs), dtype=torch.float32)
     if weight is not None:
         weight = weight.float().contiguous()
-    shape = (grid.chunks if need_grad else 0, *logits.shape)
+    shape = (geometry.chunks if need_grad else 0, *logits.shape)
     strides = (logits.numel(), *logits.stride())
     upper, lower = (torch.empty_strided(shape, strides, dtype=torch.float32, device=logits.device) for _ in range(2))
-    with _cells.guard(logits):
+    with guard(logits):
         upsampled_cross_entropy_fwd_kernel[(programs,)](
             logits,
             target,
@@ -223,16 +187,12 @@ def upsampled_cross_entropy(
             label_smoothing,
             *logits.stride(),
             logits.numel(),
-            *grid.arguments(),
-            ALIGN=align_corners,
+            geometry,
             HAS_WEIGHT=weight is not None,
             HAS_PIXEL_WEIGHT=pixel_weight is not None,
             SMOOTHING=label_smoothing > 0,
             GRAD=need_grad,
-            R=rows,
-            S=columns,
-            CELLS=launch.cells,
-            num_warps=launch.num_warps,
+            **constants,
         )
     num, den = partial[0].sum(), partial[1].sum()
     if not need_grad:

@@ -15,7 +15,17 @@ import triton
 
 from . import contrastive_launches as contrastive
 from . import pixel_launches as pixel
-from .launches import TARGETS, Launch, MachineCode, compile_launch, describe, launches_of, machine_code, resources
+from .launches import (
+    FORMATS,
+    TARGETS,
+    Launch,
+    MachineCode,
+    compile_launch,
+    describe,
+    launches_of,
+    machine_code,
+    resources,
+)
 
 CORNERS = 4  # that a lane reads for each class
 
@@ -35,12 +45,12 @@ def per_element(launch: Launch, code: MachineCode) -> float | None:
 
 def rows(target: str) -> Iterator[dict[str, object]]:
     """Every specialization of a ``voc`` step; on sm_90 in every format, elsewhere in two."""
-    formats = pixel.FORMATS if target == "sm_90" else (pixel.FORMATS[0], pixel.FORMATS[-1])
+    formats = FORMATS if target == "sm_90" else (FORMATS[0], FORMATS[-1])
     for dtype, layout in formats:
         calls = (
-            *pixel.pixel_calls(dtype, layout, *pixel.VOC),
+            *pixel.calls(pixel.VOC, dtype, layout),
             *pixel.quantile_calls(torch.float32),
-            *contrastive.calls(contrastive.VOC, dtype, pixel.LAYOUTS[layout]),
+            *contrastive.calls(contrastive.VOC, dtype, layout),
         )
         for launch in launches_of(*calls, target=target):
             kernel = compile_launch(launch, target)

@@ -1,9 +1,12 @@
 """The calls of the contrastive kernels' host functions whose launches are compiled ahead of time."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+
+from .launches import DTYPES, LAYOUTS, Launch, launches_of
 
 
 class Workload(NamedTuple):
@@ -27,11 +30,9 @@ WORKLOADS = [
     Workload(2, 300, (33, 17), 512),
     Workload(1, 2, (7, 9), 19),
 ]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[Callable[[], object]]:
+def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[], object]]:
     """The host functions as the ops call them; only shapes, dtypes and strides matter."""
     from u2pl_fast.kernels import (
         _branch,
@@ -45,7 +46,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     )
 
     def maps(channels: int) -> torch.Tensor:
-        return torch.empty(w.images, channels, *w.grid, dtype=dtype, memory_format=layout)
+        return torch.empty(w.images, channels, *w.grid, dtype=dtype, memory_format=LAYOUTS[layout])
 
     flags = torch.zeros(w.images, *w.grid, dtype=torch.bool)
     anchor_label = torch.full((flags.numel(),), -1, dtype=torch.int16)
@@ -60,7 +61,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
     yield lambda: class_sum.class_sum(maps(w.dim), anchor_label, w.classes)
     yield lambda: gather_pixels.gather_pixels(maps(w.dim), draws)
     rows = torch.zeros(w.classes, w.anchors, w.dim, dtype=dtype)
-    yield lambda: gather_pixels.gather_pixels_backward(rows, draws, (w.images, w.dim, *w.grid), layout)
+    yield lambda: gather_pixels.gather_pixels_backward(rows, draws, (w.images, w.dim, *w.grid), LAYOUTS[layout])
     ring = (torch.empty(w.rows, w.dim, dtype=dtype), torch.zeros(w.classes + 1, dtype=torch.int64), per_class)
     for gate in (None, flags[0, 0, 0]):
         yield lambda gate=gate: ring_push.ring_push(*ring, maps(w.dim), words, gate=gate)
@@ -76,3 +77,15 @@ def calls(w: Workload, dtype: torch.dtype, layout: torch.memory_format) -> Itera
             drawn = need_grad and mode != "full"
             arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad, drawn)
             yield lambda arguments=arguments: info_nce.info_nce_forward(*arguments)
+
+
+def launches(full: bool, target: str = "sm_90") -> list[Launch]:
+    """Distinct launches of the contrastive ops: two workloads for sm_90, one for another target, or the product of
+    workloads, dtypes and layouts.
+    """
+    chosen = [(VOC, torch.bfloat16, "nchw")]
+    if target == "sm_90":
+        chosen = [(VOC, torch.float32, "nchw"), (ADE20K, torch.bfloat16, "nhwc")]
+    if full:
+        chosen = list(itertools.product(WORKLOADS, DTYPES, LAYOUTS))
+    return launches_of(*(call for one in chosen for call in calls(*one)), target=target)

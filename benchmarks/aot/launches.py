@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import torch
 import triton
 from torch import Tensor
 from triton import knobs
@@ -29,6 +30,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+FORMATS = [(dtype, layout) for dtype in DTYPES[:2] for layout in LAYOUTS]  # in the tables
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 

@@ -2,36 +2,48 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from .launches import Launch, launches_of
-
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-FORMATS = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS]
+from .launches import DTYPES, LAYOUTS, Launch, describe, launches_of
 
 
-def _logits(dtype: torch.dtype, layout: str, grid: tuple[int, int], classes: int = 21) -> Tensor:
-    return torch.zeros(1, classes, *grid, dtype=dtype).to(memory_format=LAYOUTS[layout])
+class Workload(NamedTuple):
+    """Grid of the logits, size that they are upscaled to, and how."""
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    align_corners: bool
 
 
-def pixel_calls(
-    dtype: torch.dtype, layout: str, grid: tuple[int, int], size: tuple[int, int], align: bool
-) -> Iterator[Callable[[], object]]:
+# The two published ways to upscale by four, by eight, by two, and no or less than none.
+VOC = Workload((129, 129), (513, 513), True)
+WORKLOADS = [
+    VOC,
+    Workload((128, 128), (512, 512), False),
+    Workload((65, 65), (513, 513), True),
+    Workload((64, 80), (128, 160), False),
+    Workload((64, 80), (64, 80), False),
+    Workload((64, 80), (33, 41), True),
+]
+
+
+def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[], object]]:
+    """The host functions as the ops call them; only shapes, dtypes and strides matter."""
     from u2pl_fast.kernels import ohem_mask, pixel_stats, upsampled_cross_entropy
 
-    logits = _logits(dtype, layout, grid)
-    target = torch.zeros(1, *size, dtype=torch.uint8)
+    logits = torch.zeros(1, 21, *w.grid, dtype=dtype).to(memory_format=LAYOUTS[layout])
+    target = torch.zeros(1, *w.size, dtype=torch.uint8)
     errors = torch.zeros(1, dtype=torch.int32)
-    weight, pixel_weight = torch.ones(21), torch.ones(1, *size)
-    yield lambda: pixel_stats.pixel_stats(logits, *size, align)
-    yield lambda: ohem_mask.ohem_mask(logits, target, errors, 0.7, 1000, 255, align)
+    weight, pixel_weight = torch.ones(21), torch.ones(1, *w.size)
+    yield lambda: pixel_stats.pixel_stats(logits, *w.size, w.align_corners)
+    yield lambda: ohem_mask.ohem_mask(logits, target, errors, 0.7, 1000, 255, w.align_corners)
 
     def loss(*extra: object, need_grad: bool = True) -> Callable[[], object]:
-        w, pw, smoothing = extra
-        function = upsampled_cross_entropy.upsampled_cross_entropy
-        return lambda: function(logits, target, w, pw, errors, 255, smoothing, align, need_grad)
+        class_weight, per_pixel, smoothing = extra
+        arguments = (logits, target, class_weight, per_pixel, errors, 255, smoothing, w.align_corners, need_grad)
+        return lambda: upsampled_cross_entropy.upsampled_cross_entropy(*arguments)
 
     yield loss(None, None, 0.0)
     yield loss(None, None, 0.0, need_grad=False)
@@ -50,31 +62,21 @@ def quantile_calls(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     yield lambda: select(x, x == 0, q, 0, lambda counts: None)  # with a process group
 
 
-# (grid, size, align_corners): the two published ways to upscale by four, by eight, by two, and no or less than none
-VOC = ((129, 129), (513, 513), True)
-SHAPES = [
-    VOC,
-    ((128, 128), (512, 512), False),
-    ((65, 65), (513, 513), True),
-    ((64, 80), (128, 160), False),
-    ((64, 80), (64, 80), False),
-    ((64, 80), (33, 41), True),
-]
-
-
 def launches(full: bool, target: str = "sm_90") -> list[Launch]:
-    """Distinct launches of the per-pixel ops: a set that has every variant once, or the product of all of them."""
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    chosen = (
-        itertools.product(dtypes, LAYOUTS, SHAPES)
-        if full
-        else (
-            (torch.float32, "nchw", VOC),
-            (torch.bfloat16, "nhwc", SHAPES[1]),
-            (torch.float16, "nchw", SHAPES[4]),
-            (torch.float32, "nchw", SHAPES[3]),
-        )
-    )
-    calls = [call for dtype, layout, shape in chosen for call in pixel_calls(dtype, layout, *shape)]
-    calls += [call for dtype in (dtypes if full else dtypes[:1]) for call in quantile_calls(dtype)]
-    return launches_of(*calls, target=target)
+    """Distinct launches of the per-pixel ops: every variant once for sm_90, those in fp32 that upscale by four for
+    another target, or the product of workloads, dtypes and layouts.
+    """
+    chosen = [
+        (VOC, torch.float32, "nchw"),
+        (WORKLOADS[1], torch.bfloat16, "nhwc"),
+        (WORKLOADS[4], torch.float16, "nchw"),
+        (WORKLOADS[3], torch.float32, "nchw"),
+    ]
+    if full:
+        chosen = list(itertools.product(WORKLOADS, DTYPES, LAYOUTS))
+    every = [call for one in chosen for call in calls(*one)]
+    every += [call for dtype in (DTYPES if full else DTYPES[:1]) for call in quantile_calls(dtype)]
+    found = launches_of(*every, target=target)
+    if full or target == "sm_90":
+        return found
+    return [x for x in found if describe(x)["dtype"] in ("float32", "") and x.arguments.get("R", 4) == 4]

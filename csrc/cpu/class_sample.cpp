@@ -1,6 +1,5 @@
 // A stable counting sort of the anchor pixels by class (counts per chunk, scan, scatter), then one look-up a draw.
 #include "contrast_ops.h"
-#include "tasks.h"
 
 namespace u2pl_fast::cpu {
 namespace {

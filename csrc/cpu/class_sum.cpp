@@ -1,6 +1,6 @@
 // Sums over chunks of pixels whose size depends on the input alone, then over the chunks in order.
 #include "contrast_ops.h"
-#include "tasks.h"
+#include "levels.h"
 
 namespace u2pl_fast::cpu {
 namespace {

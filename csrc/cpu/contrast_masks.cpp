@@ -1,7 +1,7 @@
 #include <mutex>
 
 #include "contrast_ops.h"
-#include "tasks.h"
+#include "levels.h"
 
 namespace u2pl_fast::cpu {
 

@@ -5,7 +5,7 @@
 
 #include "../ring_push.h"
 #include "contrast_kernels.h"
-#include "ops.h"
+#include "tasks.h"
 
 namespace u2pl_fast::cpu {
 

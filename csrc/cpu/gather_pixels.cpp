@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "contrast_ops.h"
-#include "tasks.h"
+#include "levels.h"
 
 namespace u2pl_fast::cpu {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
+#include "pixel_kernels.h"
 
 namespace u2pl_fast::cpu {
 

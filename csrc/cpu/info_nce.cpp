@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "contrast_ops.h"
-#include "tasks.h"
+#include "levels.h"
 
 namespace u2pl_fast::cpu {
 

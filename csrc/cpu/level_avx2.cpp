@@ -1,6 +1,6 @@
 // The kernels for AVX2 with FMA. Standard headers come before the target pragma, and what comes after it uses no
 // standard library: an inline function of it compiled here could be linked into code for older machines.
-#include "kernels.h"
+#include "levels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

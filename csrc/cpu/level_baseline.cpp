@@ -1,5 +1,5 @@
 // The kernels with nothing beyond the compiler's default target: any x86-64, any other architecture.
-#include "kernels.h"
+#include "levels.h"
 
 #define U2PL_SIMD 128
 namespace u2pl_fast::cpu {

@@ -2,7 +2,7 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "ops.h"
+#include "levels.h"
 
 namespace u2pl_fast::cpu {
 namespace {

@@ -5,7 +5,7 @@
 #include <limits>
 #include <mutex>
 
-#include "tasks.h"
+#include "pixel_ops.h"
 
 namespace u2pl_fast::cpu {
 namespace {

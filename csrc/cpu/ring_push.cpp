@@ -1,7 +1,7 @@
 // The steps of ring_push.h as loops: groups of pixels are tasks, and running counters take the place of ballots.
 #include "bits.h"
 #include "contrast_ops.h"
-#include "tasks.h"
+#include "levels.h"
 
 namespace u2pl_fast::cpu {
 namespace {

@@ -5,12 +5,14 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <new>
 
-#include "ops.h"
-
 namespace u2pl_fast::cpu {
+
+// Runs the function once on each of at most `limit` threads; the ops share out their tasks themselves.
+using Workers = std::function<void(int64_t limit, const std::function<void()>&)>;
 
 struct Free {
   void operator()(float* p) const { std::free(p); }

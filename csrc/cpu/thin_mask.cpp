@@ -5,7 +5,6 @@
 
 #include "bits.h"
 #include "contrast_ops.h"
-#include "tasks.h"
 
 namespace u2pl_fast::cpu {
 namespace {

@@ -3,7 +3,8 @@
 #endif
 
 #include "grid.h"
-#include "tasks.h"
+#include "levels.h"
+#include "pixel_ops.h"
 
 namespace u2pl_fast::cpu {
 namespace {
@@ -46,8 +47,8 @@ CrossEntropySums cross_entropy(CrossEntropy args, Size size, bool align_corners,
   args.seam = seam.get();
   if (args.grad != nullptr) advise_huge_pages(args.grad, x.batch * x.classes * x.height * x.width);
   std::vector<CrossEntropySums> sums(tasks);
-  run_tasks(tasks, k.cross_entropy_scratch(args), workers,
-            [&](int64_t task, float* scratch) { k.cross_entropy(args, task, scratch, sums[task]); });
+  run_tasks(tasks, k.pixel.cross_entropy_scratch(args), workers,
+            [&](int64_t task, float* scratch) { k.pixel.cross_entropy(args, task, scratch, sums[task]); });
   if (args.grad != nullptr) add_seams(args, workers);
 
   CrossEntropySums total;

@@ -38,12 +38,7 @@ def test_budget_names_every_kernel() -> None:
 
 @pytest.mark.parametrize("target", launches.TARGETS)
 def test_resources(target: str, request: pytest.FixtureRequest) -> None:
-    full = request.config.getoption("--aot-full")
-    chosen = pixel.launches(full, target)
-    if not full and target != "sm_90":
-        chosen = [
-            x for x in chosen if launches.describe(x)["dtype"] in ("float32", "") and x.arguments.get("R", 4) == 4
-        ]
+    chosen = pixel.launches(request.config.getoption("--aot-full"), target)
     assert chosen
     failures = []
     for launch in chosen:
@@ -60,11 +55,11 @@ def test_resources(target: str, request: pytest.FixtureRequest) -> None:
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize(("dtype", "layout"), pixel.FORMATS, ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), launches.FORMATS, ids=str)
 def test_pixels_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
     """A sweep over the classes reads four corners and raises one power a pixel; only shares of a gradient move."""
     seen = set()
-    for launch in launches.launches_of(*pixel.pixel_calls(dtype, layout, *pixel.VOC), target="sm_90"):
+    for launch in launches.launches_of(*pixel.calls(pixel.VOC, dtype, layout), target="sm_90"):
         if "R" not in launch.arguments:
             continue
         seen.add(launch.kernel.__name__)
@@ -85,7 +80,7 @@ def test_pixels_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
 
 def test_what_is_compiled_is_what_the_launcher_compiles() -> None:
     """The same machine code as ``JITFunction.run`` makes when it is asked not to launch."""
-    calls = [*pixel.pixel_calls(torch.bfloat16, "nhwc", *pixel.VOC)][:3]
+    calls = [*pixel.calls(pixel.VOC, torch.bfloat16, "nhwc")][:3]
     with precompile.compiling("sm_90") as compiled:
         for call in calls:
             call()
@@ -96,7 +91,7 @@ def test_what_is_compiled_is_what_the_launcher_compiles() -> None:
 @pytest.mark.parametrize("align", [False, True])
 def test_any_scale_can_be_launched(align: bool) -> None:
     """A device takes few programs along all axes but the first."""
-    calls = pixel.pixel_calls(torch.float32, "nchw", (2, 2), (2100, 2100), align)
+    calls = pixel.calls(pixel.Workload((2, 2), (2100, 2100), align), torch.float32, "nchw")
     names = {x.kernel.__name__ for x in launches.launches_of(*calls, target="sm_90")}
     assert names >= {"pixel_stats_fwd_kernel", "ohem_mask_probability_kernel", "upsampled_cross_entropy_fwd_kernel"}
 
@@ -104,10 +99,21 @@ def test_any_scale_can_be_launched(align: bool) -> None:
 def test_a_stride_of_one_is_a_constant() -> None:
     """Else the compiler does not know that neighbors lie together, and reads each by itself."""
     for layout, name in (("nchw", "stride_w"), ("nhwc", "stride_c")):
-        for launch in launches.launches_of(*pixel.pixel_calls(torch.float32, layout, *pixel.VOC), target="sm_90"):
+        for launch in launches.launches_of(*pixel.calls(pixel.VOC, torch.float32, layout), target="sm_90"):
             if name in launch.arguments:
                 assert launch.arguments[name] == 1
                 assert launches.specialize(launch, "sm_90")[0].signature[name] == "constexpr"
+
+
+def test_numbers_in_a_tuple_are_specialized_one_by_one() -> None:
+    call = next(pixel.calls(pixel.VOC, torch.float32, "nchw"))
+    (launch,) = launches.launches_of(call, target="sm_90")
+    source, _ = launches.specialize(launch, "sm_90")
+    place, geometry = launch.kernel.arg_names.index("geometry"), launch.arguments["geometry"]
+    assert (geometry.chunks, source.signature["geometry"].chunks) == (1, "constexpr")
+    assert (geometry.rows.step, geometry.rows.out, source.signature["geometry"].rows.step) == (512, 513, "i32")
+    step, out = (source.attrs[place, 1, geometry.rows._fields.index(name)] for name in ("step", "out"))
+    assert (step, out) == ([["tt.divisibility", 16]], [])
 
 
 def test_a_typed_argument_is_none() -> None:

@@ -5,7 +5,6 @@ By default two workloads for sm_90 and one for the other targets; ``--aot-full``
 for all of them. Triton's cache makes a second run fast.
 """
 
-import itertools
 import re
 
 import pytest
@@ -17,8 +16,15 @@ pytest.importorskip("triton")
 if _backend.interpreted():
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 
-from benchmarks.aot.contrastive_launches import ADE20K, DTYPES, LAYOUTS, VOC, WORKLOADS, calls  # noqa: E402
-from benchmarks.aot.launches import TARGETS, compile_launch, launches_of, machine_code, resources  # noqa: E402
+from benchmarks.aot.contrastive_launches import VOC, calls, launches  # noqa: E402
+from benchmarks.aot.launches import (  # noqa: E402
+    FORMATS,
+    TARGETS,
+    compile_launch,
+    launches_of,
+    machine_code,
+    resources,
+)
 
 # (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's. On gfx942 registers are
 # vector registers, of 512.
@@ -46,16 +52,10 @@ AMD_REGISTERS, AMD_SHARED = 256, 64 * 1024
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_resources(target: str, request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("--aot-full"):
-        chosen = list(itertools.product(WORKLOADS, DTYPES, LAYOUTS))
-    elif target == "sm_90":
-        chosen = [(VOC, torch.float32, LAYOUTS[0]), (ADE20K, torch.bfloat16, LAYOUTS[1])]
-    else:
-        chosen = [(VOC, torch.bfloat16, LAYOUTS[0])]
-    launches = launches_of(*(call for one in chosen for call in calls(*one)), target=target)
-    assert {launch.kernel.__name__ for launch in launches} == set(BUDGET)
+    chosen = launches(request.config.getoption("--aot-full"), target)
+    assert {launch.kernel.__name__ for launch in chosen} == set(BUDGET)
     failures = []
-    for launch in launches:
+    for launch in chosen:
         kernel = compile_launch(launch, target)
         used, (registers, shared) = resources(kernel), BUDGET[launch.kernel.__name__]
         if target.startswith("gfx"):
@@ -66,10 +66,7 @@ def test_resources(target: str, request: pytest.FixtureRequest) -> None:
     assert not failures, "\n".join(failures)
 
 
-FORMATS = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS]
-
-
-def compiled(dtype: torch.dtype, layout: torch.memory_format) -> dict:
+def compiled(dtype: torch.dtype, layout: str) -> dict:
     """The kernels of a ``voc`` step on sm_90 by name; of several variants the last."""
     return {
         x.kernel.__name__: compile_launch(x, "sm_90") for x in launches_of(*calls(VOC, dtype, layout), target="sm_90")
@@ -77,7 +74,7 @@ def compiled(dtype: torch.dtype, layout: torch.memory_format) -> dict:
 
 
 @pytest.mark.parametrize(("dtype", "layout"), FORMATS, ids=str)
-def test_ranks_stay_in_their_lanes(dtype: torch.dtype, layout: torch.memory_format) -> None:
+def test_ranks_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
     """A lane holds all classes of its pixel, in either layout: nothing is exchanged to rank them."""
     code = machine_code(compiled(dtype, layout)["contrast_masks_fwd_kernel"])
     assert code.shuffles == 0 and code.loads[8 * dtype.itemsize] >= 32
@@ -87,7 +84,7 @@ def test_ranks_stay_in_their_lanes(dtype: torch.dtype, layout: torch.memory_form
 @pytest.mark.parametrize("name", ["class_sum_fwd_kernel", "gather_pixels_fwd_kernel"])
 def test_rows_are_read_16_bytes_at_a_time(name: str, dtype: torch.dtype) -> None:
     """Channels that lie together: no element is read by itself. A few reads of indices are narrower."""
-    loads = machine_code(compiled(dtype, torch.channels_last)[name]).loads
+    loads = machine_code(compiled(dtype, "nhwc")[name]).loads
     assert loads[128] >= 4 and loads[16] == 0 and loads[32] <= 4
 
 
@@ -95,25 +92,25 @@ def test_rows_are_read_16_bytes_at_a_time(name: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("name", ["class_sum_fwd_kernel", "gather_pixels_fwd_kernel"])
 def test_planes_are_read_as_runs(name: str, dtype: torch.dtype) -> None:
     """The last axis of a tile lies across the lanes: pixels of a plane that are summed, channels as they are stored."""
-    text = compiled(dtype, torch.contiguous_format)[name].asm["ttgir"]
+    text = compiled(dtype, "nchw")[name].asm["ttgir"]
     (encoding,) = re.findall(r"tt\.load .*tensor<2048x!tt\.ptr<b?f\d+>, (#\w+)>", text)
     (each,) = re.findall(rf"^{encoding} = .*sizePerThread = \[(\d+)\]", text, re.MULTILINE)
     assert each == "1"
 
 
 def test_half_banks_use_tensor_cores() -> None:
-    modes = [call for call in calls(VOC, torch.bfloat16, LAYOUTS[0])][-9:]
+    modes = [call for call in calls(VOC, torch.bfloat16, "nchw")][-9:]
     part = [x for x in launches_of(*modes, target="sm_90") if x.kernel.__name__ == "info_nce_part_kernel"]
     assert part
     for launch in part:
         assert "wgmma.mma_async" in compile_launch(launch, "sm_90").asm["ptx"]
 
 
-@pytest.mark.parametrize(("layout", "load"), [(LAYOUTS[0], "ld.global.b32"), (LAYOUTS[1], "ld.global.v4.b32")], ids=str)
-def test_ring_push_reads_and_writes_whole_rows(layout: torch.memory_format, load: str) -> None:
+@pytest.mark.parametrize(("layout", "load"), [("nchw", "ld.global.b32"), ("nhwc", "ld.global.v4.b32")], ids=str)
+def test_ring_push_reads_and_writes_whole_rows(layout: str, load: str) -> None:
     """Lanes of a warp follow the pixels of a plane, or 16 bytes each the channels of a row; every store is 16 bytes."""
-    launches = launches_of(*calls(VOC, torch.float32, layout), target="sm_90")
-    (write,) = [x for x in launches if x.kernel.__name__ == "ring_push_write_kernel"]
+    found = launches_of(*calls(VOC, torch.float32, layout), target="sm_90")
+    (write,) = [x for x in found if x.kernel.__name__ == "ring_push_write_kernel"]
     kernel = compile_launch(write, "sm_90")
     assert set(re.findall(r"st\.global[\w.]*", kernel.asm["ptx"])) == {"st.global.v4.b32"}
     elements = VOC.dim * write.arguments["PIXELS"]
@@ -121,4 +118,4 @@ def test_ring_push_reads_and_writes_whole_rows(layout: torch.memory_format, load
     assert kernel.asm["ptx"].count(load) >= elements // lanes // (4 if "v4" in load else 1)
     (encoding,) = re.findall(rf"tt\.load .*tensor<{VOC.dim}x\d+x!tt\.ptr<f32>, (#\w+)>", kernel.asm["ttgir"])
     (threads,) = re.findall(rf"^{encoding} = .*threadsPerWarp = \[([\d, ]+)\]", kernel.asm["ttgir"], re.MULTILINE)
-    assert threads == ("1, 32" if layout is LAYOUTS[0] else "32, 1")
+    assert threads == ("1, 32" if layout == "nchw" else "32, 1")

@@ -1,11 +1,10 @@
-// What the CPU ops take, and the table of kernels that each instruction-set level fills in.
-// No torch and no intrinsics here: the bindings fill these structs, the levels read them.
+// What the per-pixel ops take, and the part of the table of kernels that is theirs. No torch and no intrinsics here: the
+// bindings fill these structs, the levels read them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "contrast_kernels.h"
 #include "types.h"
 
 namespace u2pl_fast::cpu {
@@ -88,7 +87,7 @@ struct CrossEntropy {
   float* probability;  // (batch, H, W): p(target), 2 where the pixel is ignored
   float* grad;         // (batch, classes, height, width) at the strides below
   int64_t grad_stride_b, grad_stride_c, grad_stride_y, grad_stride_x;
-  // A band's share of the first low row of the next band, (tasks, classes, width); added by cross_entropy_seam.
+  // A band's share of the first low row of the next band, (tasks, classes, width); added by cross_entropy.
   float* seam;
 };
 
@@ -101,21 +100,13 @@ struct CrossEntropySums {
   int64_t bad_value = 0;
 };
 
-struct Kernels {
-  const char* name;
-  int lanes;
+struct PixelKernels {
   size_t (*pixel_stats_scratch)(const PixelStats&);
   void (*pixel_stats)(const PixelStats&, int64_t task, float* scratch);
   size_t (*cross_entropy_scratch)(const CrossEntropy&);
   void (*cross_entropy)(const CrossEntropy&, int64_t task, float* scratch, CrossEntropySums& sums);
-  ContrastKernels contrast;
 };
 
-const Kernels& kernels_baseline();
-const Kernels& kernels_avx2();
-const Kernels& kernels_avx512();
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t bands(const Logits& logits) { return ceil_div(logits.height, kBandRows); }
 
 }  // namespace u2pl_fast::cpu
