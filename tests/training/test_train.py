@@ -19,14 +19,15 @@ import yaml
 from PIL import Image
 
 from tests.data import dataset_trees
-from u2pl_fast import data, ops
+from tests.training.runs import assert_same_state, few_images, run, tiny, weights
+from u2pl_fast import data, evaluate, ops
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
 from u2pl_fast.inference import load_model
 from u2pl_fast.models import network
 from u2pl_fast.ops import _backend
 from u2pl_fast.saving import checkpoint
-from u2pl_fast.train import _backends, main, parse, run
+from u2pl_fast.train import _backends, main, parse
 from u2pl_fast.training import learner
 from u2pl_fast.training.learner import Learner
 
@@ -40,50 +41,6 @@ def few_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def tiny(out: Path, **options) -> TrainConfig:
-    """A few seconds of training that goes through every phase: labels alone, then the teacher, then the bank."""
-    settings = {
-        "encoder": "mobilenetv3_small_050",
-        "crop_size": (64, 64),
-        "batch_size": 2,
-        "num_labeled": 6,
-        "steps": 8,
-        "sup_only_epochs": 3 / 197,
-        "eval_every": 1000,
-        "log_every": 2,
-        "workers": 0,
-        "threads": 1,
-        "device": "cpu",
-    }
-    return TrainConfig(out=out, **settings | options)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    state = checkpoint.load(out / "last.pt")
-    flat = {}
-
-    def walk(value, name):
-        if isinstance(value, torch.Tensor):
-            flat[name] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{name}.{key}")
-        elif isinstance(value, list | tuple):
-            for key, item in enumerate(value):
-                walk(item, f"{name}.{key}")
-
-    for part in ("student", "teacher", "bank", "optimizer"):
-        walk(state[part], part)
-    return flat
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys() and len(first) > 100
-    differing = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not differing, f"{len(differing)} tensors differ, first {differing[0]}"
 
 
 def test_a_run_leaves_its_files(tmp_path, capsys):
@@ -132,11 +89,20 @@ def test_k_plus_k_steps_are_2k_steps_bit_for_bit(tmp_path, options):
         assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
 
 
+LONGER = {"steps": 30, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(tiny(out, **LONGER))
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, number):
-    options = {"steps": 30, "log_every": 1}
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, undisturbed, number):
     flags = ["--config", str(tmp_path / "c.yaml")]
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **options).to_dict()))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **LONGER).to_dict()))
     command = [sys.executable, "-m", "u2pl_fast.train", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     log = tmp_path / "cut" / "log.jsonl"
@@ -149,9 +115,8 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, num
     step = checkpoint.load(tmp_path / "cut" / "last.pt")["step"]
     assert process.returncode == 0 and 3 <= step < 30
     assert f"stopped and saved at step {step} of 30; go on with the same command and --resume" in output
-    run(tiny(tmp_path / "cut", resume=True, **options))
-    run(tiny(tmp_path / "whole", **options))
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    run(tiny(tmp_path / "cut", resume=True, **LONGER))
+    assert_same_state(undisturbed, tmp_path / "cut")
 
 
 def test_two_processes_train_as_one_program(tmp_path):
@@ -209,7 +174,7 @@ def test_learns_from_real_photographs(tmp_path):
 
     out = tmp_path / "evaluation.json"
     flags = ["--checkpoint", str(tmp_path / "run" / "last.pt"), "--json", str(out)]
-    subprocess.run([sys.executable, "-m", "u2pl_fast.evaluate", *flags], cwd=ROOT, check=True, timeout=300)
+    evaluate.main(flags)
     evaluated = json.loads(out.read_text())
     assert evaluated["miou"] == pytest.approx(metrics["miou"], abs=1e-6)
     assert evaluated["network"] == metrics["network"] and evaluated["images"] == 101
@@ -564,7 +529,8 @@ def test_the_summary_tells_how_long_images_were_waited_for(tmp_path, capsys, mon
 
 def _printed_by_main(out: Path, capsys) -> str:
     flags = ["--encoder", "mobilenetv3_small_050", "--crop-size", "64", "64", "--batch-size", "2", "--steps", "1"]
-    main([*flags, "--num-labeled", "6", "--workers", "0", "--device", "cpu", "--out", str(out)])
+    with few_images():
+        main([*flags, "--num-labeled", "6", "--workers", "0", "--device", "cpu", "--out", str(out)])
     return capsys.readouterr().out
 
 
@@ -715,30 +681,34 @@ def test_images_without_a_partner_are_told(tmp_path, capsys):
     assert "in pairs" not in capsys.readouterr().out
 
 
-def test_a_full_disk_keeps_what_was_saved(tmp_path):
+def test_a_full_disk_keeps_what_was_saved(tmp_path, capsys):
     """A limit on the size of files stands in for a disk without space."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "run", steps=8, save_every=2).to_dict()))
-    command = [sys.executable, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml")]
 
-    def train(*flags: str, limit: int | None = None) -> subprocess.CompletedProcess:
-        def small_files() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    def train(*flags: str) -> None:
+        with few_images():
+            main(["--config", str(tmp_path / "c.yaml"), *flags])
 
-        start = small_files if limit else None
-        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, preexec_fn=start)
+    def failure(limit: int) -> str:
+        """Return the one line that the program ends with where no file may be longer."""
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(SystemExit) as stop:
+                train("--resume")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+        return stop.value.code
 
-    assert train("--stop-after", "4").returncode == 0
-    full = train("--resume", limit=2**20)
-    assert full.returncode == 1
-    assert full.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
+    train("--stop-after", "4")
+    assert failure(2**20).startswith("error: cannot write checkpoint")
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 4
 
     before = {name: (tmp_path / "run" / name).read_text() for name in ("log.jsonl", "metrics.json", "config.yaml")}
-    full = train("--resume", limit=64)
-    assert full.returncode == 1
-    assert full.stderr.strip().splitlines()[-1].startswith(f"error: out: cannot write in {tmp_path / 'run'}: ")
+    assert failure(64).startswith(f"error: out: cannot write in {tmp_path / 'run'}: ")
     assert {name: (tmp_path / "run" / name).read_text() for name in before} == before
 
-    assert train("--resume").returncode == 0
+    train("--resume")
     run(tiny(tmp_path / "straight", steps=8, save_every=2))
     assert_same_state(tmp_path / "straight", tmp_path / "run")
