@@ -1,6 +1,5 @@
 """The result of one run, as ``benchmarks/results/accuracy`` keeps it: small, without paths, ready for tables."""
 
-import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -86,7 +85,7 @@ def _parsed(flags: tuple[str, ...]) -> TrainConfig:
 
 def meaning(cell: Cell) -> dict[str, Any]:
     """The settings that its flags stand for, but for those that the data or the machine decides."""
-    settings = read_settings(resolve(dataclasses.replace(_parsed(cell.flags))).to_dict())
+    settings = read_settings(resolve(_parsed(cell.flags)).to_dict())
     by_data = {name for name in BY_DATA if settings[name] is None}
     return {k: v for k, v in settings.items() if k not in PATHS | MACHINE | by_data}
 

@@ -1,7 +1,9 @@
 """Small trainings, for every test that needs one, and what they must have in common."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +15,9 @@ from u2pl_fast.data import shapes
 from u2pl_fast.saving import checkpoint
 
 FEW = 4
+# Imports are most of what a process costs. They are made once, in the server that all are forked from.
+FORKED = torch.multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["u2pl_fast.train"])
 
 
 @contextmanager
@@ -44,6 +49,22 @@ def run(config: TrainConfig) -> dict:
     """Train in this process, and return the metrics."""
     with few_images():
         return train.run(config)
+
+
+def start(flags: Sequence[str], output: Path | str = os.devnull, **environment: str) -> BaseProcess:
+    """Start ``u2pl_fast.train`` as a process of its own that writes to the end of the file ``output``."""
+    process = FORKED.Process(target=_main, args=(list(flags), output, environment))
+    process.start()
+    return process
+
+
+def _main(flags: list[str], output: Path | str, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    with open(output, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    with few_images():
+        train.main(flags)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import yaml
 from PIL import Image
 
 from tests.data import dataset_trees
-from tests.training.runs import assert_same_state, few_images, run, tiny, weights
+from tests.training.runs import assert_same_state, few_images, run, start, tiny, weights
 from u2pl_fast import data, evaluate, ops
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
@@ -101,47 +102,61 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, undisturbed, number):
-    flags = ["--config", str(tmp_path / "c.yaml")]
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **LONGER).to_dict()))
-    command = [sys.executable, "-m", "u2pl_fast.train", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = start(["--config", str(tmp_path / "c.yaml")], tmp_path / "printed.txt")
     log = tmp_path / "cut" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(120)
+    output = (tmp_path / "printed.txt").read_text()
     step = checkpoint.load(tmp_path / "cut" / "last.pt")["step"]
-    assert process.returncode == 0 and 3 <= step < 30
+    assert process.exitcode == 0 and 3 <= step < 30
     assert f"stopped and saved at step {step} of 30; go on with the same command and --resume" in output
     run(tiny(tmp_path / "cut", resume=True, **LONGER))
     assert_same_state(undisturbed, tmp_path / "cut")
 
 
 def test_two_processes_train_as_one_program(tmp_path):
-    """torchrun with gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
+    """With gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
 
-    def torchrun(out: Path, *flags: str) -> str:
+    def settings(out: Path) -> list[str]:
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(out, steps=6, eval_every=6).to_dict()))
+        return ["--config", str(tmp_path / "c.yaml")]
+
+    def torchrun(out: Path) -> None:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        command = [*launch, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml"), *flags]
+        command = [*launch, "-m", "u2pl_fast.train", *settings(out)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+
+    def two(out: Path, *flags: str) -> str:
+        """Do what torchrun does, without its imports; return what the first process printed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        command = [*settings(out), *flags]
+        printed = {rank: tmp_path / f"{out.name}-{len(flags)}-{rank}.txt" for rank in "01"}
+        ranks = [start(command, path, RANK=rank, LOCAL_RANK=rank, **shared) for rank, path in printed.items()]
+        for process in ranks:
+            process.join(300)
+        assert [process.exitcode for process in ranks] == [0, 0], [path.read_text() for path in printed.values()]
+        return printed["0"].read_text()
 
     torchrun(tmp_path / "straight")
-    torchrun(tmp_path / "parts", "--stop-after", "4")
-    torchrun(tmp_path / "parts", "--resume")
+    two(tmp_path / "parts", "--stop-after", "4")
+    two(tmp_path / "parts", "--resume")
     assert_same_state(tmp_path / "straight", tmp_path / "parts")
     metrics = json.loads((tmp_path / "straight" / "metrics.json").read_text())
     assert metrics["world_size"] == 2 and metrics["steps"] == 6 and 0 <= metrics["miou"] <= 1
     rings = sorted(ring.name for ring in (tmp_path / "parts").glob("ring*.pt"))
     assert rings == ["ring1.step4.pt", "ring1.step6.pt"]
-    torchrun(tmp_path / "two", "--labels-first", "--teacher-input", "whole", "--num-labeled", "394")
+    two(tmp_path / "two", "--labels-first", "--teacher-input", "whole", "--num-labeled", "394")
     for folder in (tmp_path / "two", tmp_path / "two" / "labels-alone"):
         assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
-    told = torchrun(tmp_path / "nothing", "--dry-run")
+    told = two(tmp_path / "nothing", "--dry-run")
     assert "each process receives a step: gradients" in told and not (tmp_path / "nothing").exists()
 
 
