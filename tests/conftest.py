@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from u2pl_fast import ops
-from u2pl_fast.ops import _backend
-
-INTERPRETED = _backend.interpreted()
+from tests.backends import INTERPRETED, device_of, used
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,34 +41,36 @@ def filled_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def missing(backend: str) -> str | None:
-    """Why a backend cannot run here."""
-    if backend == "cpu" and _backend.extension() is None:
-        return f"u2pl_fast._C is not built; {_backend.BUILD_HINT}"
-    if backend == "triton" and not _backend.has_triton():
-        return "triton is not installed"
-    if backend == "triton" and not INTERPRETED and not torch.cuda.is_available():
-        return "triton needs a GPU, or TRITON_INTERPRET=1 pytest tests/interpret"
-    return None
-
-
 @pytest.fixture(params=["triton"] if INTERPRETED else ["reference", "cpu", "triton"])
 def backend(request: pytest.FixtureRequest, filled_memory: None) -> Iterator[str]:
     """Each backend in turn; in the interpreter only triton."""
-    reason = missing(request.param)
-    if reason:
-        pytest.skip(reason)
-    with ops.use_backend(request.param):
+    with used(request.param):
         yield request.param
 
 
 @pytest.fixture
 def device(backend: str) -> torch.device:
     """Where the backend's tensors live."""
-    return torch.device("cuda" if backend == "triton" and not INTERPRETED else "cpu")
+    return device_of(backend)
 
 
 @pytest.fixture(autouse=True)
 def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     if "U2PL_FAST_BACKEND" in os.environ:
         monkeypatch.delenv("U2PL_FAST_BACKEND")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four validation images of two sizes. Nobody writes there."""
+    from tests.inference.cases import make_data
+
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint for those images, with random weights. Nobody writes there."""
+    from tests.inference.cases import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("run") / "best.pt", root)

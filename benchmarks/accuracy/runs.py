@@ -1,6 +1,7 @@
 """The result of one run, as ``benchmarks/results/accuracy`` keeps it: small, without paths, ready for tables."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,15 @@ def current(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+@cache
+def _parsed(flags: tuple[str, ...]) -> TrainConfig:
+    """Each table asks for each experiment again, and parsing is slow."""
+    return parse(list(flags))
+
+
 def meaning(experiment: Experiment) -> dict[str, Any]:
     """The settings that its flags stand for, but for those that the data or the machine decides."""
-    settings = read_settings(resolve(parse(list(experiment.flags))).to_dict())
+    settings = read_settings(resolve(_parsed(experiment.flags)).to_dict())
     by_data = {name for name in BY_DATA if settings[name] is None}
     return {k: v for k, v in settings.items() if k not in PATHS | MACHINE | by_data}
 

@@ -28,6 +28,18 @@ TEST_FILES = (
     "tests/training/test_async_scalars.py",
 )
 TEST_SECONDS = 40  # of one test
+QUICK_TRAINING = (
+    "--encoder",
+    "mobilenetv3_small_050",
+    "--resize",
+    "64",
+    "80",
+    "--crop-size",
+    "64",
+    "64",
+    "--steps",
+    "6",
+)
 TRAINING_FLAGS = ("--dataset", "shapes", "--amp", "--channels-last", "--log-every", "1", "--seed", "0")
 MAIN_FORMATS = ("--dtype", "float32", "bfloat16", "--layout", "contiguous", "channels_last", "--paired")
 SINGLE_FORMAT = ("--dtype", "float32", "--layout", "contiguous")
@@ -87,7 +99,7 @@ class Plan:
         return Stage("extension", command, 6, 45, imports=("torch", "setuptools"))
 
     def kernels(self, limit: float, processes: int) -> Stage:
-        chosen = ["--workload", "tiny", "--dtype", "float32"] if self.quick else []
+        chosen = ["--workload", "tiny", "--dtype", "float32", "--layout", "contiguous"] if self.quick else []
         target = [] if self.device == "cuda" else ["--target", "sm_90"]
         command = [sys.executable, "-m", "benchmarks.aot.precompile", "--processes", str(processes), *chosen, *target]
         return Stage("kernels", command, 15, limit, ("extension",), ("torch", "triton"))
@@ -126,9 +138,9 @@ class Plan:
 
     def train(self, name: str, after: tuple[str, ...], **environment: str) -> Stage:
         """A short training whose every loss is kept."""
-        steps = "6" if self.quick else "100"
         folder = self.work / name.replace(" ", "-")
-        flags = [*TRAINING_FLAGS, "--device", self.device, "--steps", steps, "--eval-every", steps, "--workers", "2"]
+        chosen = [*QUICK_TRAINING, "--steps", "6"] if self.quick else ["--steps", "100"]
+        flags = [*TRAINING_FLAGS, *chosen, "--device", self.device, "--eval-every", "1000", "--workers", "2"]
         command = [sys.executable, "-m", "u2pl_fast.train", *flags, "--out", str(folder)]
         return Stage(
             name, command, 40, 80, after, TRAINED_WITH, environment, collect=self.collect_training(name, folder)

@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor
 
 from u2pl_fast import reference
@@ -37,6 +36,8 @@ def lazily(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def warming_up() -> Iterator[None]:
     """Around the first call of a compiled function: forgets older graphs, bounds the time, names the reason."""
+    import torch._inductor.config  # a second, which a process that compiles nothing need not wait for
+
     torch._dynamo.reset()
     # In this process: a pool of compilers would outlive an interrupted call, and would share the CPU with the clock.
     torch._inductor.config.compile_threads = 1

@@ -5,6 +5,7 @@ hooks tell what it keeps for the backward pass.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class StepMemory:
         return self.weights + self.bank + self.step
 
 
+@cache
 def predicted(workload: Workload, **choices: object) -> StepMemory:
     """The memory of one step of ``workload`` with the benchmark's network for it."""
     w = trained(workload)

@@ -1,6 +1,7 @@
 """The accuracy suite: experiments are trainings that exist, a finished one is not run again, tables tell what lacks."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.accuracy import labeled_images, paired, plots, predictions
 from benchmarks.accuracy.experiments import ALL, ROWS, experiments
 from benchmarks.accuracy.runs import current, meaning
 from benchmarks.draw.tables import accuracy as tables
+from tests.training.runs import start
 from u2pl_fast.config import FALLBACKS, resolve
 from u2pl_fast.train import parse
 
@@ -68,7 +70,24 @@ def tiny(photographs, tmp_path, monkeypatch):
     return ["--msrc", str(photographs), "--encoder-weights", "none", "--work", str(tmp_path / "work")]
 
 
-def test_a_run_is_trained_once_and_remembered(tmp_path, tiny, monkeypatch, capsys):
+class Forked:
+    """As much of ``subprocess.Popen`` as the suite needs of a training, which then waits for no import."""
+
+    def __init__(self, command, stdout, **_):
+        assert command[:3] == [sys.executable, "-m", "u2pl_fast.train"]
+        self.process = start(command[3:], stdout.name)
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    monkeypatch.setattr(suite.subprocess, "Popen", Forked)
+
+
+def test_a_run_is_trained_once_and_remembered(tmp_path, tiny, forked, monkeypatch, capsys):
     arguments = [*tiny, "--only", "msrc-4-supervised-seed0", "--results", str(tmp_path / "results")]
 
     assert suite.main([*arguments, "--dry-run"]) == 0
@@ -129,7 +148,7 @@ def test_draws_are_even_over_scenes_nested_and_of_their_seed(photographs):
     assert len(listed) == 4 and sum(name.startswith("1_") for name in listed) == 2
 
 
-def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, tiny, monkeypatch, capsys):
+def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, tiny, forked, monkeypatch, capsys):
     arguments = [*tiny, "--results", str(tmp_path / "results"), "--jobs", "2", "--only", "msrc-4-self-training-8-seed0"]
     assert suite.main(arguments) == 0
     said = capsys.readouterr().out

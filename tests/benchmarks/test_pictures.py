@@ -8,9 +8,9 @@ import pytest
 from matplotlib import pyplot
 
 from benchmarks.draw import method_pictures, op_pictures
-from tests.training.test_train import tiny
+from tests.training.runs import run as train
+from tests.training.runs import tiny
 from u2pl_fast import ops
-from u2pl_fast.train import run as train
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

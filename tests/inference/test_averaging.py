@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from tests.inference.test_predict import Wide, images
+from tests.inference.small_networks import Wide, images
 from u2pl_fast.inference import averaging, evaluate_model, predict_labels
 from u2pl_fast.inference.averaging import SlidingView, WholeView, mean_stats, window_starts
 

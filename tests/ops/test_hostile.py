@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import INTERPRETED
+from tests.backends import INTERPRETED
 from tests.ops.contrast_cases import draw32, make_mask, make_rings
 from tests.ops.op_cases import TIE, generator
 from u2pl_fast import ops, reference

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.conftest import INTERPRETED, missing
+from tests.backends import INTERPRETED, used
 from tests.ops.contrast_cases import EMPTY, Batch, Rings, make_features, make_mask, make_rings, needs_extension
 from tests.ops.op_cases import LAYOUTS as MEMORY
 from tests.ops.op_cases import assert_close, generator
@@ -24,18 +24,8 @@ LAYOUTS = ["nchw", "nhwc", "rows"]
 
 @pytest.fixture(params=["triton"] if INTERPRETED else ["reference", "cpu", "triton", "cuda"])
 def backend(request: pytest.FixtureRequest, filled_memory: None) -> Iterator[str]:
-    reason = missing(request.param)
-    if request.param == "cuda" and not (torch.cuda.is_available() and hasattr(_backend.extension(), "ring_push_cuda")):
-        reason = "needs a GPU and an extension built with CUDA"
-    if reason:
-        pytest.skip(reason)
-    with ops.use_backend(request.param):
+    with used(request.param):
         yield request.param
-
-
-@pytest.fixture
-def device(backend: str) -> torch.device:
-    return torch.device("cuda" if backend == "cuda" or (backend == "triton" and not INTERPRETED) else "cpu")
 
 
 def assert_rings(actual: Rings, expected: Rings) -> None:

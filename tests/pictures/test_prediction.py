@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.inference.test_commands import failure, make_checkpoint, make_data, run_predict
+from tests.inference.cases import failure, make_checkpoint, run_predict
 from u2pl_fast import predict
 from u2pl_fast.data.files import read_mask
 from u2pl_fast.inference import load_model, predict_labels
@@ -20,16 +20,6 @@ from u2pl_fast.pictures import gallery, prediction
 from u2pl_fast.pictures.gallery import Gallery
 from u2pl_fast.pictures.palette import palette
 from u2pl_fast.reference import PixelStats
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def trained(root, tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("run") / "best.pt", root)
 
 
 def stats_of(entropy, label=None):

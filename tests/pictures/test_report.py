@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.test_train import tiny
+from tests.training.runs import run as train
+from tests.training.runs import tiny
 from u2pl_fast.pictures import charts
 from u2pl_fast.report import ReportConfig, Run, classes, main, notes, page, read
-from u2pl_fast.train import run as train
 
 SECTIONS = ["Losses", "Validation", "Classes", "Pseudo-labels", "Memory bank", "Confusion", "Last eval"]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.training.test_train import tiny
+from tests.training.runs import run as train
+from tests.training.runs import tiny
 from u2pl_fast.export import ExportConfig, main, run
 from u2pl_fast.inference import load_model
 from u2pl_fast.saving import checkpoint, weights_file
-from u2pl_fast.train import run as train
 
 
 @pytest.fixture(scope="module")

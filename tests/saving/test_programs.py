@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from tests.inference.test_commands import NAMES, failure, make_checkpoint, make_data, run_predict
+from tests.inference.cases import NAMES, failure, make_checkpoint, run_predict
 from u2pl_fast import evaluate, export
 from u2pl_fast.export import ExportConfig, run
 from u2pl_fast.inference import load_model
@@ -188,16 +188,6 @@ def test_plain_same_padding_is_timms(multiple, sizes):
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def trained(root, tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("run") / "best.pt", root)
 
 
 @pytest.fixture(scope="module")

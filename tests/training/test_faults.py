@@ -21,7 +21,7 @@ def test_killed_at_random_moments_it_ends_as_undisturbed():
 
 
 def test_a_soak_samples_memory_files_and_speed(tmp_path):
-    trial("soak", "--minutes", "0.4", "--every", "0.5", "--out", str(tmp_path), "--report-only")
+    trial("soak", "--minutes", "0.1", "--every", "0.2", "--out", str(tmp_path), "--report-only")
     rows = json.loads((tmp_path / "soak.json").read_text())
     assert min(rows["mib"][-10:]) > 100 and min(rows["files"][-10:]) > 10
     assert rows["cpu_seconds"][-1] > 1 and rows["step"][-1] > rows["step"][0]

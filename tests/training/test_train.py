@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,14 +20,15 @@ import yaml
 from PIL import Image
 
 from tests.data import dataset_trees
-from u2pl_fast import data, ops
+from tests.training.runs import assert_same_state, few_images, run, start, tiny, weights
+from u2pl_fast import data, evaluate, ops
 from u2pl_fast.config import TrainConfig
 from u2pl_fast.criterion import U2PLCriterion
 from u2pl_fast.inference import load_model
 from u2pl_fast.models import network
 from u2pl_fast.ops import _backend
 from u2pl_fast.saving import checkpoint
-from u2pl_fast.train import main, parse, run
+from u2pl_fast.train import main, parse
 from u2pl_fast.training import learner
 from u2pl_fast.training.learner import Learner
 from u2pl_fast.training.summary import backends
@@ -41,50 +43,6 @@ def few_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def tiny(out: Path, **options) -> TrainConfig:
-    """A few seconds of training that goes through every phase: labels alone, then the teacher, then the bank."""
-    settings = {
-        "encoder": "mobilenetv3_small_050",
-        "crop_size": (64, 64),
-        "batch_size": 2,
-        "num_labeled": 6,
-        "steps": 8,
-        "sup_only_epochs": 3 / 197,
-        "eval_every": 1000,
-        "log_every": 2,
-        "workers": 0,
-        "threads": 1,
-        "device": "cpu",
-    }
-    return TrainConfig(out=out, **settings | options)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    state = checkpoint.load(out / "last.pt")
-    flat = {}
-
-    def walk(value, name):
-        if isinstance(value, torch.Tensor):
-            flat[name] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{name}.{key}")
-        elif isinstance(value, list | tuple):
-            for key, item in enumerate(value):
-                walk(item, f"{name}.{key}")
-
-    for part in ("student", "teacher", "bank", "optimizer"):
-        walk(state[part], part)
-    return flat
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys() and len(first) > 100
-    differing = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not differing, f"{len(differing)} tensors differ, first {differing[0]}"
 
 
 def test_a_run_leaves_its_files(tmp_path, capsys):
@@ -133,51 +91,73 @@ def test_k_plus_k_steps_are_2k_steps_bit_for_bit(tmp_path, options):
         assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
 
 
+LONGER = {"steps": 30, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(tiny(out, **LONGER))
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, number):
-    options = {"steps": 30, "log_every": 1}
-    flags = ["--config", str(tmp_path / "c.yaml")]
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **options).to_dict()))
-    command = [sys.executable, "-m", "u2pl_fast.train", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, undisturbed, number):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **LONGER).to_dict()))
+    process = start(["--config", str(tmp_path / "c.yaml")], tmp_path / "printed.txt")
     log = tmp_path / "cut" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(120)
+    output = (tmp_path / "printed.txt").read_text()
     step = checkpoint.load(tmp_path / "cut" / "last.pt")["step"]
-    assert process.returncode == 0 and 3 <= step < 30
+    assert process.exitcode == 0 and 3 <= step < 30
     assert f"stopped and saved at step {step} of 30; go on with the same command and --resume" in output
-    run(tiny(tmp_path / "cut", resume=True, **options))
-    run(tiny(tmp_path / "whole", **options))
-    assert_same_state(tmp_path / "whole", tmp_path / "cut")
+    run(tiny(tmp_path / "cut", resume=True, **LONGER))
+    assert_same_state(undisturbed, tmp_path / "cut")
 
 
 def test_two_processes_train_as_one_program(tmp_path):
-    """torchrun with gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
+    """With gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
 
-    def torchrun(out: Path, *flags: str) -> str:
+    def settings(out: Path) -> list[str]:
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(out, steps=6, eval_every=6).to_dict()))
+        return ["--config", str(tmp_path / "c.yaml")]
+
+    def torchrun(out: Path) -> None:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        command = [*launch, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml"), *flags]
+        command = [*launch, "-m", "u2pl_fast.train", *settings(out)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+
+    def two(out: Path, *flags: str) -> str:
+        """Do what torchrun does, without its imports; return what the first process printed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        command = [*settings(out), *flags]
+        printed = {rank: tmp_path / f"{out.name}-{len(flags)}-{rank}.txt" for rank in "01"}
+        ranks = [start(command, path, RANK=rank, LOCAL_RANK=rank, **shared) for rank, path in printed.items()]
+        for process in ranks:
+            process.join(300)
+        assert [process.exitcode for process in ranks] == [0, 0], [path.read_text() for path in printed.values()]
+        return printed["0"].read_text()
 
     torchrun(tmp_path / "straight")
-    torchrun(tmp_path / "parts", "--stop-after", "4")
-    torchrun(tmp_path / "parts", "--resume")
+    two(tmp_path / "parts", "--stop-after", "4")
+    two(tmp_path / "parts", "--resume")
     assert_same_state(tmp_path / "straight", tmp_path / "parts")
     metrics = json.loads((tmp_path / "straight" / "metrics.json").read_text())
     assert metrics["world_size"] == 2 and metrics["steps"] == 6 and 0 <= metrics["miou"] <= 1
     rings = sorted(ring.name for ring in (tmp_path / "parts").glob("ring*.pt"))
     assert rings == ["ring1.step4.pt", "ring1.step6.pt"]
-    torchrun(tmp_path / "two", "--labels-first", "--teacher-input", "whole", "--num-labeled", "394")
+    two(tmp_path / "two", "--labels-first", "--teacher-input", "whole", "--num-labeled", "394")
     for folder in (tmp_path / "two", tmp_path / "two" / "labels-alone"):
         assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
-    told = torchrun(tmp_path / "nothing", "--dry-run")
+    told = two(tmp_path / "nothing", "--dry-run")
     assert "each process receives a step: gradients" in told and not (tmp_path / "nothing").exists()
 
 
@@ -210,7 +190,7 @@ def test_learns_from_real_photographs(tmp_path):
 
     out = tmp_path / "evaluation.json"
     flags = ["--checkpoint", str(tmp_path / "run" / "last.pt"), "--json", str(out)]
-    subprocess.run([sys.executable, "-m", "u2pl_fast.evaluate", *flags], cwd=ROOT, check=True, timeout=300)
+    evaluate.main(flags)
     evaluated = json.loads(out.read_text())
     assert evaluated["miou"] == pytest.approx(metrics["miou"], abs=1e-6)
     assert evaluated["network"] == metrics["network"] and evaluated["images"] == 101
@@ -565,7 +545,8 @@ def test_the_summary_tells_how_long_images_were_waited_for(tmp_path, capsys, mon
 
 def _printed_by_main(out: Path, capsys) -> str:
     flags = ["--encoder", "mobilenetv3_small_050", "--crop-size", "64", "64", "--batch-size", "2", "--steps", "1"]
-    main([*flags, "--num-labeled", "6", "--workers", "0", "--device", "cpu", "--out", str(out)])
+    with few_images():
+        main([*flags, "--num-labeled", "6", "--workers", "0", "--device", "cpu", "--out", str(out)])
     return capsys.readouterr().out
 
 
@@ -716,30 +697,34 @@ def test_images_without_a_partner_are_told(tmp_path, capsys):
     assert "in pairs" not in capsys.readouterr().out
 
 
-def test_a_full_disk_keeps_what_was_saved(tmp_path):
+def test_a_full_disk_keeps_what_was_saved(tmp_path, capsys):
     """A limit on the size of files stands in for a disk without space."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "run", steps=8, save_every=2).to_dict()))
-    command = [sys.executable, "-m", "u2pl_fast.train", "--config", str(tmp_path / "c.yaml")]
 
-    def train(*flags: str, limit: int | None = None) -> subprocess.CompletedProcess:
-        def small_files() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    def train(*flags: str) -> None:
+        with few_images():
+            main(["--config", str(tmp_path / "c.yaml"), *flags])
 
-        start = small_files if limit else None
-        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, preexec_fn=start)
+    def failure(limit: int) -> str:
+        """Return the one line that the program ends with where no file may be longer."""
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(SystemExit) as stop:
+                train("--resume")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+        return stop.value.code
 
-    assert train("--stop-after", "4").returncode == 0
-    full = train("--resume", limit=2**20)
-    assert full.returncode == 1
-    assert full.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
+    train("--stop-after", "4")
+    assert failure(2**20).startswith("error: cannot write checkpoint")
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 4
 
     before = {name: (tmp_path / "run" / name).read_text() for name in ("log.jsonl", "metrics.json", "config.yaml")}
-    full = train("--resume", limit=64)
-    assert full.returncode == 1
-    assert full.stderr.strip().splitlines()[-1].startswith(f"error: out: cannot write in {tmp_path / 'run'}: ")
+    assert failure(64).startswith(f"error: out: cannot write in {tmp_path / 'run'}: ")
     assert {name: (tmp_path / "run" / name).read_text() for name in before} == before
 
-    assert train("--resume").returncode == 0
+    train("--resume")
     run(tiny(tmp_path / "straight", steps=8, save_every=2))
     assert_same_state(tmp_path / "straight", tmp_path / "run")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import oracle
+from tests.training.runs import FORKED
 from u2pl_fast import data, ops
 from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.criterion import U2PLCriterion
@@ -275,9 +276,12 @@ def _process(rank: int, world: int, folder: Path) -> None:
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The results of each rank."""
     folder, world = tmp_path_factory.mktemp("ranks"), request.param
-    # The imports, most of what a process costs, are made once, in the server that all are forked from.
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["u2pl_fast.training.learner"])
-    torch.multiprocessing.start_processes(_process, (world, folder), nprocs=world, start_method="forkserver")
+    processes = [FORKED.Process(target=_process, args=(rank, world, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.method.test_criterion import batch, criterion, losses
+from tests.method.cases import batch, criterion, losses
 from u2pl_fast.utils.randomness import generator
 
 
