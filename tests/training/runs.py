@@ -9,9 +9,9 @@ from unittest import mock
 
 import torch
 
-from u2pl_fast import train
+from u2pl_fast import data, train
 from u2pl_fast.config import TrainConfig
-from u2pl_fast.data import shapes
+from u2pl_fast.data import Split, measured_masks, shapes
 from u2pl_fast.saving import checkpoint
 
 FEW = 4
@@ -23,8 +23,13 @@ FORKED.set_forkserver_preload(["u2pl_fast.train"])
 @contextmanager
 def few_images() -> Iterator[None]:
     """Evaluate on a few of the built-in images. On all of them it takes several times as long as the training."""
-    with mock.patch.dict(shapes.SPLIT_SIZES, val=FEW), mock.patch("u2pl_fast.train.QUALITY_IMAGES", FEW):
+    with mock.patch.dict(shapes.SPLIT_SIZES, val=FEW), mock.patch.object(data, "measured_masks", few_masks):
         yield
+
+
+def few_masks(split: Split) -> list[int]:
+    """Return the hidden masks that pseudo-labels are compared with."""
+    return measured_masks(split, FEW)
 
 
 def tiny(out: Path, **options) -> TrainConfig:
