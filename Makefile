@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal -p no:benchmark
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint bench docs gpu-check gpu-prepare test-gpu-stack sanitize clean
+.PHONY: demo test quick lint bench docs gpu-check gpu-prepare test-gpu-stack sanitize clean
 
 demo: $(VENV)/built
 	rm -rf runs/demo
@@ -24,6 +24,10 @@ demo: $(VENV)/built
 test: lint
 	$(PYTEST) tests --ignore tests/interpret
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpret
+
+# While you work: no training, no other process, nothing compiled.
+quick: $(VENV)/built
+	$(PYTEST) -m "not slow" tests --ignore tests/interpret
 
 lint: $(VENV)/built
 	$(VENV)/bin/ruff check .

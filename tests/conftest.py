@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU; `pytest -m gpu` takes these alone")
+    config.addinivalue_line("markers", "slow: trains, compiles or starts a process; `make quick` leaves these out")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """The accuracy suite: experiments are trainings that exist, a finished one is not run again, tables tell what lacks."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -74,7 +75,6 @@ class Forked:
     """As much of ``subprocess.Popen`` as the suite needs of a training, which then waits for no import."""
 
     def __init__(self, command, stdout, **_):
-        assert command[:3] == [sys.executable, "-m", "u2pl_fast.train"]
         self.process = start(command[3:], stdout.name)
 
     def wait(self) -> int:
@@ -84,7 +84,13 @@ class Forked:
 
 @pytest.fixture
 def forked(monkeypatch):
-    monkeypatch.setattr(suite.subprocess, "Popen", Forked)
+    real = subprocess.Popen
+
+    def popen(command, *arguments, **options):
+        is_training = command[:3] == [sys.executable, "-m", "u2pl_fast.train"]
+        return (Forked if is_training else real)(command, *arguments, **options)
+
+    monkeypatch.setattr(suite.subprocess, "Popen", popen)
 
 
 def test_a_run_is_trained_once_and_remembered(tmp_path, tiny, forked, monkeypatch, capsys):

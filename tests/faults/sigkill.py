@@ -6,31 +6,33 @@ lets it finish and compares weights, optimiser, teacher and bank with those of a
 
 import argparse
 import random
+import subprocess
+import sys
 import tempfile
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from tests.training.runs import start
 from u2pl_fast.saving import checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--encoder", "mobilenetv3_small_050", "--crop-size", "64", "64", "--batch-size", "2", "--num-labeled", "6"]
 FLAGS += ["--workers", "1", "--threads", "1", "--device", "cpu", "--save-every", "3", "--eval-every", "1000000"]
 FLAGS += ["--sup-only-epochs", "0.05", "--accumulate", "2"]
 STATE = ("student", "teacher", "bank", "optimizer", "step")
 
 
-def train(out: Path, steps: int, *flags: str) -> BaseProcess:
-    command = [*FLAGS, "--steps", str(steps), "--resume", "--out", str(out), *flags]
-    return start(command, out.with_suffix(".txt"))
+def start(out: Path, steps: int, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "u2pl_fast.train", *FLAGS, "--steps", str(steps), "--resume", "--out", str(out)]
+    command += flags
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: BaseProcess, out: Path) -> None:
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"the training failed:\n{out.with_suffix('.txt').read_text()[-3000:]}")
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the training failed:\n{errors[-3000:]}")
 
 
 def step_of(out: Path) -> int:
@@ -56,28 +58,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--longest", type=float, help="seconds before a kill at most; unset: a quarter of a whole run")
+    parser.add_argument("--longest", type=float, help="seconds before a kill at most; unset: twice those of a start")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         straight, killed = Path(folder) / "straight", Path(folder) / "killed"
-        finish(train(straight, 2, "--dry-run"), straight)  # the others then wait for no import
         began = time.monotonic()
-        finish(train(straight, arguments.steps), straight)
-        longest = arguments.longest or (time.monotonic() - began) / 4
+        finish(start(straight, arguments.steps, "--stop-after", "2"))
+        longest = arguments.longest or 2 * (time.monotonic() - began)
+        finish(start(straight, arguments.steps))
         for kill in range(arguments.kills):
-            process = train(killed, arguments.steps)
+            process = start(killed, arguments.steps)
             moment = chance.uniform(0, longest)
-            process.join(moment)
-            if not process.is_alive():
-                finish(process, killed)
+            try:
+                process.wait(moment)
+                finish(process)
                 print(f"kill {kill + 1}: not needed, the run was over before {moment:.1f} s")
                 break
-            process.kill()
-            process.join()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
             print(f"kill {kill + 1} after {moment:.1f} s, {step_of(killed)} steps saved", flush=True)
-        finish(train(killed, arguments.steps), killed)
+        finish(start(killed, arguments.steps))
         states = [checkpoint.load(run / "last.pt") for run in (straight, killed)]
         wrong = [d for name in STATE for d in differing(states[0][name], states[1][name], name)]
     if wrong:
