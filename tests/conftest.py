@@ -1,6 +1,9 @@
 """What all tests share: one thread, outputs that show where nothing was written, and the choice of backend."""
 
+import multiprocessing.process
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +34,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quick_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a test trains or starts a process and is not marked slow, so that `make quick` stays quick."""
+    if any(request.node.get_closest_marker(name) for name in ("slow", "gpu")):
+        return
+
+    def refuse(*_, **__) -> None:
+        pytest.fail("it trains or starts a process: mark it with @pytest.mark.slow")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    learner = sys.modules.get("u2pl_fast.training.learner")
+    if learner is not None:
+        monkeypatch.setattr(learner.Learner, "train_step", refuse)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = u2pl_fast.U2PLCriteria
 
 
+@pytest.mark.slow
 def test_the_import_alone_brings_no_torch():
     code = "import sys, u2pl_fast; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -93,6 +93,7 @@ def forked(monkeypatch):
     monkeypatch.setattr(suite.subprocess, "Popen", popen)
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_remembered(tmp_path, tiny, forked, monkeypatch, capsys):
     arguments = [*tiny, "--only", "msrc-4-supervised-seed0", "--results", str(tmp_path / "results")]
 
@@ -134,6 +135,7 @@ def test_a_run_is_trained_once_and_remembered(tmp_path, tiny, forked, monkeypatc
     assert json.loads(file.read_text())["settings"]["lr"] == 0.1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, tiny, capsys):
     only = ["--only", "msrc-4-supervised-seed0", "camvid-23-supervised-seed0"]
     (tmp_path / "empty").mkdir()
@@ -154,6 +156,7 @@ def test_draws_are_even_over_scenes_nested_and_of_their_seed(photographs):
     assert len(listed) == 4 and sum(name.startswith("1_") for name in listed) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_another_one_reads_comes_first(tmp_path, photographs, tiny, forked, monkeypatch, capsys):
     arguments = [*tiny, "--results", str(tmp_path / "results"), "--jobs", "2", "--only", "msrc-4-self-training-8-seed0"]
     assert suite.main(arguments) == 0

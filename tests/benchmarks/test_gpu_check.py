@@ -101,6 +101,7 @@ def rehearse(part: str, prepared: Path, folder: Path) -> tuple[str, dict[str, st
     return done.stdout, {name: row["note"] for name, row in stages.items() if row["status"] != "passed"}
 
 
+@pytest.mark.slow
 def test_a_rehearsal_on_a_bare_image_asks_whether_it_is_right(prepared: Path, tmp_path: Path):
     printed, left_out = rehearse("right", prepared, tmp_path)
     assert left_out == dict.fromkeys(("memcheck", "racecheck", "whole step"), "needs a GPU")
@@ -111,6 +112,7 @@ def test_a_rehearsal_on_a_bare_image_asks_whether_it_is_right(prepared: Path, tm
     assert {row["outcome"] for row in rows(tmp_path / TESTS)} <= {"passed", "skipped"}
 
 
+@pytest.mark.slow
 def test_a_rehearsal_on_a_bare_image_measures_everything(prepared: Path, tmp_path: Path):
     _, left_out = rehearse("fast", prepared, tmp_path)
     assert set(left_out) == {"counters"} and left_out["counters"] in ("needs a GPU", "ncu is not found")
@@ -119,6 +121,7 @@ def test_a_rehearsal_on_a_bare_image_measures_everything(prepared: Path, tmp_pat
     assert {r["impl"] for r in data["records"] if r["op"] == "step"} >= {"mean-teacher", "networks-only", "u2pl-lean"}
 
 
+@pytest.mark.slow
 def test_ops_are_measured_where_packages_are_missing(tmp_path: Path):
     command_line = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--no-memory", "--impl", "eager"]
     command_line += ["--op", "thin_mask", "step", "--json", str(tmp_path / "r.json")]
@@ -128,6 +131,7 @@ def test_ops_are_measured_where_packages_are_missing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow
 def test_what_was_measured_before_a_kill_is_kept_and_a_later_call_adds_to_it(seed: int, tmp_path: Path):
     process = subprocess.Popen(
         [sys.executable, "-c", MEASURING, *ON_CPU, "--part", "fast", "--out", str(tmp_path)],
@@ -175,6 +179,7 @@ def _running(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_check_that_is_asked_to_end_ends_its_stages_and_tells(tmp_path: Path):
     process = subprocess.Popen(
         [sys.executable, "-c", MEASURING, *ON_CPU, "--part", "fast", "--out", str(tmp_path)],
@@ -201,6 +206,7 @@ def stage(name: str, code: str, limit: float = 20, **options: object) -> Stage:
     return Stage(name, [sys.executable, "-c", code], 1, limit, **options)
 
 
+@pytest.mark.slow
 def test_stages_run_in_their_order_and_each_says_how_it_ended(tmp_path: Path, capsys: pytest.CaptureFixture):
     out = Out(tmp_path)
     stages = [
@@ -230,6 +236,7 @@ def test_stages_run_in_their_order_and_each_says_how_it_ended(tmp_path: Path, ca
     assert late[0]["note"] == "no time left"
 
 
+@pytest.mark.slow
 def test_what_a_running_stage_has_measured_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from benchmarks.gpu_check import schedule
 
@@ -276,6 +283,7 @@ class Collected:
         self.files = {item.path.relative_to(ROOT).as_posix() for item in session.items}
 
 
+@pytest.mark.slow
 def test_every_test_that_needs_a_gpu_is_in_a_file_that_is_run():
     found = Collected()
     # In this process: when all tests run, most of their modules are imported.
@@ -300,6 +308,7 @@ def test_dies():
 """
 
 
+@pytest.mark.slow
 def test_each_test_is_told_at_once_and_one_that_died_runs_again(tmp_path: Path, capfd: pytest.CaptureFixture):
     (tmp_path / "test_it.py").write_text(TEST_FILE)
     report = tmp_path / TESTS
@@ -322,6 +331,7 @@ def test_each_test_is_told_at_once_and_one_that_died_runs_again(tmp_path: Path, 
     assert [name.partition("::")[2] for name in again.failed(report)] == ["test_bad"]
 
 
+@pytest.mark.slow
 def test_a_failing_test_makes_its_process_look_for_its_context(tmp_path: Path):
     """By pytest itself: its hooks have an order."""
     (tmp_path / "test_it.py").write_text("def test_a(): assert 0\ndef test_b(): pass\n")
@@ -362,6 +372,7 @@ def test_a_process_without_a_context_ends_before_its_next_test(monkeypatch: pyte
 # --- What is carried --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_closure_of_needs_is_printed(wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     lacking = {"docstring-parser", "segmentation-models-pytorch", "typeguard", "tyro"}
     listing = tmp_path / "freeze.txt"
@@ -403,6 +414,7 @@ def test_what_does_not_fit_is_left_with_the_reason(prepared: Path, tmp_path: Pat
         carried.take(tmp_path)
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_once_and_found_after_they_were_carried(tmp_path: Path):
     pytest.importorskip("triton")
     chosen = ["--target", "sm_90", "--workload", "tiny", "--dtype", "float32", "--layout", "contiguous"]

@@ -124,6 +124,7 @@ def test_disagreement_is_an_error():
             runner.assert_agree("x", wrong, right, "float32")
 
 
+@pytest.mark.slow
 def test_peak_memory_counts_what_the_call_adds_and_not_its_inputs():
     """Eager cross-entropy stores the upsampled logits at least twice; they are far larger than noise and inputs."""
     camvid = dataclasses.replace(NAMED["camvid"], num_classes=40)

@@ -96,6 +96,7 @@ def measure(op: registry.Op, **options: object) -> runner.Measured:
     return runner.measure(op, SETTING, list(op.implementations), Ceilings(1e9, 1e9, 1e9), inputs, rounds=3, **options)
 
 
+@pytest.mark.slow
 def test_a_call_is_timed_on_the_device_on_the_host_and_as_a_graph(card: pytest.MonkeyPatch):
     before = Graph.replays
     measured = measure(an_op(eager=lambda x: x + 1, fused=lambda x: 1 + x))
@@ -110,6 +111,7 @@ def test_a_call_is_timed_on_the_device_on_the_host_and_as_a_graph(card: pytest.M
         results.validate({"machine": block, "records": [{k: v for k, v in fused.items() if k != "graph_ms"}]})
 
 
+@pytest.mark.slow
 def test_what_cannot_be_captured_is_timed_all_the_same(card: pytest.MonkeyPatch):
     @contextmanager
     def graph(_: object):
@@ -122,6 +124,7 @@ def test_what_cannot_be_captured_is_timed_all_the_same(card: pytest.MonkeyPatch)
     assert "graph_ms: not captured: RuntimeError: operation not permitted" in record["reason"]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_fails_in_any_way_leaves_the_others(card: pytest.MonkeyPatch):
     class CompilationError(Exception):  # Triton's are no RuntimeError
         pass
@@ -134,6 +137,7 @@ def test_a_kernel_that_fails_in_any_way_leaves_the_others(card: pytest.MonkeyPat
     assert fused["ms_median"] is None and fused["reason"] == "failed: CompilationError: at 3:5: cannot compile"
 
 
+@pytest.mark.slow
 def test_a_wrong_result_is_kept_apart_if_asked_for(card: pytest.MonkeyPatch):
     op = an_op(eager=lambda x: x + 1, fused=lambda x: x + 1.1)
     with pytest.raises(runner.Disagreement):
@@ -156,6 +160,7 @@ def test_an_error_that_shows_late_does_not_end_the_suite(card: pytest.MonkeyPatc
         measure(an_op(eager=lambda x: x + 1, fused=lambda x: broken.append(1) or x + 1))
 
 
+@pytest.mark.slow
 def test_what_fails_while_it_is_timed_is_told_and_the_next_setting_measured(card: pytest.MonkeyPatch, tmp_path):
     def fails(*_: object, **__: object):
         raise RuntimeError("out of patience")
@@ -185,6 +190,7 @@ def suite_runs(card: pytest.MonkeyPatch, tmp_path, op: registry.Op, clocks_fail:
     return command[-2:]
 
 
+@pytest.mark.slow
 def test_a_lost_context_ends_the_process_and_another_goes_on(card: pytest.MonkeyPatch, tmp_path, capsys):
     def lost() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -200,6 +206,7 @@ def test_a_lost_context_ends_the_process_and_another_goes_on(card: pytest.Monkey
     assert all(map(suite._failed, results.load(tmp_path / "r.json")["records"])), "the new process must end with 1"
 
 
+@pytest.mark.slow
 def test_phases_of_a_step_are_timed_between_events(card: pytest.MonkeyPatch):
     inputs = Inputs(TINY, "cpu", torch.float32, "channels_last", "capped")
     op = registry.load("step")
@@ -216,6 +223,7 @@ def test_steps_are_timed_in_a_row(card: pytest.MonkeyPatch):
     assert len(calls) == 3 + clocks.STEPS_IN_A_ROW * (1 + 2) and len(timed["a"].rounds) == 2
 
 
+@pytest.mark.slow
 def test_a_whole_step_repeats_and_its_replay_is_compared(card: pytest.MonkeyPatch):
     """The stand-in's graph replays nothing, so a replay that moves nothing must be told from the step."""
     card.setattr(torch.cuda, "is_available", lambda: False)  # the optimizer asks a real one
@@ -240,6 +248,7 @@ def test_a_whole_step_repeats_and_its_replay_is_compared(card: pytest.MonkeyPatc
     )
 
 
+@pytest.mark.slow
 def test_networks_alone_send_the_rows_of_the_first_step_through_the_head():
     inputs = Inputs(trained(TINY), "cpu", torch.float32, "channels_last", "capped")
     learner, batch = step.learner(inputs, step.NetworksOnly), step.batch(inputs)
@@ -254,6 +263,7 @@ def test_networks_alone_send_the_rows_of_the_first_step_through_the_head():
 
 
 @pytest.mark.parametrize("choices", whole_step.METHODS.values(), ids=whole_step.METHODS)
+@pytest.mark.slow
 def test_no_step_reads_anything_back(choices: dict[str, object]):
     """Tensors without data refuse to be read: forward, backward and update of a whole step must not try."""
     inputs = Inputs(trained(TINY), "cpu", torch.float32, "channels_last", "capped")

@@ -12,6 +12,8 @@ from tests.training.runs import run as train
 from tests.training.runs import tiny
 from u2pl_fast import ops
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 

@@ -267,6 +267,7 @@ def tree(root: Path, suffix: str, channels: int, dtype) -> Path:
     ],
     ids=["6 bands of 16 bits", "grey", "rgba"],
 )
+@pytest.mark.slow
 def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path, suffix, channels, dtype, options):
     root, out = tree(tmp_path / "data", suffix, channels, dtype), tmp_path / "run"
     config = TrainConfig(

@@ -412,6 +412,7 @@ def two_steps(dataset: str, root: Path, out: Path, *flags: str) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_steps_on_voc(tmp_path, capsys):
     root = voc(tmp_path / "voc")
     (tmp_path / "labeled.txt").write_text("2007_000001\n2007_000003\n")
@@ -422,6 +423,7 @@ def test_two_steps_on_voc(tmp_path, capsys):
     assert saved["class_names"][20] == "tvmonitor" and saved["config"]["background_class"] == 0
 
 
+@pytest.mark.slow
 def test_two_steps_on_cityscapes(tmp_path):
     metrics = two_steps("cityscapes", cityscapes(tmp_path / "data"), tmp_path / "run", "--num-labeled", "2")
     scored = [index for index, iou in enumerate(metrics["iou_per_class"]) if iou is not None]
@@ -459,6 +461,7 @@ def test_label_map_entries_that_yaml_takes_for_numbers(tmp_path):
         assert TrainConfig.from_yaml(file).label_map == ("0:0", "255:1")
 
 
+@pytest.mark.slow
 def test_a_label_map_is_kept_by_evaluate_and_resume(tmp_path):
     root, file = folder(tmp_path / "data", values=(0, 255)), tmp_path / "map.txt"
     file.write_text("0:0\n255:1\n")

@@ -97,6 +97,7 @@ def test_supervised_batches_are_the_labelled_half():
     assert set(batch) == set(alone)
 
 
+@pytest.mark.slow
 def test_workers_restarts_and_caching_change_no_bit():
     split = small_split()
     expected = batches(split, 0, 8, 16, cache=False)
@@ -192,6 +193,7 @@ def test_the_cache_is_bounded_and_not_written_to():
     assert not empty._samples._images and not empty._samples._labels
 
 
+@pytest.mark.slow
 def test_workers_use_one_thread_and_leave_the_global_generator_alone():
     class Threads(Shapes):
         def image(self, index):
@@ -205,6 +207,7 @@ def test_workers_use_one_thread_and_leave_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_file_that_breaks_during_training_is_one_short_message(tmp_path, workers):
     for kind, shape in (("images", (64, 64, 3)), ("labels", (64, 64))):
         (tmp_path / kind / "train").mkdir(parents=True)
@@ -218,6 +221,7 @@ def test_a_file_that_breaks_during_training_is_one_short_message(tmp_path, worke
     assert str(caught.value).startswith(f"{path}: not a readable image") and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_dies_is_one_short_message(monkeypatch):
     split = small_split()
     monkeypatch.setattr(type(split.dataset), "image", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))

@@ -63,6 +63,7 @@ def test_every_example_is_tested_and_in_the_docs():
     assert all(f"python examples/{name}.py" in page for name in files)
 
 
+@pytest.mark.slow
 def test_plain_loop_prints_the_same_losses_and_less_memory():
     command = [
         sys.executable,

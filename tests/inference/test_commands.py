@@ -112,6 +112,7 @@ def test_a_checkpoint_of_another_network_is_refused(trained, tmp_path):
     assert "unknown setting new_option" in failure(evaluate, ["--checkpoint", tmp_path / "b.pt"])
 
 
+@pytest.mark.slow
 def test_as_a_program_on_the_built_in_data(tmp_path):
     make_checkpoint(tmp_path / "a.pt", None, num_classes=6, class_names=list("abcdef"), dataset="shapes")
     package = os.path.dirname(evaluate.__file__)

@@ -242,6 +242,7 @@ def _evaluate_share(rank, world, folder):
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_processes_share_the_images(tmp_path):
     torch.multiprocessing.start_processes(_evaluate_share, (2, str(tmp_path)), nprocs=2, start_method="fork")
     expected = evaluate_model(Pointwise(4), samples(SIZES), num_classes=5)

@@ -17,6 +17,8 @@ if _backend.interpreted():
 from benchmarks.aot import launches, precompile  # noqa: E402
 from benchmarks.aot import pixel_launches as pixel  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's.
 # On gfx942 registers are vector registers, up to 512.
 BUDGET = {

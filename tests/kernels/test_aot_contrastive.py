@@ -26,6 +26,8 @@ from benchmarks.aot.launches import (  # noqa: E402
     resources,
 )
 
+pytestmark = pytest.mark.slow
+
 # (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's. On gfx942 registers are
 # vector registers, of 512.
 BUDGET = {

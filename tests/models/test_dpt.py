@@ -33,6 +33,7 @@ def test_dpt_on_vision_transformers_of_any_patch_and_odd_grids(encoder, patch, g
 
 
 @pytest.mark.parametrize("recipe", ["lean", "paper"])
+@pytest.mark.slow
 def test_dpt_trains_and_goes_on_where_it_was(tmp_path, narrow_dpt, recipe):
     """Crops of a size that 14 does not divide are filled up, teacher and bank included."""
     rng = np.random.default_rng(0)

@@ -73,6 +73,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_ops_import_and_run_with_torch_alone(bare: Path):
     code = f"import sys; sys.path.insert(0, {str(bare)!r})\n{USE}"
     # -I -S: no site-packages, no user folder, no environment variable

@@ -127,6 +127,7 @@ def _share(rank: int, store: str, results: str, backend: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_over_two_processes(backend: str, device: torch.device, tmp_path: os.PathLike) -> None:
     if device.type != "cpu":
         pytest.skip("two processes need two GPUs")

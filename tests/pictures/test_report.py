@@ -14,6 +14,8 @@ from tests.training.runs import tiny
 from u2pl_fast.pictures import charts
 from u2pl_fast.report import ReportConfig, Run, classes, main, notes, page, read
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = ["Losses", "Validation", "Classes", "Pseudo-labels", "Memory bank", "Confusion", "Last eval"]
 
 

@@ -10,6 +10,8 @@ from u2pl_fast.export import ExportConfig, main, run
 from u2pl_fast.inference import load_model
 from u2pl_fast.saving import checkpoint, weights_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

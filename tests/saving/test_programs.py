@@ -23,6 +23,8 @@ from u2pl_fast.inference import load_model
 from u2pl_fast.outputs import SegmentationOutput
 from u2pl_fast.saving import programs
 
+pytestmark = pytest.mark.slow
+
 missing = [name for name in programs.ONNX_PACKAGES if programs.importlib.util.find_spec(name) is None]
 onnx_only = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 KINDS = [pytest.param("onnx", marks=onnx_only), "torch-export"]

@@ -45,6 +45,7 @@ def few_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_files(tmp_path, capsys):
     metrics = run(tiny(tmp_path, steps=4, eval_every=2))
     written = {path.name for path in tmp_path.iterdir()}
@@ -80,6 +81,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     ],
     ids=["lean", "paper-sgd-accumulate", "mean-teacher", "supervised-ohem", "averaged", "unimatch", "whole-images"],
 )
+@pytest.mark.slow
 def test_k_plus_k_steps_are_2k_steps_bit_for_bit(tmp_path, options):
     run(tiny(tmp_path / "straight", **options))
     run(tiny(tmp_path / "parts", stop_after=4, **options))
@@ -102,6 +104,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, undisturbed, number):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "cut", **LONGER).to_dict()))
     process = start(["--config", str(tmp_path / "c.yaml")], tmp_path / "printed.txt")
@@ -120,6 +123,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, und
     assert_same_state(undisturbed, tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_program(tmp_path):
     """With gloo: one log, one set of metrics, a ring for each process, and exact resumption."""
 
@@ -196,6 +200,7 @@ def test_learns_from_real_photographs(tmp_path):
     assert evaluated["network"] == metrics["network"] and evaluated["images"] == 101
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, monkeypatch):
     run(tiny(tmp_path / "good", stop_after=4))
     before = weights(tmp_path / "good")
@@ -224,6 +229,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, mon
     assert run(tiny(tmp_path / "good", resume=True, max_skipped=1))["steps"] == 8
 
 
+@pytest.mark.slow
 def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("u2pl_fast.training.trainer.LOGGED_AT_CHANCE", 2)
     run(tiny(tmp_path / "falls", log_every=1))
@@ -240,6 +246,7 @@ def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
     assert "at chance" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_refusals_name_the_setting(tmp_path):
     run(tiny(tmp_path, stop_after=1))
     with pytest.raises(ValueError, match="already holds a run; go on with --resume"):
@@ -318,6 +325,7 @@ def test_config_survives_a_round_trip():
     assert dataclasses.asdict(TrainConfig()) == dataclasses.asdict(TrainConfig.from_dict({}))
 
 
+@pytest.mark.slow
 def test_init_from_takes_the_weights_of_another_run(tmp_path):
     run(tiny(tmp_path / "first", method="supervised", stop_after=2))
     run(tiny(tmp_path / "second", init_from=tmp_path / "first" / "last.pt", stop_after=1, lr=1e-12, encoder_lr=1e-12))
@@ -327,6 +335,7 @@ def test_init_from_takes_the_weights_of_another_run(tmp_path):
             torch.testing.assert_close(second[name], value, atol=1e-8, rtol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_a_finished_run_labels_for_another_one_once(tmp_path, monkeypatch):
     """Self-training: labels of whole images come from the earlier network, and from it alone."""
     earlier = {"method": "supervised", "steps": 2, "num_labeled": 394, "average_weights": True, "sup_only_epochs": 0}
@@ -360,6 +369,7 @@ def test_a_finished_run_labels_for_another_one_once(tmp_path, monkeypatch):
         state["class_names"] = names
 
 
+@pytest.mark.slow
 def test_one_command_trains_on_labels_alone_first(tmp_path, capsys):
     shared = {"num_labeled": 394, "steps": 4, "sup_only_epochs": 0}  # six unlabeled images
     alone = shared | {"method": "supervised", "average_weights": True}
@@ -390,6 +400,7 @@ def test_one_command_trains_on_labels_alone_first(tmp_path, capsys):
     assert_same_state(tmp_path / "first", tmp_path / "labels")
 
 
+@pytest.mark.slow
 def test_labeled_images_are_mixed_with_their_labels(tmp_path, monkeypatch):
     seen = {}
 
@@ -409,6 +420,7 @@ def test_labeled_images_are_mixed_with_their_labels(tmp_path, monkeypatch):
     assert 0.2 < (~kept).float().mean() < 0.55  # a box of a quarter to a half of the image
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_the_labeled_images_that_were_mixed(tmp_path, monkeypatch):
     seen = []
     real_look, real_forward = Learner._run_teacher, learner.StudentLoss.forward
@@ -428,6 +440,7 @@ def test_the_teacher_sees_the_labeled_images_that_were_mixed(tmp_path, monkeypat
     assert torch.equal(teachers[:2], students[:2])
 
 
+@pytest.mark.slow
 def test_other_normalisation_than_the_weights_have_is_refused(tmp_path):
     first = tmp_path / "first"
     run(tiny(first, method="supervised", stop_after=2))
@@ -442,6 +455,7 @@ def test_other_normalisation_than_the_weights_have_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"recipe": "paper"}, {"method": "mean-teacher"}, {"mix": "none"}])
+@pytest.mark.slow
 def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
     """The published order: labels from the weak views, all else from the images that the student sees."""
     looks = []
@@ -474,6 +488,7 @@ def test_the_teacher_may_look_twice(tmp_path, options, monkeypatch):
     torch.testing.assert_close(pseudo.entropy, expected)
 
 
+@pytest.mark.slow
 def test_the_head_of_the_keys_is_the_teachers(tmp_path, monkeypatch):
     learners, heads = [], []
     look, forward = Learner._run_teacher, U2PLCriterion.forward
@@ -498,6 +513,7 @@ def test_the_head_of_the_keys_is_the_teachers(tmp_path, monkeypatch):
     assert not torch.equal(given, of_student)
 
 
+@pytest.mark.slow
 def test_each_process_draws_its_own(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(learner, "rank", lambda group: 3)
@@ -507,6 +523,7 @@ def test_each_process_draws_its_own(tmp_path, monkeypatch):
     assert drawn == [(0, "draws", 3, 3)]
 
 
+@pytest.mark.slow
 def test_compiled_networks_learn_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(network, "COMPILER", "aot_eager")  # the whole machinery but the code generation
     run(tiny(tmp_path / "eager", steps=4))
@@ -518,6 +535,7 @@ def test_compiled_networks_learn_the_same(tmp_path, monkeypatch):
     assert (got - want).norm() < 1e-3 * want.norm()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_runs_as_it_is(tmp_path, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(network, "COMPILER", "no such compiler")
@@ -531,6 +549,7 @@ def test_a_cuda_graph_needs_a_gpu(tmp_path):
         run(tiny(tmp_path, cuda_graph=True))
 
 
+@pytest.mark.slow
 def test_the_summary_tells_how_long_images_were_waited_for(tmp_path, capsys, monkeypatch):
     metrics = run(tiny(tmp_path / "a", steps=4))
     assert 0 < metrics["loader_seconds"] < metrics["seconds"]
@@ -564,6 +583,7 @@ def test_ops_of_another_backend_are_named(monkeypatch):
     assert backends(torch.device("cuda")) == "triton; cuda for ring_push"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     run(tiny(tmp_path / "straight", save_every=2))
     run(tiny(tmp_path / "parts", save_every=2, stop_after=6))
@@ -581,6 +601,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
         run(tiny(tmp_path / "parts", resume=True))
 
 
+@pytest.mark.slow
 def test_nothing_is_saved_between_two_updates(tmp_path, monkeypatch):
     """A checkpoint holds no gradients: a stop in the middle of an accumulation waits for its end."""
     options = {"accumulate": 3, "steps": 9, "save_every": 4}
@@ -606,6 +627,7 @@ def test_nothing_is_saved_between_two_updates(tmp_path, monkeypatch):
         run(tiny(tmp_path / "odd", stop_after=4, **options))
 
 
+@pytest.mark.slow
 def test_an_image_that_vanishes_costs_nothing(tmp_path, monkeypatch):
     for split, names in (("train", "abcdef"), ("val", "a")):
         for name in names:
@@ -638,6 +660,7 @@ def test_an_image_that_vanishes_costs_nothing(tmp_path, monkeypatch):
     assert_same_state(tmp_path / "straight", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_failed_is_made_up_for(tmp_path, monkeypatch):
     """At the last step, too, after which there are no others."""
     samples = data.evaluation_samples
@@ -657,6 +680,7 @@ def test_an_evaluation_that_failed_is_made_up_for(tmp_path, monkeypatch):
     assert len(evaluated) == 1
 
 
+@pytest.mark.slow
 def test_masks_that_only_measure_need_not_be_usable(tmp_path, capsys):
     root = dataset_trees.folder(tmp_path / "data")
     (root / "classes.txt").write_text("sky\nroad\ntree\n")
@@ -670,6 +694,7 @@ def test_masks_that_only_measure_need_not_be_usable(tmp_path, capsys):
     assert "pseudo_accuracy" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_resume_takes_what_there_is_and_says_where_there_is_nothing(tmp_path, capsys):
     run(tiny(tmp_path, steps=4, stop_after=2, resume=True))
     assert f"resume: no run in {tmp_path} yet; starting at step 0" in capsys.readouterr().out
@@ -680,6 +705,7 @@ def test_resume_takes_what_there_is_and_says_where_there_is_nothing(tmp_path, ca
     assert "going on from previous.pt, step 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_there_is_no_teacher_before_it_begins(tmp_path):
     run(tiny(tmp_path, stop_after=2))
     assert checkpoint.load(tmp_path / "last.pt")["teacher"] is None
@@ -697,6 +723,7 @@ def test_images_without_a_partner_are_told(tmp_path, capsys):
     assert "in pairs" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_saved(tmp_path, capsys):
     """A limit on the size of files stands in for a disk without space."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "run", steps=8, save_every=2).to_dict()))

@@ -29,6 +29,8 @@ from u2pl_fast.training.learner import Learner
 from u2pl_fast.utils.distributed import Group
 from u2pl_fast.utils.randomness import generator
 
+pytestmark = pytest.mark.slow
+
 CLASSES, WIDTH, DIM, SIZE, GRID = 5, 6, 8, (24, 28), (6, 7)
 IMAGES, STEPS, EPOCHS = 4, 3, 10  # labelled images of the global batch, and as many unlabelled ones
 SAMPLES = {"num_anchors": 7, "num_negatives": 9}
