@@ -123,7 +123,9 @@ class TrainConfig:
     jitter_prob: float = setting(ViewOptions.jitter_prob, SHARE)
     """Probability that brightness, contrast, saturation and hue of a strong view are jittered."""
     grayscale_prob: float = setting(ViewOptions.grayscale_prob, SHARE)
+    """Probability that a strong view is turned gray."""
     blur_prob: float = setting(ViewOptions.blur_prob, SHARE)
+    """Probability that a strong view is blurred."""
     strong_colors: Literal["jitter", "intensity"] = ViewOptions.strong_colors
     """Colors of the strong view: jitter, grayscale and blur, or one to three random changes of intensity (AugSeg)."""
     strong_views: int = setting(1, AT_LEAST_1)

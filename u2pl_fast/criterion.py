@@ -98,8 +98,7 @@ class U2PLCriterion(nn.Module):
         group: Group = None,
     ) -> None:
         super().__init__()
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(f"ignore_index: {ignore_index} is a class (0..{num_classes - 1}); use 255, or −1")
+        reference.check_ignore_index(ignore_index, num_classes)
         low_rank = min(3, num_classes - 1) if low_rank is None else low_rank
         high_rank = min(20, num_classes) if high_rank is None else high_rank
         if low_rank >= num_classes:

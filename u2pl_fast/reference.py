@@ -62,15 +62,21 @@ def pixel_stats(logits: Tensor, size: Sequence[int], *, align_corners: bool = Fa
 # --- Cross-entropy, supervised and unsupervised -----------------------------------------------------------------------
 
 
-def kept_target(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """(class or 0, kept) of a label map. On the CPU a label that is neither valid nor ignored is an error."""
+def check_ignore_index(ignore_index: int, num_classes: int) -> None:
+    """Raise ValueError where ``ignore_index`` is a class."""
     if 0 <= ignore_index < num_classes:
-        raise ValueError(f"ignore_index: {ignore_index} is a class (0..{num_classes - 1}); use 255, or -1")
+        outside = "255, or -1" if num_classes <= 255 else "-1"
+        raise ValueError(f"ignore_index: {ignore_index} is a class (0..{num_classes - 1}); use {outside}")
+
+
+def kept_target(target: Tensor, num_classes: int, ignore_index: int, *, name: str = "target") -> tuple[Tensor, Tensor]:
+    """(class or 0, kept) of a label map. On the CPU a label that is neither valid nor ignored is an error."""
+    check_ignore_index(ignore_index, num_classes)
     target = target.long()
     kept = (target >= 0) & (target < num_classes)
     if not target.is_cuda and not bool((kept | (target == ignore_index)).all()):
         bad = int(target[~kept & (target != ignore_index)][0])
-        raise ValueError(f"target: label {bad} is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}")
+        raise ValueError(f"{name}: label {bad} is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}")
     return torch.where(kept, target, 0), kept
 
 
@@ -259,7 +265,7 @@ def contrast_masks(
     """
     num_classes = logits.shape[1]
     labeled = (torch.arange(logits.shape[0], device=logits.device) < num_labeled)[:, None, None]
-    y, kept = kept_target(label, num_classes, ignore_index)
+    y, kept = kept_target(label, num_classes, ignore_index, name="label")
     rank = class_rank(logits)
     is_label = F.one_hot(y, num_classes).movedim(-1, 1).bool()
     negative_labeled = ~is_label & kept[:, None] & (rank < low_rank)

@@ -71,13 +71,14 @@ def attempt(arch: str, encoder: str) -> dict:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.measure.networks", description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", choices=ENCODERS, help="this one alone; the results of the others are kept")
+    parser.add_argument("--arch", choices=list(ARCHITECTURES), help="this one alone, likewise")
     parser.add_argument("--json", type=Path, default=RESULTS / FILE, metavar="FILE")
     args = parser.parse_args(argv)
     architectures = list(ARCHITECTURES)
     known = json.loads(args.json.read_text()) if args.json.exists() else []
     torch.set_num_threads(1)
     for encoder in [args.encoder] if args.encoder else ENCODERS:
-        for arch in architectures:
+        for arch in [args.arch] if args.arch else architectures:
             row = attempt(arch, encoder)
             print(row, flush=True)
             known = [old for old in known if (old["encoder"], old["arch"]) != (encoder, arch)] + [row]

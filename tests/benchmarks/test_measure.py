@@ -84,7 +84,7 @@ def test_stages_of_the_branch_are_timed(quick):
 )
 def test_a_record_that_breaks_the_schema_is_refused(quick, change, message):
     data = copy.deepcopy(quick[1])
-    next(record for record in data["records"] if record["impl"] == "eager").update(change)
+    next(r for r in data["records"] if (r["op"], r["impl"]) == ("pixel_stats", "eager")).update(change)
     with pytest.raises(ValueError, match=message):
         results.validate(data)
 

@@ -106,7 +106,7 @@ def test_predictions_out_of_range_never_land_in_another_row():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((0,), "num_classes must be at least 1"), ((21, 5), "ignore_index 5 is one")]
+    ("arguments", "message"), [((0,), "num_classes must be at least 1"), ((21, 5), "ignore_index: 5 is a class")]
 )
 def test_refuses_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):

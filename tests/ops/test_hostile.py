@@ -17,6 +17,7 @@ from tests.ops.contrast_cases import draw32, make_mask, make_rings
 from tests.ops.op_cases import TIE, generator
 from u2pl_fast import ops, reference
 from u2pl_fast.memory_bank import MemoryBank
+from u2pl_fast.ops import _backend
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="about the CPU's default backend and the reference")
 
@@ -400,6 +401,26 @@ def valid_calls() -> dict[str, dict]:
             "draws": ops.contrastive_draws(5, generator(), num_anchors=2, num_negatives=3),
         },
     }
+
+
+def test_every_op_has_a_valid_call():
+    assert {*_backend.names(), "contrastive_loss"} <= set(valid_calls())
+
+
+@pytest.mark.parametrize("op", ["ohem_mask", "upsampled_cross_entropy"])
+@pytest.mark.parametrize(("dtype", "label", "ignore_index"), [(torch.uint8, 100, -1), (torch.int8, -1, 511)])
+def test_labels_are_compared_as_numbers_whatever_their_type(op, dtype, label, ignore_index):
+    """100 is one of 300 classes, which uint8 cannot count to; −1 is not 511, which int8 cannot hold."""
+    target = torch.full((1, 3, 4), label, dtype=dtype)
+    call = {"logits": torch.randn(1, 300, 3, 4), "target": target, "ignore_index": ignore_index}
+    call |= {"threshold": 0.7, "min_kept": 1} if op == "ohem_mask" else {}
+    for backend in ("reference", None):
+        with ops.use_backend(backend):
+            if label >= 0:
+                getattr(ops, op)(**call)
+            else:
+                with pytest.raises(ValueError, match="target: .*-1.* is neither .*511"):
+                    getattr(ops, op)(**call)
 
 
 def _other_type(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..reference import check_ignore_index
 from ..utils.distributed import Group, all_sum
 
 # Spreading the counts over copies of the matrix keeps a GPU's atomics from queueing on the few bins that a good
@@ -27,10 +28,7 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(
-                f"ignore_index {ignore_index} is one of the classes 0..{num_classes - 1}; choose one outside, like -1"
-            )
+        check_ignore_index(ignore_index, num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         # The C·C pairs, then three overflow bins: ignored pixels, labels out of range, predictions out of range.

@@ -17,7 +17,11 @@ from .segformer import SegformerDecoder
 
 
 class Parts(NamedTuple):
-    """``width``: channels of the decoder's features. ``pad_multiple``: of the image sizes that it takes."""
+    """The parts of a network.
+
+    ``encoder`` gives a list of feature maps, finest first; the first is the image. ``decoder`` makes one map of
+    ``width`` channels of them, and ``classifier`` makes logits of that. Image sizes are multiples of ``pad_multiple``.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
@@ -30,18 +34,30 @@ def build_from_library(
     arch: str, encoder: str, num_classes: int, in_channels: int, pretrained: bool, options: dict[str, Any]
 ) -> Parts:
     """Take the parts of the network that segmentation-models-pytorch makes of its own ``options``."""
+
+    def make(name: str, weights: str | bool | None, **options: Any) -> nn.Module:
+        return smp.create_model(
+            arch, name, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
+        )
+
+    network = from_library(make, arch, encoder, pretrained, options)
+    if not hasattr(network, "decoder") or not isinstance(network.segmentation_head[0], nn.Conv2d):
+        raise ValueError(f"arch: {arch} has no decoder followed by a convolution; choose another architecture")
+    classifier = network.segmentation_head[0]
+    multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
+    return Parts(network.encoder, network.decoder, classifier, classifier.in_channels, multiple)
+
+
+def from_library(
+    make: Callable[..., nn.Module], arch: str, encoder: str, pretrained: bool, options: dict[str, Any]
+) -> nn.Module:
+    """Call ``make`` with the library's name for the encoder and its weights; what can't be built is a ValueError."""
     in_timm = timm.is_model(encoder)
     if in_timm and "swin_transformer" in timm.models.model_entrypoint(encoder).__module__:
         options["strict_img_size"] = False  # else it takes images of its pretraining's size alone
+    weights = "imagenet" if pretrained and not in_timm else pretrained or None
     try:
-        network = smp.create_model(
-            arch,
-            f"tu-{encoder}" if in_timm else encoder,
-            encoder_weights="imagenet" if pretrained and not in_timm else pretrained or None,
-            in_channels=in_channels,
-            classes=num_classes,
-            **options,
-        )
+        return make(f"tu-{encoder}" if in_timm else encoder, weights, **options)
     except KeyError as error:
         raise ValueError(f"{'encoder_weights' if 'weights' in str(error) else 'arch'}: {error.args[0]}") from error
     except (AssertionError, TypeError, ValueError) as error:
@@ -51,11 +67,6 @@ def build_from_library(
         elif "downsampling pattern" in reason:
             reason = "it has no features at strides 4, 8, 16 and 32; plain vision transformers are for --arch dpt"
         raise ValueError(f"arch: {arch} can't be built on {encoder}: {reason.removeprefix('; ')}") from error
-    if not hasattr(network, "decoder") or not isinstance(network.segmentation_head[0], nn.Conv2d):
-        raise ValueError(f"arch: {arch} has no decoder followed by a convolution; choose another architecture")
-    classifier = network.segmentation_head[0]
-    multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
-    return Parts(network.encoder, network.decoder, classifier, classifier.in_channels, multiple)
 
 
 def _build_dpt(

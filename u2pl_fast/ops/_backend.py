@@ -110,6 +110,7 @@ def _check_device(backend: str, device: torch.device) -> None:
         )
 
 
+@functools.cache
 def names() -> list[str]:
     """The ops that have backends, which are the files of ``kernels/``; none is imported."""
     kernels = importlib.import_module("..kernels", __package__)
@@ -162,7 +163,7 @@ def resolve(op: str, tensor: Tensor) -> str:
     if tensor.dtype == torch.float64 or tensor.numel() == 0:
         return "reference"
     backend = _choose(op, tensor.device)
-    if backend == "reference" and _forced() != "reference":
+    if backend == "reference" and _forced() != "reference" and op in names():
         _warn_of_fallback(op, tensor.device.type)
     return backend
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import reference
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -49,11 +51,7 @@ def check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
     check_map("target", target, logits)
     if target.dtype not in INTEGERS:
         raise TypeError(f"target: expected an integer dtype, got {target.dtype}")
-    if 0 <= ignore_index < logits.shape[1]:
-        raise ValueError(
-            f"ignore_index: {ignore_index} is one of the classes 0..{logits.shape[1] - 1}; choose one outside, "
-            "-1 for example"
-        )
+    reference.check_ignore_index(ignore_index, logits.shape[1])
 
 
 def check_constant(name: str, x: Tensor, logits: Tensor) -> None:
@@ -93,10 +91,15 @@ def check_label_errors(device: torch.device | str) -> None:
         raise ValueError(f"target: {count} labels are neither in 0..C-1 nor ignore_index")
 
 
+def _is_bad(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Where a label is neither a class nor ``ignore_index``, both of which may lie outside the labels' type."""
+    target = target.long()
+    return ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+
+
 def count_label_errors(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Add the labels of ``target`` that are neither a class nor ``ignore_index`` to the device's counter."""
-    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
-    label_errors(target.device).add_(bad.sum())
+    label_errors(target.device).add_(_is_bad(target, num_classes, ignore_index).sum())
 
 
 def label_errors_now(target: Tensor, num_classes: int, ignore_index: int, name: str = "target") -> None:
@@ -106,7 +109,7 @@ def label_errors_now(target: Tensor, num_classes: int, ignore_index: int, name: 
     counter = label_errors(target.device)
     if int(counter):
         counter.zero_()
-        bad = target[((target < 0) | (target >= num_classes)) & (target != ignore_index)]
+        bad = target[_is_bad(target, num_classes, ignore_index)]
         raise ValueError(
             f"{name}: label {int(bad[0])} is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}"
         )

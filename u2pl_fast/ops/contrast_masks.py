@@ -67,11 +67,7 @@ def contrast_masks(
         raise ValueError(f"high_rank: expected at least low_rank={low_rank} ≥ 0, got {high_rank}")
     if math.isnan(positive_threshold):
         raise ValueError("positive_threshold: expected a number, got nan")
-    if 0 <= ignore_index < logits.shape[1]:
-        raise ValueError(
-            f"ignore_index: {ignore_index} is one of the classes 0..{logits.shape[1] - 1}; choose one outside, "
-            "-1 for example"
-        )
+    reference.check_ignore_index(ignore_index, logits.shape[1])
     maps = (label.contiguous(), reliable.contiguous(), unreliable.contiguous())
     settings = (num_labeled, low_rank, high_rank, float(positive_threshold), ignore_index)
     mask, anchor_label, counts = _contrast_masks(_checks.dense(logits.detach()), *maps, *settings)
