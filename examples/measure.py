@@ -1,7 +1,7 @@
 """What the examples share: run a loop before and after its change, in processes of their own, and print both.
 
 The processes take turns. Each makes one step to warm up, then times the others one by one and reads how far memory rose
-above what the process held before them (``benchmarks/measure/memory.py``; on a GPU, what torch allocated).
+above what the process held before them (``u2pl_fast.utils.peak_memory``; on a GPU, what torch allocated).
 """
 
 import argparse
@@ -12,15 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.measure.memory import ENVIRONMENT, allocator_growth, resident_growth  # noqa: E402
+from u2pl_fast.utils.peak_memory import ENVIRONMENT, allocator_growth, resident_growth
 
 VERSIONS = ("before", "after")
 MIB_TO_MB = 2**20 / 1e6

@@ -94,3 +94,9 @@ def test_nothing_outside_the_tests_imports_them():
         for file in (ROOT / folder).rglob("*.py"):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
             assert not any(name.split(".")[0] == "tests" for name in imports(file, module)), file
+
+
+def test_examples_use_what_is_installed():
+    for file in (ROOT / "examples").glob("*.py"):
+        assert "sys.path" not in file.read_text(), file
+        assert not any(name.split(".")[0] == "benchmarks" for name in imports(file, file.stem)), file

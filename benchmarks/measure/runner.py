@@ -17,6 +17,8 @@ from unittest import mock
 import torch
 from torch import Tensor, profiler
 
+from u2pl_fast.utils.peak_memory import allocator_growth
+
 from . import clocks, compiled, machine, memory, results, roofline
 from .inputs import Inputs
 from .registry import DTYPES, STEP, Call, Op, Setting
@@ -101,7 +103,7 @@ def measure(
         elif call.implementation.no_peak:
             peaks[impl] = call.implementation.no_peak
         elif on_gpu:
-            peaks[impl] = memory.allocator_growth(call)
+            peaks[impl] = allocator_growth(call)
     if on_gpu and details and FUSED in calls:
         _replay(calls[FUSED], timed[FUSED])  # last: a capture that fails leaves its process unreliable
     call = None

@@ -129,7 +129,7 @@ def test_peak_memory_counts_what_the_call_adds_and_not_its_inputs():
     """Eager cross-entropy stores the upsampled logits at least twice; they are far larger than noise and inputs."""
     camvid = dataclasses.replace(NAMED["camvid"], num_classes=40)
     setting = registry.Setting("upsampled_cross_entropy", camvid, "cpu", "float32", "contiguous", None, registry.BOTH)
-    stored = camvid.labeled * camvid.num_classes * camvid.crop[0] * camvid.crop[1] * 4 / memory.MIB
+    stored = camvid.labeled * camvid.num_classes * camvid.crop[0] * camvid.crop[1] * 4 / 2**20
     assert 2 * stored <= memory.peak_growth(setting, "eager") <= 8 * stored
 
 
