@@ -166,6 +166,7 @@ def test_two_processes_train_as_one_program(tmp_path):
 
 
 @pytest.mark.skipif(CAMVID is None, reason="U2PL_FAST_CAMVID names no folder of real images")
+@pytest.mark.slow
 def test_learns_from_real_photographs(tmp_path):
     options = {
         "dataset": "camvid",
