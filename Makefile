@@ -77,7 +77,8 @@ test-gpu-stack:
 sanitize: $(VENV)/built
 	U2PL_FAST_SANITIZE=1 U2PL_FAST_CUDA=0 $(RUN) setup.py -q build --build-base build/sanitize --build-lib build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    PYTHONPATH=build/sanitized $(VENV)/bin/pytest -q -p no:cacheprovider tests/ops tests/method/test_memory_bank.py
+	    PYTHONPATH=build/sanitized:$(CURDIR) U2PL_FAST_TESTED=build/sanitized \
+	    $(VENV)/bin/pytest -q --import-mode=importlib -p no:cacheprovider tests/ops tests/method/test_memory_bank.py
 
 clean:
 	rm -rf build dist *.egg-info u2pl_fast/_C*.so

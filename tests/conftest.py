@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.backends import INTERPRETED, device_of, used
+from u2pl_fast.ops import _backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,7 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU; `pytest -m gpu` takes these alone")
-    config.addinivalue_line("markers", "slow: trains, compiles or starts a process; `make quick` leaves these out")
+    config.addinivalue_line("markers", "slow: trains or starts a process, or takes long; `make quick` leaves these out")
+
+
+def pytest_sessionstart() -> None:
+    tested = os.environ.get("U2PL_FAST_TESTED")
+    if tested and not Path(_backend.__file__).is_relative_to(Path(tested).resolve()):
+        pytest.exit(f"U2PL_FAST_TESTED: the tests would run {Path(_backend.__file__).parents[1]}, not {tested}", 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

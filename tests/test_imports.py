@@ -1,4 +1,4 @@
-"""Imports run one way. Each room of the package lists the rooms that it may import."""
+"""Imports run one way. Each folder or file at the top of a package lists those that it may import."""
 
 import ast
 from pathlib import Path
@@ -32,8 +32,8 @@ BENCHMARKS_MAY_IMPORT = {
 }
 
 
-def room_of(module: str, package: str) -> str | None:
-    """The room of a dotted module of ``package``; None for the package itself and for anything else."""
+def part_of(module: str, package: str) -> str | None:
+    """The part of a dotted module of ``package``; None for the package itself and for anything else."""
     parts = module.split(".")
     if parts[0] != package or len(parts) == 1:
         return None
@@ -61,11 +61,11 @@ def wrong(prefix: str, folder: Path, allowed: dict[str, tuple[str, ...]]) -> lis
     for file in sorted(folder.rglob("*.py")):
         inside = file.relative_to(folder).with_suffix("").parts
         module = ".".join((prefix, *(inside[:-1] if inside[-1] == "__init__" else inside)))
-        room = room_of(module, package)
-        if room not in allowed:
-            continue  # commands, and the package's own face, may import everything
-        for target in sorted({room_of(name, package) for name in imports(file, module)} - {None, room}):
-            if target not in allowed[room] and not target.startswith("__"):
+        part = part_of(module, package)
+        if part not in allowed:
+            continue  # commands, and the package's own __init__, may import everything
+        for target in sorted({part_of(name, package) for name in imports(file, module)} - {None, part}):
+            if target not in allowed[part] and not target.startswith("__"):
                 found.append(f"{module} imports {target}")
     return found
 
@@ -83,10 +83,10 @@ def test_imports_run_one_way(prefix, folder, allowed):
     assert wrong(prefix, ROOT / folder, allowed) == []
 
 
-def test_every_room_is_listed():
-    rooms = {path.name for path in (ROOT / "u2pl_fast").iterdir() if (path / "__init__.py").exists()}
+def test_every_part_is_listed():
+    folders = {path.name for path in (ROOT / "u2pl_fast").iterdir() if (path / "__init__.py").exists()}
     files = {path.stem for path in (ROOT / "u2pl_fast").glob("*.py")} - {"__init__"}
-    assert rooms | files - set(METHOD) <= set(MAY_IMPORT) | set(COMMANDS) | {"recipes"}
+    assert folders | files - set(METHOD) <= set(MAY_IMPORT) | set(COMMANDS) | {"recipes"}
 
 
 def test_nothing_outside_the_tests_imports_them():

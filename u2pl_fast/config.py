@@ -77,20 +77,20 @@ def setting(
     data: bool = False,
     free_on_resume: bool = False,
 ) -> Any:
-    """Return a field of :class:`TrainConfig` that carries what else is to be known about the setting.
+    """Return a field of :class:`TrainConfig` with its bound, fallback and flags in ``metadata``.
 
     Args:
         default: where the user says nothing.
         bound: what the number must be, where it is not None.
         fallback: what None becomes where neither the data set nor the recipe has a value of its own.
-        data: it decides which images and masks are read, and as what. Such a setting is the doctor's, too.
+        data: it selects or decodes the data; the doctor has the same flag.
         free_on_resume: it may differ between a run and its continuation without changing what is computed.
     """
     noted = {"bound": bound, "fallback": fallback, "data": data or None, "free_on_resume": free_on_resume or None}
     return dataclasses.field(default=default, metadata=noted)
 
 
-# Where the criterion and the loader have a default for a setting, it is the setting's.
+# Defaults of U2PLCriterion. TrainConfig reuses them, and those of ViewOptions, so that each is written once.
 CRITERION = {name: parameter.default for name, parameter in inspect.signature(U2PLCriterion).parameters.items()}
 
 
@@ -194,7 +194,9 @@ class TrainConfig:
     positive_threshold: float = setting(CRITERION["positive_threshold"], SHARE)
     """Least probability of an anchor."""
     low_rank: int | None = setting(CRITERION["low_rank"], data=True)
+    """An unreliable pixel is a negative of the classes from this rank on; unset: 3, or the classes less one."""
     high_rank: int | None = CRITERION["high_rank"]
+    """And before this rank; unset: 20, or the classes."""
     gate: Literal["entropy", "class-entropy", "confidence"] = CRITERION["gate"]
     """Pixels that teach. entropy: the surest 1 − α_t of the batch; class-entropy: of each class; confidence: those of
     at least confidence_threshold, averaged over all pixels, as in FixMatch."""
@@ -273,6 +275,7 @@ class TrainConfig:
     clip_norm: float | None = setting(None, POSITIVE)
     """Largest norm of the gradient."""
     seed: int = setting(0, data=True)
+    """Of all random draws, and of the images that num_labeled and labeled_fraction pick."""
 
     # Machine
     device: str = setting("auto", free_on_resume=True)
@@ -408,7 +411,7 @@ class TrainConfig:
 
 
 def _noted(what: str) -> dict[str, Any]:
-    """What the fields say under this name of :func:`setting`, where they say something."""
+    """Return {field: value} of one key of the metadata, for the fields that set it."""
     return {f.name: f.metadata[what] for f in dataclasses.fields(TrainConfig) if f.metadata.get(what) is not None}
 
 

@@ -109,7 +109,8 @@ class Inputs:
     @cached_property
     def grid_maps(self) -> tuple[Tensor, Tensor, Tensor]:
         """(label, reliable, unreliable), each (B, h, w), labelled images first."""
-        reliable, unreliable, _ = reliability(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
+        with ops.use_backend("reference"):  # inputs must not depend on the op that they measure
+            reliable, unreliable, _ = reliability(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
         maps = (self.labels, self.statistics.label, reliable, unreliable)
         return to_grid(*maps, self.workload.grid, self.workload.align_corners)
 

@@ -16,7 +16,7 @@ from . import roofline
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "U2PL_FAST_COMMIT"
-CODE = ("u2pl_fast", "kernels", "csrc", "setup.py", "benchmarks/*.py", "benchmarks/ops")
+CODE = ("u2pl_fast", "kernels", "csrc", "setup.py", "benchmarks/*.py", "benchmarks/measure")
 
 
 def describe(device: str, *, quick: bool = False) -> dict[str, Any]:

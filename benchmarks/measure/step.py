@@ -19,7 +19,7 @@ from .inputs import Inputs
 from .workloads import Workload
 
 STEPS = 1000
-ENCODERS = {"camvid": "tf_efficientnet_lite0", "tiny": "resnet10t"}  # elsewhere:
+ENCODERS = {"camvid": "tf_efficientnet_lite0", "tiny": "resnet10t"}  # all other workloads use the published one
 PUBLISHED_ENCODER = "resnet101"
 
 
@@ -169,7 +169,10 @@ class Eager(U2PLCriterion):
 
 
 class ClassLoop(Eager):
-    """Losses as public code computes them: full-size logits, dense representations, ``class_loop`` on them."""
+    """Losses as public code computes them: full-size logits, dense representations, ``class_loop`` on them.
+
+    The criterion still makes the maps on the grid, as it does for any ``contrastive``; the loop makes its own.
+    """
 
     queues: list[class_loop.Queue] | None = None
 
@@ -184,7 +187,7 @@ class ClassLoop(Eager):
         teacher: SegmentationOutput | None = None,
         **options: object,
     ) -> Losses:
-        self.full_size = labels, pseudo  # the loop begins there, and a loss is given the grid's maps
+        self.full_size = labels, pseudo  # the loop needs these, `contrastive` is given the grid's maps
         if student.project is not None:
             dense = student.project(student.features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             student = student._replace(features=dense, project=None)

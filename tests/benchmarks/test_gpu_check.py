@@ -22,7 +22,7 @@ from benchmarks.gpu_check.install import install
 from benchmarks.gpu_check.out import COUNTERS, FILES, LOG, RESULTS, STAGES, TESTS, TRAINING, Out, append, rows
 from benchmarks.gpu_check.parts import SECONDS, TEST_FILES, Plan
 from benchmarks.gpu_check.schedule import ROOT, Stage, run, timetable
-from benchmarks.measure import machine, results
+from benchmarks.measure import machine, results, runner
 
 IMAGE = Path(__file__).parent / "gpu_image"
 ON_CPU = ("--device", "cpu", "--quick")
@@ -585,3 +585,10 @@ def test_the_timetable_is_printed(capsys: pytest.CaptureFixture):
     assert command.main(["--timetable"]) == 0
     printed = capsys.readouterr().out
     assert "fast: 360 s, expected to end after" in printed and "ops voc" in printed
+
+
+def test_a_changed_file_that_measures_is_noticed():
+    """What the commit's "+" and the digest of what is carried look at is all there, the measuring code included."""
+    files = {path for pattern in machine.CODE for path in ROOT.glob(pattern)}
+    assert all(any(ROOT.glob(pattern)) for pattern in machine.CODE)
+    assert any(Path(runner.__file__).is_relative_to(path) for path in files)

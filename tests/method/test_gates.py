@@ -80,6 +80,6 @@ def test_reliability_is_below_the_quantile_or_a_given_threshold_and_never_at_it(
     got = reliability(entropy, valid, 0.5, gamma=fixed)
     gamma = 5 / 12 if fixed is None else fixed
     torch.testing.assert_close(got.gamma, torch.tensor(gamma))
-    below, at = (5, 5) if fixed is None else (3, 3)
-    assert got.reliable.flatten().nonzero().flatten().tolist() == list(range(below))
+    at = 5 if fixed is None else 3
+    assert got.reliable.flatten().nonzero().flatten().tolist() == list(range(at))
     assert got.unreliable.flatten().nonzero().flatten().tolist() == list(range(at + 1, 11))

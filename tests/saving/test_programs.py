@@ -136,7 +136,7 @@ def test_other_weights_are_found_out_and_nothing_is_written(kind, outputs, tmp_p
 
     def tampered(kind, path, network, *arguments):
         network = deepcopy(network)
-        network.trained.conv.weight.data[2] += 0.01
+        network.network.conv.weight.data[2] += 0.01
         save(kind, path, network, *arguments)
 
     monkeypatch.setattr(programs, "_save", tampered)

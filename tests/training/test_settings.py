@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from u2pl_fast.config import (
+    AT_LEAST_0,
+    AT_LEAST_1,
     BOUNDS,
     CRITERION,
     DATA_SETTINGS,
     FALLBACKS,
     FREE_ON_RESUME,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
     TrainConfig,
     resolve,
     resolve_for_data,
@@ -32,10 +37,14 @@ def test_what_the_fields_say():
     assert all(getattr(TrainConfig(), name) is None for name in FALLBACKS)
 
 
+OUTSIDE = {SHARE: (-0.01, 1.01), POSITIVE: (0, -1), AT_LEAST_1: (0, -1), AT_LEAST_0: (-1,), NOT_NEGATIVE: (-0.1,)}
+
+
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_number_out_of_bounds_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=rf"^{name}: expected .*, got -1"):
-        resolve(TrainConfig(**{name: -1}))
+    for number in OUTSIDE[BOUNDS[name]]:
+        with pytest.raises(ValueError, match=rf"^{name}: expected .*, got {number}"):
+            resolve(TrainConfig(**{name: number}))
 
 
 def test_the_criterion_s_defaults_are_those_of_a_training():

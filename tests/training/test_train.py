@@ -725,7 +725,7 @@ def test_images_without_a_partner_are_told(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_what_was_saved(tmp_path, capsys):
+def test_a_full_disk_keeps_what_was_saved(tmp_path):
     """A limit on the size of files stands in for a disk without space."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny(tmp_path / "run", steps=8, save_every=2).to_dict()))
 

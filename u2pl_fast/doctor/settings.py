@@ -28,7 +28,7 @@ def _as_in_training() -> list[tuple]:
     """The fields of the training that decide which data are read; None where the training's config has the value."""
     hints, texts = get_type_hints(TrainConfig), _help_texts()
     return [
-        (name, Annotated[hints[name] | None, tyro.conf.arg(help=texts.get(name, "As in the training."))], None)
+        (name, Annotated[hints[name] | None, tyro.conf.arg(help=texts[name].replace("shapes (built in), ", ""))], None)
         for name in DATA_SETTINGS
     ]
 

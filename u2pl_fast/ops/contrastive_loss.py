@@ -133,8 +133,8 @@ def contrastive_loss_from_masks(
         negatives, temperature: as ``info_nce`` takes them.
         project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
             with a gradient.
-        positives: (sums (C, D), counts (C)) → (C, D), what stands in for the centres, given the sums of ``keys`` over
-            each class's anchors and their number.
+        positives: replaces the class centres: called with the sums of ``keys`` over each class's anchors (C, D) and
+            the number of anchors (C), returns (C, D).
         gate: 0-d bool on the device; the bank stays as it is where it is false.
         group: centres and the number of classes that take part are those of all its processes, and the loss is scaled
             so that the average of the processes' gradients is the gradient of the global mean.
@@ -170,7 +170,7 @@ def contrastive_loss_from_masks(
     loss = info_nce(
         anchors,
         weight,
-        # Of a centre the direction alone counts, and the sum has that of the mean.
+        # info_nce normalizes the centres, so that the sum serves as the mean.
         sums if positives is None else positives(sums, _all_sum(masks.anchors, group)),
         bank.bank,
         bank.offsets,

@@ -43,13 +43,13 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, outputs: Outputs) -> None:
         super().__init__()
-        self.trained, self.outputs = network, outputs
+        self.network, self.outputs = network, outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits = self.trained(images).logits
+        logits = self.network(images).logits
         if self.outputs == "logits":
             return (logits,)
-        full = upsample(logits, images.shape[-2:], self.trained.align_corners)
+        full = upsample(logits, images.shape[-2:], self.network.align_corners)
         confidence, labels = full.softmax(1).max(1)
         return labels.to(label_dtype(logits.shape[1])), confidence
 
@@ -158,7 +158,7 @@ def _save(
     image = _scenes(network, size)[: 2 if 0 in axes else 1]
     free = {axis: torch.export.Dim.DYNAMIC for axis in axes}
     try:
-        with warnings.catch_warnings(), _plain_same_padding(network.trained.pad_multiple):
+        with warnings.catch_warnings(), _plain_same_padding(network.network.pad_multiple):
             warnings.simplefilter("ignore")  # about the exporters' own insides
             program = torch.export.export(network, (image,), dynamic_shapes={"images": free}, strict=False)
             if kind == "torch-export":
@@ -220,7 +220,7 @@ def _check(
         )
     if 2 not in axes:
         return worst
-    multiple = network.trained.pad_multiple
+    multiple = network.network.pad_multiple
     other = (size[0] + multiple, padded_size((size[1], size[1] // 2 + 1), multiple)[1])
     try:
         elsewhere = compare(run, network, _scenes(network, other)[1:])
@@ -249,11 +249,11 @@ def compare(run: Runner, network: ExportedNetwork, images: Tensor) -> Difference
 
     Of labels it is the probability that the network gives its own label, minus that of the label returned.
     """
-    logits = network.trained(images).logits
+    logits = network.network(images).logits
     outputs = run(images)
     if network.outputs == "logits":
         return _difference([(outputs[0], logits)])
-    probabilities = upsample(logits, images.shape[-2:], network.trained.align_corners).softmax(1)
+    probabilities = upsample(logits, images.shape[-2:], network.network.align_corners).softmax(1)
     confidence = probabilities.amax(1)
     labels = outputs[0].long()
     if labels.shape != confidence.shape or labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -276,7 +276,7 @@ def _difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
 def _scenes(network: ExportedNetwork, size: Sequence[int]) -> Tensor:
     """Two images to trace with and to compare on: noise, and a scene of the built-in data."""
     height, width = size
-    channels = network.trained.image_mean.numel()
+    channels = network.network.image_mean.numel()
     noise = torch.randint(256, (height, width, channels), generator=torch.Generator().manual_seed(0))
     data = Shapes("val", size=(max(height, _SHAPES_SIDE), max(width, _SHAPES_SIDE)), length=1)
     scene = torch.from_numpy(data.image(0)[:height, :width, np.arange(channels) % 3])

@@ -17,7 +17,7 @@ from .. import data
 from ..config import TrainConfig, resolve
 from ..utils.atomic import write_text
 from ..utils.distributed import Group, rank, session
-from .resume import LAST, PREVIOUS, RunFolder
+from .resume import PREVIOUS, RunFolder
 from .run_log import RunLog
 from .summary import summarize
 from .trainer import Trainer
@@ -47,7 +47,7 @@ def run(config: TrainConfig) -> dict:
                 if group is not None:
                     dist.barrier(group)  # the first process writes the checkpoint that all read
             if not config.dry_run:
-                config = dataclasses.replace(config, teacher_from=first.out / LAST)
+                config = dataclasses.replace(config, teacher_from=RunFolder(first.out, group).last)
         return _train(config, device, group)[0]
 
 
@@ -108,7 +108,7 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
     except FloatingPointError as error:
         trainer.learner.skipped_in_a_row.zero_()
         state = "last good state" if _saved_alone(trainer) else "last save"
-        last = config.out / LAST
+        last = trainer.folder.last
         source = f"; the {state} is in {last}, for --init-from" if last.exists() else ""
         raise FloatingPointError(
             f"{error}{source}. Start a new run with a lower --lr, --clip-norm 1 or --amp-dtype bfloat16"
