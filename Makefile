@@ -72,7 +72,7 @@ test-gpu-stack:
 	OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/kernels/test_aot.py tests/kernels/test_aot_contrastive.py
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(VENV)-gpu/bin/python -m pytest -q -n 2 tests/interpret
 
-# The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behaviour. The
+# The tests of the ops once more, on a build that stops at any access out of bounds and any undefined behavior. The
 # sanitizer must be loaded before Python, and libstdc++ with it, or it does not see exceptions.
 sanitize: $(VENV)/built
 	U2PL_FAST_SANITIZE=1 U2PL_FAST_CUDA=0 $(RUN) setup.py -q build --build-base build/sanitize --build-lib build/sanitized

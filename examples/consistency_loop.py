@@ -49,16 +49,16 @@ def build(version: str, a: argparse.Namespace) -> Callable[[], Tensor]:
     loss_function = {"before": before, "after": after}[version]
     model = small_network(CLASSES).to(a.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    labelled, weak = torch.rand(2, a.batch, 3, a.size, a.size, device=a.device)
+    labeled, weak = torch.rand(2, a.batch, 3, a.size, a.size, device=a.device)
     strong = torch.cat((weak * 0.7, (weak + 0.3 * torch.rand_like(weak)).clamp(max=1)))
-    labels = (labelled.mean(1) * CLASSES).to(torch.uint8)
+    labels = (labeled.mean(1) * CLASSES).to(torch.uint8)
     valid = torch.ones_like(labels, dtype=torch.bool)
     labels[:, :8], valid[:, -8:] = 255, False
     network = torch.compile(model) if a.compile else model
 
     def step() -> Tensor:
         with autocast(a):
-            supervised, weak_logits, strong_logits = network(torch.cat((labelled, weak, strong))).split(
+            supervised, weak_logits, strong_logits = network(torch.cat((labeled, weak, strong))).split(
                 (a.batch, a.batch, 2 * a.batch)
             )
             loss = loss_function(weak_logits, strong_logits, supervised, labels, valid)

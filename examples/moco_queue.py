@@ -4,7 +4,7 @@
 
 ``before`` is the usual queue: columns overwritten at a pointer that lives on the device and is read back to slice,
 with a capacity that the batch must divide; and cloned in every step, since the loss must still see the old keys.
-``ring_push`` takes any number of keys, normalises them itself and waits for nothing; pushed after the update, they
+``ring_push`` takes any number of keys, normalizes them itself and waits for nothing; pushed after the update, they
 need no clone.
 """
 

@@ -1,6 +1,6 @@
 """Geometry that the pixel kernels share: who computes which full-resolution pixels, and how they are blended.
 
-A *cell* is what lies between four neighbouring logits: the full-resolution rows whose source position falls in
+A *cell* is what lies between four neighboring logits: the full-resolution rows whose source position falls in
 [y, y+1) and the columns whose source position falls in [x, x+1). One lane owns one cell: per class it reads four
 corners and blends all of the cell's pixels from them, so that a logit is read about four times, not once a pixel, and
 the fold of the gradient back onto the corners stays within the lane. Without aligned corners there are pixels before
@@ -207,7 +207,7 @@ def load_pixels(p_x, pixels, other, R: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def store_pixels(p_x, b_x, pixels, R: tl.constexpr, S: tl.constexpr):
-    """Store (R, S, CELLS) to a full-resolution map, columns innermost: neighbouring threads write neighbours.
+    """Store (R, S, CELLS) to a full-resolution map, columns innermost: neighboring threads write neighbors.
 
     The minimum, without effect under the mask, hides that columns are adjacent. The compiler would otherwise prefer
     this store's layout for the whole kernel (see ``load_pixels``).
@@ -223,7 +223,7 @@ def store_pixels(p_x, b_x, pixels, R: tl.constexpr, S: tl.constexpr):
 @triton.jit
 def corner_offsets(position, geometry, stride_b, stride_h, stride_w):
     """Where class 0 of the four corners lies (upper left, upper right, lower left, lower right), each (CELLS); a
-    corner outside is its neighbour inside, with weight 0.
+    corner outside is its neighbor inside, with weight 0.
     """
     i_image, i_y, i_x = position
     image = i_image.to(tl.int64) * stride_b

@@ -1,9 +1,9 @@
 """The contrastive loss and its gradient with respect to the anchors in one pass over the keys.
 
-With z the normalised anchor, k⁺ the normalised positive, s = ⟨z, k⟩/τ and p the softmax over the positive and the
+With z the normalized anchor, k⁺ the normalized positive, s = ⟨z, k⟩/τ and p the softmax over the positive and the
 negatives, ℓ = log Σ e^s − s⁺ and dℓ/dz = (p⁺k⁺ + Σ_j p_j k_j − k⁺)/τ. So Σ_j e^{s_j} k_j is accumulated beside
 Σ_j e^{s_j}, both relative to a running maximum that begins at s⁺ and therefore is never infinite; at the end the
-gradient goes through the normalisation: da = (g − z⟨z, g⟩)/‖a‖.
+gradient goes through the normalization: da = (g − z⟨z, g⟩)/‖a‖.
 
 ``per_anchor``: a warp takes one anchor; it is bound by reading M·N rows a class. ``shared`` and ``full``: attention
 with keys = values = bank rows, a program for a tile of anchors and one of ``parts`` equal parts of what the class

@@ -1,6 +1,6 @@
 """Exact selection by radix: four passes over order-preserving 32-bit keys, eight bits each, without a host sync.
 
-A pass counts, per digit, the keys that begin with the digits found so far, for the lower and the upper neighbour of the
+A pass counts, per digit, the keys that begin with the digits found so far, for the lower and the upper neighbor of the
 wanted position at once; then the program that finishes last picks the digit that holds each. Counts are integers, so
 their order of addition cannot matter. Over several processes they are all-reduced before that, and a launch of its own
 picks. Eight bits and not eleven: the cost of ``tl.histogram`` grows with its bins, and four cheap passes read from L2.
@@ -63,7 +63,7 @@ def masked_quantile_select_kernel(
     BITS: tl.constexpr,
     BINS: tl.constexpr,
 ):
-    """One digit further for both neighbours; after the last the result. ``SMALLEST``: the min(k, n)-th smallest, 0 if
+    """One digit further for both neighbors; after the last the result. ``SMALLEST``: the min(k, n)-th smallest, 0 if
     there is none, instead of the quantile q. state = (lower prefix, rank, upper prefix, rank, n, number of NaN,
     programs that have counted).
     """
@@ -130,7 +130,7 @@ def masked_quantile_count_kernel(
     BITS: tl.constexpr,
     BINS: tl.constexpr,
 ):
-    """count[0] and count[1] += digits of the keys that begin as the lower, upper neighbour does; at level 0 count[1, 0]
+    """count[0] and count[1] += digits of the keys that begin as the lower, upper neighbor does; at level 0 count[1, 0]
     counts NaN. ``NONNEGATIVE``: no mask, negative elements are left out. ``SELECT``: the last program goes on with
     ``masked_quantile_select_kernel``.
     """

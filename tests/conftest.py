@@ -15,7 +15,7 @@ from u2pl_fast.ops import _backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--aot-full", action="store_true", help="compile every specialisation of every kernel")
+    parser.addoption("--aot-full", action="store_true", help="compile every specialization of every kernel")
 
 
 def pytest_configure(config: pytest.Config) -> None:

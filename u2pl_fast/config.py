@@ -13,7 +13,7 @@ import yaml
 
 from .criterion import U2PLCriterion
 from .data import LabelChoice, LoaderOptions, SegmentationDataset, ViewOptions, build_dataset, label_map_entries
-from .data.image_format import ImageFormat, mean_color, normalisation, pretrained_normalisation
+from .data.image_format import ImageFormat, mean_color, normalization, pretrained_normalization
 
 Value = TypeVar("Value")
 
@@ -108,9 +108,9 @@ class TrainConfig:
     num_labeled: int | None = setting(None, data=True)
     """Number of training images whose labels are used."""
     labeled_list: Path | None = setting(None, data=True)
-    """File that lists the labelled images: an id, or "image mask", a line."""
+    """File that lists the labeled images: an id, or "image mask", a line."""
     unlabeled_list: Path | None = setting(None, data=True)
-    """File that lists unlabelled images; they need no masks."""
+    """File that lists unlabeled images; they need no masks."""
     label_map: tuple[str, ...] | None = setting(None, data=True)
     """Class of each mask value, where masks don't hold class ids: 0:0 255:1, or ranges 1-150:0-149, 7:ignore, *:ignore,
     or a file of such entries."""
@@ -135,7 +135,7 @@ class TrainConfig:
     cache: bool = setting(True, free_on_resume=True)
     """Keep decoded images in memory where they fit."""
     in_channels: int = setting(3, AT_LEAST_1, data=True)
-    """Channels of an image: 1 = grey, 3 = RGB, 4 = RGBA or RGB + NIR, N = bands of a .npy or TIFF file."""
+    """Channels of an image: 1 = gray, 3 = RGB, 4 = RGBA or RGB + NIR, N = bands of a .npy or TIFF file."""
     value_range: tuple[float, float] | None = setting(None, data=True)
     """Stored values that become 0 and 255; unset: 16-bit values are divided by 256, float ones refused. 8-bit ones
     stay as they are."""
@@ -167,7 +167,7 @@ class TrainConfig:
     align_corners: bool = CRITERION["align_corners"]
     """How logits map to pixels."""
     sync_batchnorm: bool = True
-    """Synchronise batch norm over the GPUs of a distributed run."""
+    """Synchronize batch norm over the GPUs of a distributed run."""
     init_from: Path | None = setting(None, free_on_resume=True)
     """Checkpoint whose weights training starts from."""
 
@@ -181,7 +181,7 @@ class TrainConfig:
     """Whose representations are positives and negatives. teacher-head: the teacher's head on the student's features;
     unset: the recipe's."""
     labeled_probs: Literal["student", "teacher"] | None = None
-    """Whose probabilities choose among labelled pixels; unset: the recipe's."""
+    """Whose probabilities choose among labeled pixels; unset: the recipe's."""
     negatives: Literal["per_anchor", "shared", "full"] = CRITERION["negatives"]
     """Negatives drawn for each anchor, for each class, or the whole bank."""
     representation_dim: int | None = setting(None, AT_LEAST_1, fallback=CRITERION["representation_dim"])
@@ -202,7 +202,7 @@ class TrainConfig:
     at least confidence_threshold, averaged over all pixels, as in FixMatch."""
     confidence_threshold: float = setting(CRITERION["confidence_threshold"], SHARE)
     alpha_0: float = setting(CRITERION["alpha_0"], SHARE)
-    """Share of unlabelled pixels that counts as unreliable at the start."""
+    """Share of unlabeled pixels that counts as unreliable at the start."""
     unsupervised_weight: float = CRITERION["unsupervised_weight"]
     unsupervised_weight_cap: float | None = CRITERION["unsupervised_weight_cap"]
     contrastive_weight: float = CRITERION["contrastive_weight"]
@@ -247,18 +247,18 @@ class TrainConfig:
     ohem_min_kept: int = 100_000
     class_weights: str | None = None
     """Of the supervised loss, and with weigh_pseudo_labels of the unsupervised one: a file with a number a line for
-    each class, or "balanced": rarer among the labelled pixels, heavier."""
+    each class, or "balanced": rarer among the labeled pixels, heavier."""
     weigh_pseudo_labels: bool = CRITERION["weigh_pseudo_labels"]
     """Weigh pixels of the unsupervised loss, too, by the class weights of their pseudo-labels."""
     label_smoothing: float = setting(CRITERION["label_smoothing"], SHARE)
 
-    # Optimisation
+    # Optimization
     steps: int | None = setting(None, fallback=40_000)
     """Training steps; each takes one batch."""
     epochs: float | None = None
-    """Passes over the unlabelled images, instead of steps."""
+    """Passes over the unlabeled images, instead of steps."""
     batch_size: int = setting(4, AT_LEAST_1)
-    """Labelled images per process and step."""
+    """Labeled images per process and step."""
     unlabeled_batch_size: int | None = setting(None, AT_LEAST_1)
     """Unlabeled images per process and step; unset: as many as labeled ones. An epoch is a pass over them."""
     accumulate: int = setting(1, AT_LEAST_1)
@@ -321,13 +321,13 @@ class TrainConfig:
 
     @property
     def label_choice(self) -> LabelChoice:
-        """Which training images are labelled and which are unlabelled."""
+        """Which training images are labeled and which are unlabeled."""
         return LabelChoice(self.seed, self.labeled_fraction, self.num_labeled, self.labeled_list, self.unlabeled_list)
 
     @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, where white is 1."""
-        return normalisation(self.in_channels, self.image_mean, self.image_std)
+        return normalization(self.in_channels, self.image_mean, self.image_std)
 
     def build_dataset(
         self,
@@ -360,7 +360,7 @@ class TrainConfig:
                 blur_prob=self.blur_prob,
                 strong_colors=self.strong_colors,
                 jitter_labeled=self.jitter_labeled,
-                color=mean_color(self.normalisation[0]),
+                color=mean_color(self.normalization[0]),
             ),
             seed=self.seed,
             batch_size=self.batch_size,
@@ -495,8 +495,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         lr = _resolved("lr", config.lr)
         config.encoder_lr = lr if config.encoder_weights == "none" else 0.1 * lr
     encoder = _resolved("encoder", config.encoder)
-    own = None if config.encoder_weights == "none" else pretrained_normalisation(encoder)
-    if own not in (None, normalisation(3)):
+    own = None if config.encoder_weights == "none" else pretrained_normalization(encoder)
+    if own not in (None, normalization(3)):
         n = config.in_channels
         mean, std = (x if n == 3 else (sum(x) / 3,) * n for x in own)
         config.image_mean = mean if config.image_mean is None else config.image_mean

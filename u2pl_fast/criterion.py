@@ -40,16 +40,16 @@ class U2PLCriterion(nn.Module):
         ignore_index: label of pixels without one; must not be a class.
         gate: which pixels teach in L_u, one of :data:`u2pl_fast.gates.GATES`. ``confidence_threshold``: of the gate
             ``confidence``, whose λ_u is η · #reliable / #valid: the mean over all pixels, as FixMatch has it.
-        alpha_0: share of unlabelled pixels that counts as unreliable at the start.
+        alpha_0: share of unlabeled pixels that counts as unreliable at the start.
         unsupervised_weight: η. ``unsupervised_weight_cap``: the most that λ_u may become, None = no bound.
         contrastive_weight: λ_c.
         positive_threshold: δ_p. ``low_rank``, ``high_rank``: r_l, r_h; None = min(3, C−1), min(20, C).
         num_anchors, num_negatives: M, N. ``negatives``: ``per_anchor`` (Eq. 4), ``shared`` (Algorithm 1) or ``full``.
         temperature: τ.
         key_encoder: whose representations are positives and negatives. ``teacher-head``: of the student's features, by
-            the teacher's ``project``, which costs no forward pass; ``teacher``: the teacher's own, also of labelled
+            the teacher's ``project``, which costs no forward pass; ``teacher``: the teacher's own, also of labeled
             images; ``student``: the student's, detached, which can collapse (docs/accuracy.md).
-        labeled_probs: whose probabilities decide on labelled pixels: ``student`` (of this step) or ``teacher``.
+        labeled_probs: whose probabilities decide on labeled pixels: ``student`` (of this step) or ``teacher``.
         bank_capacity: K, one number or one per class. ``max_keys_per_step``, ``bank_dtype``, ``bank_scope``: see
             ``MemoryBank``.
         class_weight: (C,) for L_s, and for L_u with ``weigh_pseudo_labels``: its mean over reliable pixels is then
@@ -58,7 +58,7 @@ class U2PLCriterion(nn.Module):
             in L_s.
         align_corners: how logits map to pixels.
         contrastive: what computes L_c, given what ``ops.contrastive_loss`` is given.
-        group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centres are then the global batch's.
+        group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centers are then the global batch's.
     """
 
     class_weight: Tensor | None
@@ -103,7 +103,7 @@ class U2PLCriterion(nn.Module):
         high_rank = min(20, num_classes) if high_rank is None else high_rank
         if low_rank >= num_classes:
             raise ValueError(
-                f"low_rank: {low_rank} with {num_classes} classes leaves no unlabelled negative; "
+                f"low_rank: {low_rank} with {num_classes} classes leaves no unlabeled negative; "
                 f"use at most {num_classes - 1}, or leave it unset"
             )
         if not 0 <= low_rank < high_rank:
@@ -148,7 +148,7 @@ class U2PLCriterion(nn.Module):
 
     @property
     def needs_labeled_teacher(self) -> bool:
-        """Whether the teacher must see the labelled images too."""
+        """Whether the teacher must see the labeled images too."""
         return self.bank is not None and "teacher" in (self.key_encoder, self.labeled_probs)
 
     def capture_contrastive(self, head: nn.Module | None) -> None:
@@ -176,10 +176,10 @@ class U2PLCriterion(nn.Module):
         """The losses of one step.
 
         Args:
-            student: outputs for the labelled images followed by the unlabelled ones, mixed and strongly augmented.
+            student: outputs for the labeled images followed by the unlabeled ones, mixed and strongly augmented.
             labels: (B_l, H, W), any integer dtype.
-            pseudo: mixed maps of the unlabelled images; None trains on labels alone.
-            teacher: outputs, mixed on the grid, for the unlabelled images, or for all where
+            pseudo: mixed maps of the unlabeled images; None trains on labels alone.
+            teacher: outputs, mixed on the grid, for the unlabeled images, or for all where
                 ``needs_labeled_teacher``; None leaves L_c out. Its features are read with ``key_encoder`` ``teacher``,
                 its ``project`` with that and with ``teacher-head``.
             epoch, epochs: t and T of α_t.
@@ -250,7 +250,7 @@ class U2PLCriterion(nn.Module):
         return loss
 
     def _mean_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Over the labelled pixels of the global batch; times the world size, since gradients are averaged."""
+        """Over the labeled pixels of the global batch; times the world size, since gradients are averaged."""
         num, den = ops.upsampled_cross_entropy(
             logits,
             labels,

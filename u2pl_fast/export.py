@@ -2,7 +2,7 @@
 
 ``.safetensors`` holds the weights, for evaluate, predict and other tools. ``.onnx`` and ``.pt2`` (torch.export) hold
 the computation too, and need nothing of this package to run: they take uint8 (B, N, H, W), RGB where N = 3, and
-normalise it themselves.
+normalize it themselves.
 """
 
 import json
@@ -88,7 +88,7 @@ def about(model: nn.Module, state: Mapping[str, Any], outputs: programs.Outputs)
         "labels": "labels: integer class ids (batch, height, width); confidence: float32, the label's probability",
     }
     return {
-        "input": f"images: uint8 (batch, {model.in_channels}, height, width){order}, not normalised; pad below and to "
+        "input": f"images: uint8 (batch, {model.in_channels}, height, width){order}, not normalized; pad below and to "
         "the right with pad_color to multiples of pad_multiple",
         "outputs": given[outputs],
         "class_names": json.dumps(state["class_names"]),

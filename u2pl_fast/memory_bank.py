@@ -1,4 +1,4 @@
-"""The category-wise memory bank: one first-in-first-out ring of normalised negatives per class, on the device."""
+"""The category-wise memory bank: one first-in-first-out ring of normalized negatives per class, on the device."""
 
 from collections.abc import Sequence
 
@@ -75,7 +75,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None, gate: Tensor | None = None) -> None:
-        """Thin ``mask`` to the cap per class and append the keys, L2-normalised.
+        """Thin ``mask`` to the cap per class and append the keys, L2-normalized.
 
         Args:
             features: (R, D), or (B, D, h, w) read in bank order.

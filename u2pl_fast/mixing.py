@@ -18,7 +18,7 @@ BOX_AREA = (0.25, 0.5)  # share of the image that a box covers
 def partner_index(first_index: int, batch: int, device: torch.device | str | None = None) -> Tensor:
     """Position in the batch of each image's partner: int64 (batch,).
 
-    The batch holds the global unlabelled samples `first_index` .. `first_index + batch - 1`. Samples 2k and 2k+1
+    The batch holds the global unlabeled samples `first_index` .. `first_index + batch - 1`. Samples 2k and 2k+1
     are partners; one whose partner is not in the batch is its own.
     """
     index = torch.arange(first_index, first_index + batch)
@@ -39,7 +39,7 @@ def region_masks(
 ) -> Tensor:
     """The regions that change: bool (B, H, W) on the label's device, all False for an image that stays as it is.
 
-    `label` (B, H, W), any integer dtype, holds the unmixed (pseudo-)labels of the global unlabelled samples
+    `label` (B, H, W), any integer dtype, holds the unmixed (pseudo-)labels of the global unlabeled samples
     `first_index` .. `first_index + B - 1`. Image i changes with probability `mix_prob`; every draw is a function of
     (seed, step, global sample index).
 
@@ -48,7 +48,7 @@ def region_masks(
       0 .. num_classes - 1 count as no class and are never taken.
     - cutout: a box as in cutmix, but nothing takes its place: the caller makes it invalid. Needs no partner.
 
-    No host synchronisation: the draws are made on the CPU and sent as B (or B x C) small numbers.
+    No host synchronization: the draws are made on the CPU and sent as B (or B x C) small numbers.
     """
     if kind not in ("cutmix", "classmix", "cutout"):
         raise ValueError(f"kind must be cutmix, classmix or cutout, got {kind!r}")

@@ -2,9 +2,9 @@
 
 For each image, at its own size (turned upright as its EXIF data says):
 
-- ``STEM_mask.png``: class ids, 8-bit grey, 16-bit where there are more than 255 classes; with ``--colour`` the same ids
-  as a palette PNG, which viewers show in the classes' colours;
-- ``STEM_overlay.png``: the image with each class's colour laid over it, and a legend of the classes that occur;
+- ``STEM_mask.png``: class ids, 8-bit gray, 16-bit where there are more than 255 classes; with ``--color`` the same ids
+  as a palette PNG, which viewers show in the classes' colors;
+- ``STEM_overlay.png``: the image with each class's color laid over it, and a legend of the classes that occur;
 - ``STEM_entropy.png``: entropy ÷ log C, dark = certain, light = uncertain;
 - ``STEM_reliability.png``: a palette PNG, 1 = reliable (entropy below γ), 2 = unreliable (above), 0 = neither (equal).
 
@@ -45,7 +45,7 @@ Result = Literal["mask", "overlay", "entropy", "reliability", "gallery"]
 
 @dataclass
 class PredictConfig:
-    """Label maps of images, as pictures: STEM_mask.png (class ids), STEM_overlay.png (colours laid over the image, and
+    """Label maps of images, as pictures: STEM_mask.png (class ids), STEM_overlay.png (colors laid over the image, and
     a legend), STEM_entropy.png (dark = certain, light = uncertain) and STEM_reliability.png (reliable or not, as the
     method means it) for each, and gallery.html, one page of all."""
 
@@ -76,10 +76,10 @@ class PredictConfig:
     gamma: float | None = None
     """Entropy in nats above which a pixel is unreliable, in all images alike, as the training logs it; unset: alpha
     decides, image by image."""
-    colour: bool = False
-    """Write masks as palette PNGs: the same class ids, shown in the classes' colours."""
+    color: bool = False
+    """Write masks as palette PNGs: the same class ids, shown in the classes' colors."""
     opacity: float = 0.55
-    """Of the classes' colours in the overlay, 0 to 1."""
+    """Of the classes' colors in the overlay, 0 to 1."""
     gallery_limit: int = 200
     """Images that the gallery shows, at most, spread evenly over all; about 100 KiB each."""
     device: str = "auto"
@@ -105,8 +105,8 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         num_classes, class_names = state["num_classes"], state["class_names"]
-        if config.colour and num_classes > 256:
-            raise ValueError(f"colour: a palette holds 256 classes, this network has {num_classes}; leave the flag out")
+        if config.color and num_classes > 256:
+            raise ValueError(f"color: a palette holds 256 classes, this network has {num_classes}; leave the flag out")
         protocol = config.protocol or trained.eval_protocol
         window = choose_window(protocol, config.window, trained)
         resize = choose_resize(config.resize, trained)
@@ -208,7 +208,7 @@ def _views(config: PredictConfig, protocol: str, window: tuple[int, int] | None,
 def _pictures(found: prediction.Maps, pixels: np.ndarray, config: PredictConfig) -> dict[str, Image.Image]:
     """Those that are written or shown."""
     drawers = {
-        "mask": lambda: prediction.mask(found, colour=config.colour),
+        "mask": lambda: prediction.mask(found, color=config.color),
         "overlay": lambda: prediction.overlay(found, pixels, config.opacity),
         "entropy": lambda: prediction.entropy(found),
         "reliability": lambda: prediction.reliability(found),

@@ -121,7 +121,7 @@ def ohem_mask(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> Tensor:
-    """Hard examples: p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, labelled pixels)."""
+    """Hard examples: p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, labeled pixels)."""
     y, kept = kept_target(target, logits.shape[1], ignore_index)
     p = upsample(logits, target.shape[-2:], align_corners).softmax(1).gather(1, y[:, None])[:, 0]
     ordered = torch.where(kept, p, math.inf).flatten().sort().values
@@ -134,7 +134,7 @@ def ohem_mask(
 
 
 def unreliable_share(alpha_0: float, epoch: float, epochs: float) -> float:
-    """α_t = α_0 · (1 − t/T): the share of unlabelled pixels that counts as unreliable in epoch t of T."""
+    """α_t = α_0 · (1 − t/T): the share of unlabeled pixels that counts as unreliable in epoch t of T."""
     return alpha_0 * max(0.0, 1 - epoch / epochs)
 
 
@@ -196,7 +196,7 @@ def grid_index(out: int, size: int, *, align_corners: bool = False, device: torc
 
 
 def sample_to_grid(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """(B, H, W) → (B, h, w) by ``grid_index``: nearest neighbour, the same rule for every map."""
+    """(B, H, W) → (B, h, w) by ``grid_index``: nearest neighbor, the same rule for every map."""
     rows = grid_index(size[0], x.shape[-2], align_corners=align_corners, device=x.device)
     columns = grid_index(size[1], x.shape[-1], align_corners=align_corners, device=x.device)
     return x.index_select(1, rows).index_select(2, columns)
@@ -257,10 +257,10 @@ def contrast_masks(
     positive_threshold: float,
     ignore_index: int = 255,
 ) -> ContrastMasks:
-    """Negatives and anchors of every class for P = B·h·w pixels, labelled images first.
+    """Negatives and anchors of every class for P = B·h·w pixels, labeled images first.
 
-    Anchor of c: y = c and p(c) > δ_p; an unlabelled pixel must be reliable too.
-    Negative of c: labelled, y ≠ c, y not ignored, O(c) < r_l; or unlabelled, unreliable, r_l ≤ O(c) < r_h.
+    Anchor of c: y = c and p(c) > δ_p; an unlabeled pixel must be reliable too.
+    Negative of c: labeled, y ≠ c, y not ignored, O(c) < r_l; or unlabeled, unreliable, r_l ≤ O(c) < r_h.
     Returns mask int32 (P, ⌈C/32⌉), anchor_label int16 (P) with −1 for none, keys (C) and anchors (C) int64.
     """
     num_classes = logits.shape[1]
@@ -338,7 +338,7 @@ def ring_push(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """Append each class's keys, L2-normalised, to its ring, in place; a full ring keeps the newest.
+    """Append each class's keys, L2-normalized, to its ring, in place; a full ring keeps the newest.
 
     Key number j ever taken by class c goes to slot offsets[c] + j mod K_c; ``pushed`` counts them; nothing moves where
     ``gate`` is false.
@@ -383,10 +383,10 @@ def info_nce(
 
     anchors (C, M, D), positives (C, D), weight (C), 0 for a class that takes no part. Negatives are slots within the
     class, given as such or drawn by ``ring_slots``: (C, M, N) for ``per_anchor``, (C, N) for ``shared``, none for
-    ``full``, which reads all that the class holds. Gradient flows to the anchors only, through their normalisation.
+    ``full``, which reads all that the class holds. Gradient flows to the anchors only, through their normalization.
     """
     z = F.normalize(wide(anchors), dim=-1, eps=NORM_EPS)
-    centre = F.normalize(positives.detach().to(z.dtype), dim=-1, eps=NORM_EPS)
+    center = F.normalize(positives.detach().to(z.dtype), dim=-1, eps=NORM_EPS)
     fill = ring_fill(offsets, pushed)
     if draws is not None:
         indices = ring_slots(draws, offsets, pushed)
@@ -398,7 +398,7 @@ def info_nce(
         else:
             assert indices is not None, f"indices: negatives {negatives!r} are slots; give them, or draws"
             keys = bank[start + indices[c]].to(z.dtype)
-        attract = z[c] @ centre[c]
+        attract = z[c] @ center[c]
         repel = torch.einsum("md,mnd->mn", z[c], keys) if negatives == "per_anchor" else z[c] @ keys.T
         scores = torch.cat((attract[:, None], repel), 1) / temperature
         loss = loss + weight[c] * (scores.logsumexp(1) - scores[:, 0]).mean()
@@ -426,7 +426,7 @@ def contrastive_loss_from_masks(
     project: Callable[[Tensor], Tensor] | None = None,
     gate: Tensor | None = None,
 ) -> ContrastiveLoss:
-    """L_c of one batch: centres from ``keys``, which then enter the bank, against M anchors a class from ``features``.
+    """L_c of one batch: centers from ``keys``, which then enter the bank, against M anchors a class from ``features``.
 
     A class with an anchor and a key takes part, all with the same weight. ``bank`` holds ``bank``, ``offsets`` and
     ``pushed``; its ``push`` is ``thin_mask`` and ``ring_push``. ``draws`` are for thinning (C), anchors (C, M) and
@@ -435,7 +435,7 @@ def contrastive_loss_from_masks(
     thinning, anchor_draws, negative_draws = draws
     num_classes = masks.anchors.numel()
     keys = keys.detach()
-    centres = class_sum(keys, masks.anchor_label, num_classes) / masks.anchors.clamp(min=1)[:, None]
+    centers = class_sum(keys, masks.anchor_label, num_classes) / masks.anchors.clamp(min=1)[:, None]
     before = bank.pushed.clone()
     bank.push(keys, masks.mask, draw=thinning, gate=gate)
     index = class_sample(masks.anchor_label, num_classes, anchor_draws)
@@ -446,7 +446,7 @@ def contrastive_loss_from_masks(
     loss = info_nce(
         anchors,
         takes_part / takes_part.sum().clamp(min=1),
-        centres,
+        centers,
         bank.bank,
         bank.offsets,
         bank.pushed,

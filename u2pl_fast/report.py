@@ -40,9 +40,9 @@ details { margin: 1rem 0 }
 """
 # Pictures that a run leaves, in the order in which they are looked at.
 PICTURES = {
-    "labeled-image": "a labelled image, weak view",
+    "labeled-image": "a labeled image, weak view",
     "labeled-label": "its mask; black is ignored",
-    "unlabeled-mixed": "an unlabelled image, strong view and mixed",
+    "unlabeled-mixed": "an unlabeled image, strong view and mixed",
     "unlabeled-pseudo_label": "the teacher's labels of it, mixed alike",
     "unlabeled-entropy": "their entropy: light is unsure",
     "unlabeled-reliable": "white: reliable, trained on",
@@ -207,14 +207,14 @@ def validation(run: Run) -> str:
     by_class = run.series("iou_per_class")
 
     def draw(axes: Sequence[Any]) -> None:
-        for name, colour in (("student", charts.ORANGE), ("teacher", charts.BLUE)):
+        for name, color in (("student", charts.ORANGE), ("teacher", charts.BLUE)):
             if run.series(f"miou_{name}")[0]:
-                charts.curve(axes[0], run.series(f"miou_{name}"), colour, name)
+                charts.curve(axes[0], run.series(f"miou_{name}"), color, name)
         axes[0].set_title("mIoU")
         axes[0].legend()
         rows = [[math.nan if value is None else value for value in row] for row in by_class[1]]
         charts.per_class(axes[1], (by_class[0], rows), palette(len(rows[0])))
-        axes[1].set_title("IoU of each class; colours below")
+        axes[1].set_title("IoU of each class; colors below")
         axes[1].set_ylim(0, 1)
         charts.curve(axes[2], run.series("lr"), charts.BLUE)
         axes[2].set_title("learning rate")
@@ -230,7 +230,7 @@ def classes(run: Run) -> str:
     if not ious:
         return ""
     names = _names(run, len(ious))
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(ious)).tolist()]
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(ious)).tolist()]
     counts = np.asarray(run.metrics.get("confusion") or np.zeros((0, 0)), dtype=float)
     anchors, fill = (run.series(name)[1] for name in ("anchors", "bank_fill"))
     heads = ["class", "IoU", "", *["share of pixels", "mostly taken for"] * bool(len(counts))]
@@ -239,7 +239,7 @@ def classes(run: Run) -> str:
     for c, (name, iou) in enumerate(zip(names, ious, strict=True)):
         score = "not in the data" if iou is None else f"{iou:.3f}"
         bar = f'<div class="bar"><i style="width:{100 * (iou or 0):.1f}%"></i></div>'
-        cells = [f'<td><i class="dot" style="background:{colours[c]}"></i>{html.escape(name)}</td>']
+        cells = [f'<td><i class="dot" style="background:{colors[c]}"></i>{html.escape(name)}</td>']
         cells += [f'<td class="n">{score}</td>', f"<td>{bar}</td>"]
         if len(counts):
             cells += [
@@ -278,8 +278,8 @@ def pseudo_labels(run: Run) -> str:
     def draw(axes: Sequence[Any]) -> None:
         *quality, share, gamma = axes
         for axis in quality:
-            for kind, (label, colour) in kinds.items():
-                charts.curve(axis, run.series(f"pseudo_accuracy{kind}"), colour, label)
+            for kind, (label, color) in kinds.items():
+                charts.curve(axis, run.series(f"pseudo_accuracy{kind}"), color, label)
             charts.curve(axis, run.series("pseudo_miou"), charts.ORANGE, "mIoU of all")
             charts.curve(axis, run.series("pseudo_negatives_right"), charts.PURPLE, "negatives")
             axis.set_title("right, against hidden masks")
@@ -291,21 +291,21 @@ def pseudo_labels(run: Run) -> str:
         charts.noisy(gamma, *run.series("gamma"))
         gamma.set_title("entropy threshold γ, nats")
 
-    note = "" if measured else '<p class="note">No unlabelled image has a mask to compare with.</p>'
+    note = "" if measured else '<p class="note">No unlabeled image has a mask to compare with.</p>'
     return note + charts.figure(draw, 2 + measured)
 
 
 def bank(run: Run) -> str:
     if not run.series("bank_fill")[0]:
         return ""
-    colours = palette(len(run.series("bank_fill")[1][0]))
+    colors = palette(len(run.series("bank_fill")[1][0]))
 
     def draw(axes: Sequence[Any]) -> None:
-        charts.per_class(axes[0], run.series("bank_fill"), colours)
+        charts.per_class(axes[0], run.series("bank_fill"), colors)
         axes[0].set_title("keys held, each class")
-        charts.per_class(axes[1], run.series("bank_turnover"), colours)
+        charts.per_class(axes[1], run.series("bank_turnover"), colors)
         axes[1].set_title("share of them new in a step")
-        charts.per_class(axes[2], run.series("anchors"), colours)
+        charts.per_class(axes[2], run.series("anchors"), colors)
         axes[2].set_title("anchor pixels of a step, each class")
         axes[2].set_yscale("symlog", linthresh=1)
         for axis in axes:
@@ -331,7 +331,7 @@ def pictures(run: Run) -> str:
     found = sorted((run.folder / "pictures").glob("*.png"), key=lambda path: _place(path.stem))
     figures, before = [], ""
     for path in found:
-        kind = path.stem.partition("-")[0]  # labelled ones in a row, then unlabelled ones
+        kind = path.stem.partition("-")[0]  # labeled ones in a row, then unlabeled ones
         figures += ["<br>"] * bool(before and kind != before)
         before = kind
         figures.append(html_page.figure(path.read_bytes(), "png", PICTURES.get(path.stem, path.stem)))

@@ -31,7 +31,7 @@ class EMATeacher:
         self.updates = 0
 
     def update(self, student: nn.Module, *, gate: Tensor | None = None) -> None:
-        """Move towards ``student``; where ``gate`` (0-d bool, on the device) is false only the attempt is counted."""
+        """Move toward ``student``; where ``gate`` (0-d bool, on the device) is false only the attempt is counted."""
         momentum = ema_momentum(self.updates, self.momentum)
         ema_update(_tensors(self.module), _tensors(student), momentum, gate=gate)
         self.updates += 1

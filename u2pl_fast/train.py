@@ -1,7 +1,7 @@
 """``python -m u2pl_fast.train``: supervised, mean-teacher and U²PL training in one loop.
 
-A step takes as many labelled as unlabelled images. The teacher looks at the weak views, its maps are mixed along with
-the strong views, the student sees labelled and mixed images in one forward pass, and the criterion gives the losses.
+A step takes as many labeled as unlabeled images. The teacher looks at the weak views, its maps are mixed along with
+the strong views, the student sees labeled and mixed images in one forward pass, and the criterion gives the losses.
 """
 
 import os

@@ -111,7 +111,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "negatives-full": ("--negatives", "full"),
     "no-rank-bounds": ("--low-rank", "0", "--high-rank", "11"),
     "keys-all": ("--max-keys-per-step", "0"),
-    "no-colours": ("--jitter-prob", "0", "--grayscale-prob", "0"),
+    "no-colors": ("--jitter-prob", "0", "--grayscale-prob", "0"),
     "blur": ("--blur-prob", "0.5"),
     "keys-64th": ("--max-keys-per-step", "312"),
     "temperature-0.2": ("--temperature", "0.2"),

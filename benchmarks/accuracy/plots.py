@@ -15,7 +15,7 @@ from .experiments import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROW
 from .runs import RESULTS, current
 from .scores import BASE, SEEDS, Runs, minutes, score
 
-COLOURS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
+COLORS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
 EVALUATED = ("miou_teacher", "miou_student")  # the first that an evaluation has
 GAIN = "mIoU more than labels alone at their end"
 
@@ -25,18 +25,18 @@ def _curve(run: dict, names: tuple[str, ...]) -> dict[int, float]:
     return {e["step"]: 100 * next(e[n] for n in names if n in e) for e in run["evaluations"] if set(names) & set(e)}
 
 
-def _lines(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, colour: str, style: str = "-") -> None:
+def _lines(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, color: str, style: str = "-") -> None:
     """Of the first of ``names`` that an evaluation has: each run thin, their mean thick."""
     points: dict[int, list[float]] = {}
     for run in runs:
         own = _curve(run, names)
-        axis.plot(list(own), list(own.values()), style, color=colour, alpha=0.35, linewidth=0.8)
+        axis.plot(list(own), list(own.values()), style, color=color, alpha=0.35, linewidth=0.8)
         for step, value in own.items():
             points.setdefault(step, []).append(value)
     if points:
         steps = sorted(points)
         means = [statistics.mean(points[step]) for step in steps]
-        axis.plot(steps, means, style, marker="o", ms=3, color=colour, linewidth=2, label=label)
+        axis.plot(steps, means, style, marker="o", ms=3, color=color, linewidth=2, label=label)
 
 
 def curves(runs: Runs, axis: Axes) -> None:
@@ -44,19 +44,19 @@ def curves(runs: Runs, axis: Axes) -> None:
         return [runs[n] for seed in SEEDS if (n := f"camvid-{labels}-{row}-seed{seed}") in runs]
 
     for row in ROWS:
-        _lines(axis, of(row, 23), EVALUATED, f"{row}, 23 labels", COLOURS[row])
+        _lines(axis, of(row, 23), EVALUATED, f"{row}, 23 labels", COLORS[row])
     _lines(axis, of("supervised", ALL), ("miou_student",), "supervised, all labels", "black", "--")
     axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: mean of the seeds, and each")
 
 
 def gains(runs: Runs, axis: Axes) -> None:
     """Of each seed, since the draws of labels differ by more than the methods."""
-    rows = [(row, 23, COLOURS[row]) for row in ROWS if row != "supervised"] + [("supervised", ALL, "black")]
-    for place, (row, labels, colour) in enumerate(rows):
+    rows = [(row, 23, COLORS[row]) for row in ROWS if row != "supervised"] + [("supervised", ALL, "black")]
+    for place, (row, labels, color) in enumerate(rows):
         for seed in SEEDS:
             own, low = (score(runs, "camvid", *key, seed) for key in ((row, labels), ("supervised", 23)))
             if None not in (own, low):
-                axis.bar(seed + 0.2 * (place - 1.5), own - low, 0.2, color=colour)
+                axis.bar(seed + 0.2 * (place - 1.5), own - low, 0.2, color=color)
     axis.axhline(0, color="black", linewidth=0.8)
     names = [f"seed {seed}" for seed in SEEDS]
     axis.set(ylabel="mIoU more than labels alone", title="gain of each seed; black: all labels")
@@ -65,13 +65,13 @@ def gains(runs: Runs, axis: Axes) -> None:
 
 def quality(runs: Runs, axis: Axes) -> None:
     own = [runs[n] for seed in SEEDS if (n := f"camvid-23-{BASE}-seed{seed}") in runs]
-    for name, label, colour in (
+    for name, label, color in (
         ("pseudo_accuracy_reliable", "label of a reliable pixel", "#2ca02c"),
         ("pseudo_accuracy", "label of any pixel", "#1f77b4"),
         ("pseudo_accuracy_unreliable", "label of an unreliable pixel", "#d62728"),
         ("pseudo_negatives_right", "negative of an unreliable pixel", "#9467bd"),
     ):
-        _lines(axis, own, (name,), label, colour)
+        _lines(axis, own, (name,), label, color)
     axis.set(xlabel="step", ylabel="% right", title="teacher against hidden masks", ylim=(None, 101))
 
 

@@ -66,7 +66,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[],
     for gate in (None, flags[0, 0, 0]):
         yield lambda gate=gate: ring_push.ring_push(*ring, maps(w.dim), words, gate=gate)
     yield lambda: _branch.class_weight(per_class, ring[1], per_class, per_class)
-    centres = torch.zeros(w.classes, w.dim)
+    centers = torch.zeros(w.classes, w.dim)
     for mode, shape in (
         ("per_anchor", (*draws.shape, w.negatives)),
         ("shared", (w.classes, w.negatives)),
@@ -75,7 +75,7 @@ def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[],
         indices = torch.zeros(shape, dtype=torch.int64) if shape else None
         for anchors, need_grad in ((rows, True), (rows.float(), True), (rows.float(), False)):
             drawn = need_grad and mode != "full"
-            arguments = (anchors, centres[:, 0], centres, *ring, indices, mode, 0.5, need_grad, drawn)
+            arguments = (anchors, centers[:, 0], centers, *ring, indices, mode, 0.5, need_grad, drawn)
             yield lambda arguments=arguments: info_nce.info_nce_forward(*arguments)
 
 

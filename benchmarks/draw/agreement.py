@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from ..accuracy.runs import log_lines
 from .training_curves import series, smooth
 
-COLOURS = ("#2ca02c", "#7f7f7f", "#1f77b4", "#d62728")
+COLORS = ("#2ca02c", "#7f7f7f", "#1f77b4", "#d62728")
 LOSSES = ("supervised", "unsupervised", "contrastive")
 NAMES = ("fused", "reference", "fused, other layout", "fused, other seed")
 
@@ -57,14 +57,14 @@ def summary(found: dict) -> dict[str, dict[str, float]]:
 def draw(found: dict, out: Path) -> None:
     figure, axes = plt.subplots(2, len(LOSSES), figsize=(14, 6.5), constrained_layout=True, sharex=True)
     for (name, curves), (above, below) in zip(found["losses"].items(), axes.T, strict=True):
-        for label, style, colour in zip(NAMES, ("-", "--", "-.", ":"), COLOURS, strict=True):
-            above.plot(found["step"], smooth(curves[label]), style, color=colour, label=label)
+        for label, style, color in zip(NAMES, ("-", "--", "-.", ":"), COLORS, strict=True):
+            above.plot(found["step"], smooth(curves[label]), style, color=color, label=label)
             if label != NAMES[0]:
                 apart = zip(found["step"], gap(curves[label], curves[NAMES[0]]), strict=True)
                 steps, distance = zip(
                     *[pair for pair in apart if pair[1]], strict=True
                 )  # equal losses have no logarithm
-                below.semilogy(steps, distance, ".", markersize=3, color=colour, label=label)
+                below.semilogy(steps, distance, ".", markersize=3, color=color, label=label)
         above.set_title(f"{name} loss")
         below.set_title(f"relative distance from {NAMES[0]}")
         below.set_xlabel("step")

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter, NullLocator  # noqa: E402
 
 from ..measure import results  # noqa: E402
 
-COLOURS = {
+COLORS = {
     "eager": "#7f7f7f",
     "class-loop": "#d62728",
     "compile": "#1f77b4",
@@ -41,12 +41,12 @@ def _bars(records: list[results.Record], value: str, label: str, machine: str, p
     figure, every = _panels(len(panels))
     for axes, (title, group) in zip(every, panels.items(), strict=False):
         workloads = list(dict.fromkeys(r["workload"] for r in group))
-        impls = [impl for impl in COLOURS if any(r["impl"] == impl for r in group)]
+        impls = [impl for impl in COLORS if any(r["impl"] == impl for r in group)]
         width = 0.8 / len(impls)
         for i, impl in enumerate(impls):
             found = {r["workload"]: r[value] for r in group if r["impl"] == impl}
             places = [workloads.index(name) + (i - (len(impls) - 1) / 2) * width for name in found]
-            drawn = axes.bar(places, list(found.values()), width, label=impl, color=COLOURS[impl])
+            drawn = axes.bar(places, list(found.values()), width, label=impl, color=COLORS[impl])
             axes.bar_label(drawn, labels=[f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in found.values()], fontsize=6)
         axes.set(title=title, ylabel=label, yscale="log", xticks=range(len(workloads)), xticklabels=workloads)
         axes.margins(y=0.15)
@@ -63,7 +63,7 @@ def growth(data: dict[str, Any], folder: Path) -> None:
     for axes, ((axis, op), group) in zip(every, panels.items(), strict=False):
         for curve in group:
             label = f"{curve['impl']}, exponent {curve['exponent']:.2f}"
-            axes.plot(curve["x"], curve["y"], "o-", color=COLOURS[curve["impl"]], label=label)
+            axes.plot(curve["x"], curve["y"], "o-", color=COLORS[curve["impl"]], label=label)
         axes.set(title=op, xlabel=axis, ylabel=group[0]["unit"], xscale="log", yscale="log")
         axes.set_xticks(group[0]["x"], [f"{x:.3g}" if x < 1000 else f"{x / 1000:g}k" for x in group[0]["x"]])
         low, high = min(min(c["y"]) for c in group), max(max(c["y"]) for c in group)

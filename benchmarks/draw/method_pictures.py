@@ -30,7 +30,7 @@ from .panels import heat, named, pyplot, row
 
 NEITHER, UNRELIABLE, RELIABLE = "#ffffff", "#d62728", "#9ecae1"
 ANCHOR, NEGATIVE = (44, 160, 44), (214, 39, 40)
-MEASURED = 32  # unlabelled images over which ranks are counted
+MEASURED = 32  # unlabeled images over which ranks are counted
 POINTS = 150  # pixels of a class in the plane of representations
 
 
@@ -78,7 +78,7 @@ class Scene:
         figure, axes = row(4)
         view, share = self.unlabeled, self.config.alpha_0
         axes[0].imshow(view.image.permute(1, 2, 0))
-        named(axes[0], "an unlabelled image")
+        named(axes[0], "an unlabeled image")
         axes[1].imshow(colorize(view.stats.label[0].numpy(), self.num_classes))
         named(axes[1], "the teacher's label of each pixel")
         heat(figure, axes[2], view.stats.entropy[0], "its entropy, nats")
@@ -121,10 +121,10 @@ class Scene:
         axes[1].set_ylabel("probability")
         axes[1].margins(x=0.02)
 
-        for name, counts, colour in zip(
+        for name, counts, color in zip(
             ("reliable", "unreliable"), self._ranks_of_truth(), (RELIABLE, UNRELIABLE), strict=True
         ):
-            axes[2].plot(ordered + 1, 100 * counts.cumsum(0) / counts.sum(), "o-", ms=3, color=colour, label=name)
+            axes[2].plot(ordered + 1, 100 * counts.cumsum(0) / counts.sum(), "o-", ms=3, color=color, label=name)
         axes[2].axvline(low, color="black", linestyle="--")
         axes[2].set(xlabel="how many of the likeliest classes", ylabel="%")
         axes[2].set_title("pixels whose true class is among them", fontsize=9)
@@ -135,12 +135,12 @@ class Scene:
     def anchors(self) -> Figure:
         figure, axes = pyplot.subplots(1, 4, figsize=(12.4, 2.9), layout="constrained")
         anchors, negatives = self._masks()
-        pairs = ((self.labeled, "labelled"), (self.unlabeled, "unlabelled"))
+        pairs = ((self.labeled, "labeled"), (self.unlabeled, "unlabeled"))
         for image, (view, kind) in enumerate(pairs):
             axes[2 * image].imshow(view.image.permute(1, 2, 0))
             named(axes[2 * image], f"{kind} image")
-            grey = F.interpolate(view.image.float().mean(0)[None, None], anchors.shape[-2:], mode="area")[0, 0]
-            picture = (0.45 * grey + 110).clamp(max=255)[..., None].expand(-1, -1, 3).byte().clone()
+            gray = F.interpolate(view.image.float().mean(0)[None, None], anchors.shape[-2:], mode="area")[0, 0]
+            picture = (0.45 * gray + 110).clamp(max=255)[..., None].expand(-1, -1, 3).byte().clone()
             picture[negatives[image]] = torch.tensor(NEGATIVE, dtype=torch.uint8)
             picture[anchors[image]] = torch.tensor(ANCHOR, dtype=torch.uint8)
             axes[2 * image + 1].imshow(picture, interpolation="nearest")
@@ -151,24 +151,24 @@ class Scene:
 
     def bank(self) -> Figure:
         figure, axes = pyplot.subplots(1, 4, figsize=(14.5, 3.5), layout="constrained")
-        colours = palette(self.num_classes) / 255
+        colors = palette(self.num_classes) / 255
         for axis, name, title in zip(
             axes, ("bank_fill", "bank_turnover"), ("keys held, each class", "share of them new in a step"), strict=False
         ):
             steps, rows = self._logged(name)
-            for values, colour in zip(torch.tensor(rows).T, colours, strict=True):
-                axis.plot(steps, values, color=colour)
+            for values, color in zip(torch.tensor(rows).T, colors, strict=True):
+                axis.plot(steps, values, color=color)
             axis.set(xlabel="step")
             axis.set_ylim(bottom=0)
             axis.set_title(title, fontsize=9)
         anchors = [self._anchor_rows(c) for c in range(self.num_classes)]
         if not len(anchors[self.shown]):
-            raise ValueError(f"shown: {self.names[self.shown]} has no anchor in the labelled images; choose another")
+            raise ValueError(f"shown: {self.names[self.shown]} has no anchor in the labeled images; choose another")
         everything = torch.cat(anchors)
         middle = everything.mean(0)
         plane = torch.linalg.svd(everything - middle, full_matrices=False).Vh[:2]
         for c, rows in enumerate(anchors):
-            self._points(axes[2], (rows - middle) @ plane.T, colours[c], self.names[c])
+            self._points(axes[2], (rows - middle) @ plane.T, colors[c], self.names[c])
         axes[2].set_title("anchors, each class, on their two main directions", fontsize=9)
         bank = self.criterion.bank
         start, held = int(bank.offsets[self.shown]), int(bank.fill[self.shown])
@@ -176,9 +176,9 @@ class Scene:
         keys = keys[:: max(1, held // 1500)]
         self._points(axes[3], (keys - middle) @ plane.T, "#999999", f"bank of {self.names[self.shown]}: its negatives")
         shown = anchors[self.shown]
-        self._points(axes[3], (shown - middle) @ plane.T, colours[self.shown], f"anchors of {self.names[self.shown]}")
-        centre = (F.normalize(shown.mean(0), dim=0) - middle) @ plane.T
-        axes[3].plot(*centre, "*", ms=14, mfc="white", mec="black", label="their mean: the positive")
+        self._points(axes[3], (shown - middle) @ plane.T, colors[self.shown], f"anchors of {self.names[self.shown]}")
+        center = (F.normalize(shown.mean(0), dim=0) - middle) @ plane.T
+        axes[3].plot(*center, "*", ms=14, mfc="white", mec="black", label="their mean: the positive")
         axes[3].set_title(f"what an anchor of {self.names[self.shown]} meets", fontsize=9)
         for axis in axes[2:]:
             axis.set(xticks=[], yticks=[])
@@ -197,7 +197,7 @@ class Scene:
         axes[0].plot(range(last), shares, color=UNRELIABLE)
         axes[0].axvspan(0, steps[0], color="#eeeeee")
         axes[0].set_ylim(bottom=0)
-        axes[0].set_title("α_t, the unreliable share; grey: labels alone", fontsize=9)
+        axes[0].set_title("α_t, the unreliable share; gray: labels alone", fontsize=9)
         named_series = (("gamma", "γ_t, nats: what that share means"), ("lambda_u", "λ_u = η · valid ÷ reliable"))
         for axis, (name, title) in zip(axes[1:], named_series, strict=True):
             axis.plot(*self._logged(name), color="#4c78a8")
@@ -236,7 +236,7 @@ class Scene:
         return reference.sample_to_grid(x[None], size, align_corners=self.config.align_corners)[0]
 
     def _masks(self) -> tuple[Tensor, Tensor]:
-        """Anchors and negatives of the shown class, (2, h, w): the labelled image, then the unlabelled one."""
+        """Anchors and negatives of the shown class, (2, h, w): the labeled image, then the unlabeled one."""
         anchor, mask = self._contrast(self.labeled, self.unlabeled)
         grid = (2, *self.unlabeled.logits.shape[-2:])
         negatives = ops.unpack_mask(mask, self.num_classes)[:, self.shown]
@@ -257,7 +257,7 @@ class Scene:
         return masks.anchor_label, masks.mask
 
     def _anchor_rows(self, c: int) -> Tensor:
-        """Normalised representations of some anchors of class c in the labelled images, (R, D)."""
+        """Normalized representations of some anchors of class c in the labeled images, (R, D)."""
         found = []
         for view in self.examples:
             grid = view.logits.shape[-2:]
@@ -308,9 +308,9 @@ class Scene:
         return [step for step, _ in rows], [value for _, value in rows]
 
     @staticmethod
-    def _points(axes: Axes, points: Tensor, colour: Any, label: str) -> None:
+    def _points(axes: Axes, points: Tensor, color: Any, label: str) -> None:
         if len(points):
-            axes.scatter(points[:, 0], points[:, 1], s=5, color=[colour], label=label, linewidths=0)
+            axes.scatter(points[:, 0], points[:, 1], s=5, color=[color], label=label, linewidths=0)
 
 
 PICTURES: dict[str, Callable[[Scene], Figure]] = {
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="last.pt of a u2pl run")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="unset: that of the training")
-    parser.add_argument("--image", type=int, default=0, help="which unlabelled image, counted from 0")
+    parser.add_argument("--image", type=int, default=0, help="which unlabeled image, counted from 0")
     parser.add_argument("--shown", default="Pedestrian", metavar="CLASS", help="class whose anchors and bank are shown")
     parser.add_argument("--out", type=Path, default=Path("docs/plots"), metavar="DIR")
     args = parser.parse_args(argv)

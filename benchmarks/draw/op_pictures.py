@@ -1,6 +1,6 @@
 """``python -m benchmarks.draw.op_pictures``: pictures of the ops for the documentation, drawn with the ops themselves.
 
-The arrays are those of the ``camvid`` workload: four labelled and four unlabelled images of 11 classes, logits at a
+The arrays are those of the ``camvid`` workload: four labeled and four unlabeled images of 11 classes, logits at a
 quarter of the image's size. Representations are made to follow the probabilities, as training makes them.
 """
 
@@ -25,7 +25,7 @@ from .panels import heat, named, pyplot, row
 
 WORKLOAD = NAMED["camvid"]
 CLASSES = ListedColormap([*pyplot.get_cmap("tab20").colors[: WORKLOAD.num_classes]])
-SHOWN = 3  # a class that the first unlabelled image is unsure of
+SHOWN = 3  # a class that the first unlabeled image is unsure of
 
 
 class Pictures:
@@ -71,8 +71,8 @@ class Pictures:
         axes[0].legend(fontsize=8, loc="lower left")
         heat(figure, axes[1], entropy[-1], "entropy")
         kinds = torch.where(reliable, 2, torch.where(unreliable, 1, 0))[-1]
-        colours = ("#ffffff", "#d62728", "#9ecae1")
-        axes[2].imshow(kinds, cmap=ListedColormap(colours), vmin=0, vmax=2, interpolation="nearest")
+        colors = ("#ffffff", "#d62728", "#9ecae1")
+        axes[2].imshow(kinds, cmap=ListedColormap(colors), vmin=0, vmax=2, interpolation="nearest")
         named(axes[2], "blue: H < γ, red: H > γ, white: not valid")
         return figure
 
@@ -136,10 +136,10 @@ class Pictures:
         figure, axes = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
         classes = WORKLOAD.num_classes
         sums = ops.class_sum(self.features, self.masks.anchor_label, classes)
-        centres = F.normalize(sums, dim=1)
-        shown = axes[0].imshow(centres @ centres.T, cmap="viridis", vmin=0, vmax=1)
+        centers = F.normalize(sums, dim=1)
+        shown = axes[0].imshow(centers @ centers.T, cmap="viridis", vmin=0, vmax=1)
         axes[0].set(xlabel="class", ylabel="class", xticks=range(0, classes, 2), yticks=range(0, classes, 2))
-        axes[0].set_title("class_sum: cosine of the classes' centres", fontsize=10)
+        axes[0].set_title("class_sum: cosine of the classes' centers", fontsize=10)
         figure.colorbar(shown, ax=axes[0])
         capacity = 2000
         offsets = torch.arange(classes + 1) * capacity
@@ -155,12 +155,12 @@ class Pictures:
         )
         z = F.normalize(anchors, dim=2)
         used = with_anchor.nonzero()[:, 0].tolist()
-        near = torch.cat([z[c] @ centres[c] for c in used])
+        near = torch.cat([z[c] @ centers[c] for c in used])
         far = torch.cat(
             [(z[c] @ bank[offsets[c] : offsets[c] + min(int(pushed[c]), capacity)].T).flatten()[::50] for c in used]
         )
         bins = torch.linspace(-0.6, 1, 60).tolist()
-        axes[1].hist(near.numpy(), bins=bins, density=True, alpha=0.7, label="s⁺: anchors and their centre")
+        axes[1].hist(near.numpy(), bins=bins, density=True, alpha=0.7, label="s⁺: anchors and their center")
         axes[1].hist(far.numpy(), bins=bins, density=True, alpha=0.7, label="s⁻: anchors and their class's keys")
         axes[1].set(xlabel="cosine", yticks=[])
         axes[1].set_title(f"info_nce, all keys: {float(loss):.2f}", fontsize=10)
@@ -169,7 +169,7 @@ class Pictures:
 
 
 def _classes(axes: Axes, label: Tensor, title: str) -> None:
-    """Class ids as colours; 255 stays white."""
+    """Class ids as colors; 255 stays white."""
     shown = torch.where(label == 255, float("nan"), label.float())
     axes.imshow(shown, cmap=CLASSES, vmin=-0.5, vmax=WORKLOAD.num_classes - 0.5, interpolation="nearest")
     named(axes, title)

@@ -34,19 +34,19 @@ def smooth(values: list[float], weight: float = 0.8) -> list[float]:
 def draw(logs: dict[str, list[dict]], out: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(14, 7), constrained_layout=True)
     panels = ("supervised", "unsupervised", "contrastive", "reliable_share")
-    for (name, log), colour in zip(logs.items(), plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False):
+    for (name, log), color in zip(logs.items(), plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False):
         for axis, panel in zip(axes.flat, panels, strict=False):
             steps, values = series(log, panel)
             began = next((i for i, value in enumerate(values) if value), len(values))  # not in the labels-only phase
             if began < len(values):
-                axis.plot(steps[began:], smooth(values[began:]), color=colour, label=name)
+                axis.plot(steps[began:], smooth(values[began:]), color=color, label=name)
         steps, scores = series(log, "miou_teacher")
         if not steps:
             steps, scores = series(log, "miou_student")
-        axes[1, 1].plot(steps, scores, "o-", color=colour, label=name)
+        axes[1, 1].plot(steps, scores, "o-", color=color, label=name)
         steps, turnover = series(log, "bank_turnover")
         if steps:
-            axes[1, 2].plot(steps, [sum(t) / len(t) for t in turnover], color=colour, label=name)
+            axes[1, 2].plot(steps, [sum(t) / len(t) for t in turnover], color=color, label=name)
     titles = ("supervised loss", "unsupervised loss", "contrastive loss", "share of reliable pixels")
     for axis, title in zip(
         axes.flat, (*titles, "val mIoU of the evaluated network", "bank: share new a step"), strict=True

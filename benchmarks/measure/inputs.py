@@ -59,7 +59,7 @@ class Inputs:
 
     @cached_property
     def all_logits(self) -> Tensor:
-        """(B, C, h, w) of all images, labelled first."""
+        """(B, C, h, w) of all images, labeled first."""
         w = self.workload
         present, fields = self._fields
         logits = torch.full((w.images, w.num_classes, *w.grid), ABSENT, device=self.device)
@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(B_l, H, W) of the labelled images: the fields' classes; borders and a padded band are ignored."""
+        """(B_l, H, W) of the labeled images: the fields' classes; borders and a padded band are ignored."""
         w = self.workload
         present, fields = self._fields
         dtype = torch.uint8 if w.num_classes <= 255 else torch.int16
@@ -92,7 +92,7 @@ class Inputs:
 
     @cached_property
     def statistics(self) -> reference.PixelStats:
-        """What step 3 hands on for the unlabelled images, one image at a time to keep the memory of the set-up low."""
+        """What step 3 hands on for the unlabeled images, one image at a time to keep the memory of the set-up low."""
         w = self.workload
         logits = self.unlabeled_logits
         each = [ops.pixel_stats(image[None], w.crop, align_corners=w.align_corners) for image in logits]
@@ -108,7 +108,7 @@ class Inputs:
 
     @cached_property
     def grid_maps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(label, reliable, unreliable), each (B, h, w), labelled images first."""
+        """(label, reliable, unreliable), each (B, h, w), labeled images first."""
         with ops.use_backend("reference"):  # inputs must not depend on the op that they measure
             reliable, unreliable, _ = reliability(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
         maps = (self.labels, self.statistics.label, reliable, unreliable)
@@ -190,7 +190,7 @@ def _off_threshold(logits: Tensor) -> Tensor:
 def to_grid(
     labels: Tensor, pseudo: Tensor, reliable: Tensor, unreliable: Tensor, grid: tuple[int, int], align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(label, reliable, unreliable) at (B, h, w), labelled images first, from the maps at H×W."""
+    """(label, reliable, unreliable) at (B, h, w), labeled images first, from the maps at H×W."""
     unread = torch.zeros_like(labels, dtype=torch.bool)
     pairs = ((labels, pseudo), (unread, reliable), (unread, unreliable))
     return tuple(

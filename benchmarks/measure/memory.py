@@ -4,7 +4,7 @@ On CUDA the caching allocator knows. On the CPU the operating system does: a fre
 memory back, resets the peak of its resident set, calls once, and reads the peak. Imports, thread pools and the
 compiler's own needs are in place before: an eager or fused call is warmed up on a small workload, a compiled one on the
 inputs themselves, since it is compiled for their shapes, and so is a training step, whose first one makes the
-optimiser's state.
+optimizer's state.
 """
 
 import dataclasses

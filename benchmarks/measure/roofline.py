@@ -73,7 +73,7 @@ def floor(cost: Cost, ceilings: Ceilings) -> tuple[float, str]:
 
 
 def offered_keys(w: Workload) -> float:
-    """Negatives that a step offers, before any cap: some from each labelled pixel, r_h − r_l from each unreliable."""
+    """Negatives that a step offers, before any cap: some from each labeled pixel, r_h − r_l from each unreliable."""
     grid = w.grid[0] * w.grid[1]
     labeled = LABELED_KEYS_PER_PIXEL * min(1, w.low_rank / 3) * w.labeled * grid
     return labeled + UNRELIABLE_SHARE * w.unlabeled * grid * (w.high_rank - w.low_rank)

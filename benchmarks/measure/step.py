@@ -55,7 +55,7 @@ class Painted(nn.Module):
         self.register_buffer("logits", logits, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last images of the batch are the unlabelled ones, and a teacher may see those alone."""
+        """The last images of the batch are the unlabeled ones, and a teacher may see those alone."""
         return self.classifier(x) + self.logits[-len(x) :]
 
 
@@ -151,7 +151,7 @@ class NetworksOnly(U2PLCriterion):
 
 
 class LabeledTeacher(U2PLCriterion):
-    """Has the teacher look at the labelled images too, which only representations and probabilities of it need."""
+    """Has the teacher look at the labeled images too, which only representations and probabilities of it need."""
 
     needs_labeled_teacher = True
 

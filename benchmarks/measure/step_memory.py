@@ -24,7 +24,7 @@ HALF, SINGLE = 2, 4  # bytes
 class StepMemory:
     """MiB, millions of parameters, and the number of floating-point buffers; AdamW, bfloat16 autocast.
 
-    weights: student, teacher and the optimiser's two averages. gradients. activations: kept for the backward pass.
+    weights: student, teacher and the optimizer's two averages. gradients. activations: kept for the backward pass.
     keys: dense representations and their source's share of the loss. bank: in float32.
     """
 

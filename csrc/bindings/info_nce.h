@@ -13,7 +13,7 @@ inline std::tuple<Tensor, Tensor> info_nce(const Tensor& anchors, const Tensor& 
   const int64_t classes = anchors.size(0), count = anchors.size(1), dim = anchors.size(2);
   const Tensor x = anchors.contiguous();
   const Tensor w = plain(weight, "weight", at::kFloat, {classes});
-  const Tensor centres = plain(positives, "positives", at::kFloat, {classes, dim});
+  const Tensor centers = plain(positives, "positives", at::kFloat, {classes, dim});
   const Tensor keys = plain(bank, "bank", bank.scalar_type(), {bank.size(0), dim});
   const Tensor starts = plain(offsets, "offsets", at::kLong, {classes + 1});
   const Tensor pushes = plain(pushed, "pushed", at::kLong, {classes});
@@ -52,7 +52,7 @@ inline std::tuple<Tensor, Tensor> info_nce(const Tensor& anchors, const Tensor& 
   args.anchors = x.const_data_ptr();
   args.anchor_type = float_type(x, "anchors");
   args.weight = w.const_data_ptr<float>();
-  args.positives = centres.const_data_ptr<float>();
+  args.positives = centers.const_data_ptr<float>();
   args.bank = keys.const_data_ptr();
   args.bank_type = float_type(keys, "bank");
   args.offsets = starts.const_data_ptr<int64_t>();

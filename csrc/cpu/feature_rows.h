@@ -152,7 +152,7 @@ inline void sum_planes(const Features& x, const ClassVectors& v, int64_t start, 
     const int32_t c = v.which[k];
     F total[P];
     for (int64_t j = 0; j < P; ++j) total[j] = load(lanes + (c * P + j) * kLanes);
-    do {  // neighbours are mostly of one class
+    do {  // neighbors are mostly of one class
       const int64_t i = v.where[k];
       const K own = equal(load(v.label + i), broadcast(c));
       for (int64_t j = 0; j < P; ++j) {

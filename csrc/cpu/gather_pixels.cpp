@@ -30,7 +30,7 @@ int64_t offset_of(const Features& x, int64_t pixel) {
   return pixel / x.plane * x.stride_b + pixel % x.plane * x.stride_p;
 }
 
-// Neighbouring pixels of a plane share cache lines, so the planes are read in the order of the pixels.
+// Neighboring pixels of a plane share cache lines, so the planes are read in the order of the pixels.
 template <typename T>
 void gather_planes(const Features& x, const int64_t* index, const std::vector<int64_t>& order, T* out,
                    const Workers& workers) {

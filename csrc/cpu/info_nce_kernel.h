@@ -3,7 +3,7 @@
 //
 // Online softmax that starts from the positive: with m the largest score so far, total = sum of e^(score - m) and
 // mean = sum of e^(score - m) key. At the end the gradient of -log p(positive) with respect to the unit anchor is
-// (mean / total - centre) / temperature, whose part along the anchor is taken out.
+// (mean / total - center) / temperature, whose part along the anchor is taken out.
 
 constexpr int64_t kKeyTile = 64;
 constexpr int kTogether = 4;  // anchors that share a load of a key, and keys that share one of an anchor
@@ -11,7 +11,7 @@ constexpr int kTogether = 4;  // anchors that share a load of a key, and keys th
 struct InfoNceScratch {
   float* unit;    // (anchors, pitch)
   float* mean;    // (anchors, pitch)
-  float* centre;  // (pitch)
+  float* center;  // (pitch)
   float* tile;    // (keys, pitch), unless the bank can be read in place
   float* score;   // (anchors together, keys)
   float* norm;    // (anchors)
@@ -23,8 +23,8 @@ struct InfoNceScratch {
   InfoNceScratch(const InfoNce& args, float* scratch) : pitch(row_pitch(args.dim)) {
     unit = scratch;
     mean = unit + kAnchorBlock * pitch;
-    centre = mean + kAnchorBlock * pitch;
-    tile = centre + pitch;
+    center = mean + kAnchorBlock * pitch;
+    tile = center + pitch;
     score = tile + kKeyTile * pitch;
     norm = score + kTogether * kKeyTile;
     largest = norm + kAnchorBlock;
@@ -208,7 +208,7 @@ inline void write_anchor_grad(const InfoNce& args, const InfoNceScratch& s, int6
   const F inverse_total = broadcast(1.0f / s.total[anchor]);
   F along = broadcast(0.0f);
   for (int64_t d = 0; d < args.dim; d += kLanes) {
-    const F value = load(slope + d) * inverse_total - load(s.centre + d);
+    const F value = load(slope + d) * inverse_total - load(s.center + d);
     store(slope + d, value);
     along = fma(value, load(unit + d), along);
   }
@@ -231,14 +231,14 @@ inline void info_nce(const InfoNce& args, int64_t task, float* scratch) {
     return;
   }
   const InfoNceScratch s(args, scratch);
-  load_unit(args.positives, Float::f32, c * args.dim, args.dim, s.centre);
+  load_unit(args.positives, Float::f32, c * args.dim, args.dim, s.center);
   for (int64_t a = 0; a < anchors; ++a) {
     s.norm[a] = load_unit(args.anchors, args.anchor_type, (at + a) * args.dim, args.dim, s.unit + a * s.pitch);
     F dot = broadcast(0.0f);
     for (int64_t d = 0; d < args.dim; d += kLanes) {
-      const F centre = load(s.centre + d);
-      store(s.mean + a * s.pitch + d, centre);
-      dot = fma(load(s.unit + a * s.pitch + d), centre, dot);
+      const F center = load(s.center + d);
+      store(s.mean + a * s.pitch + d, center);
+      dot = fma(load(s.unit + a * s.pitch + d), center, dot);
     }
     s.positive[a] = s.largest[a] = sum(dot) / args.temperature;
     s.total[a] = 1.0f;

@@ -110,12 +110,12 @@ Histograms count_digit(const float* x, const uint8_t* mask, int64_t n, Digit dig
   return total;
 }
 
-struct Neighbours {
+struct Neighbors {
   float low, high;
 };
 
 // Elements `rank` and `rank + 1` (clamped) of the sorted selected elements.
-Neighbours descend(const FirstDigit& first, const float* x, const uint8_t* mask, int64_t n, int64_t rank,
+Neighbors descend(const FirstDigit& first, const float* x, const uint8_t* mask, int64_t n, int64_t rank,
                    int64_t selected, const Workers& workers) {
   Descent low{0, rank}, high{0, std::min(rank + 1, selected - 1)};
   low.step(first.bins, kDigits[0].bits);
@@ -142,7 +142,7 @@ float masked_quantile(const float* x, const uint8_t* mask, int64_t n, double q, 
   if (selected == 0 || first.has_nan || q != q) return std::numeric_limits<float>::quiet_NaN();
   const double position = q * double(selected - 1);
   const int64_t rank = std::min(int64_t(std::floor(position)), selected - 1);
-  const Neighbours found = descend(first, x, mask, n, rank, selected, workers);
+  const Neighbors found = descend(first, x, mask, n, rank, selected, workers);
   if (found.low == found.high) return found.low;
   const double t = position - double(rank), low = found.low, high = found.high;
   return float(t < 0.5 ? low + (high - low) * t : high - (high - low) * (1 - t));

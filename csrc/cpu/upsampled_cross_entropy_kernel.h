@@ -1,7 +1,7 @@
 // upsampled_cross_entropy (and the p(target) map of ohem_mask) on one band. Included after low_rows.h, inside the
 // level's namespace.
 //
-// A block is up to four columns of each of kLanes neighbouring cells, a lane a cell, on up to four full rows between
+// A block is up to four columns of each of kLanes neighboring cells, a lane a cell, on up to four full rows between
 // the same two low rows. Within a cell and along a row or column, the blended logits of a class are an arithmetic
 // progression, so their exponentials are a geometric one: four exponentials a class make all sixteen of a cell. The
 // second sweep weighs them with what the gradient needs and folds them back onto the cell's corners. Nothing of full
@@ -220,7 +220,7 @@ inline bool find_powers(const CrossEntropy& args, const CrossEntropyScratch& s, 
 }
 
 // The sums over classes. False where one is out of range: the bound taken off the logits lies far from the largest
-// (neighbouring low pixels more than ~40 apart and of different classes).
+// (neighboring low pixels more than ~40 apart and of different classes).
 template <int R, int S>
 inline bool sum_classes(const CrossEntropy& args, const CrossEntropyScratch& s, F (&sum)[R][S]) {
   F total[R][S];
@@ -546,7 +546,7 @@ inline void cross_entropy(const CrossEntropy& args, int64_t task, float* scratch
       } else {
         pack_low_row(args, image, y, s, s.upper_row);
       }
-      in_lower = y + 1 < x.height ? y + 1 : y;  // the last low row is its own lower neighbour, with weight 0
+      in_lower = y + 1 < x.height ? y + 1 : y;  // the last low row is its own lower neighbor, with weight 0
       pack_low_row(args, image, in_lower, s, s.lower_row);
       cross_entropy_between(args, s, image, y, num, den, sums);
     }

@@ -114,7 +114,7 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// A warp writes a row: neighbouring lanes, neighbouring elements.
+// A warp writes a row: neighboring lanes, neighboring elements.
 __device__ __forceinline__ void write_row(float* out, const float* row, float scale, int dim, int lane) {
 #pragma unroll 4
   for (int d = lane; d < dim; d += kWarp) out[d] = row[d] * scale;

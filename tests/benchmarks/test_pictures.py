@@ -39,7 +39,7 @@ def test_a_picture_is_drawn_from_the_op(name: str, tmp_path: Path, monkeypatch: 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    train(tiny(out, steps=8, positive_threshold=0.0))  # every labelled pixel is an anchor, however little was learnt
+    train(tiny(out, steps=8, positive_threshold=0.0))  # every labeled pixel is an anchor, however little was learned
     return out / "last.pt"
 
 

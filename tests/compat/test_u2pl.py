@@ -56,7 +56,7 @@ def lists(size: int = 40, first: int = 60, classes: int = CLASSES, dtype: torch.
 
 
 class Step(NamedTuple):
-    """One batch on the grid of the logits; unlabelled pixels that are neither certain nor uncertain exist."""
+    """One batch on the grid of the logits; unlabeled pixels that are neither certain nor uncertain exist."""
 
     rep: Tensor
     ids: Tensor
@@ -288,11 +288,11 @@ def test_the_momentum_prototype():
             *arguments(s, lists()), old, i_iter, generator=seeded(i_iter)
         )
         assert prototype.shape == old.shape and len(new_keys) == CLASSES and loss > 0.5
-        centres = {c: reference.pixel_rows(s.rep_teacher)[(keep & (s.ids == c)).flatten()].mean(0) for c in (1, 4)}
+        centers = {c: reference.pixel_rows(s.rep_teacher)[(keep & (s.ids == c)).flatten()].mean(0) for c in (1, 4)}
         for c in range(CLASSES):
             want = old[c, 0, 0]
-            if c in centres:
-                want = centres[c] if c == 4 else momentum * old[c, 0, 0] + (1 - momentum) * centres[c]
+            if c in centers:
+                want = centers[c] if c == 4 else momentum * old[c, 0, 0] + (1 - momentum) * centers[c]
             torch.testing.assert_close(prototype[c], want.expand(6, 1, -1))
     again, _, first = compute_contra_memobank_loss(*arguments(s, lists()), torch.zeros_like(old), generator=seeded(0))
     _, plain = compute_contra_memobank_loss(*arguments(s, lists()), generator=seeded(0))
@@ -321,7 +321,7 @@ def test_queues_stay_one_bank_and_survive_copies_and_files():
 
 
 def test_queues_filled_by_the_release_are_taken_over():
-    """Unnormalised rows on the CPU, oldest first, its pointer at the capacity once full."""
+    """Unnormalized rows on the CPU, oldest first, its pointer at the capacity once full."""
     held, rows = lists(size=5), torch.randn(CLASSES, 8, DIM)
     for c in range(CLASSES):
         held.memobank[c][0], held.queue_ptrlis[c][0] = rows[c, :5] if c else rows[c, :3], 5 if c else 3
@@ -341,7 +341,7 @@ def test_a_smaller_queue_keeps_the_newest():
     torch.testing.assert_close(queue[0], F.normalize(rows[5:], dim=1))
 
 
-def test_labelled_pixels_outside_the_low_mask_are_ignored():
+def test_labeled_pixels_outside_the_low_mask_are_ignored():
     s = step()
     low, ids = s.low.clone(), s.ids.clone()
     low[:LABELED, :, 4:6], ids[:LABELED, 4:6] = 0, 255

@@ -1,4 +1,4 @@
-"""Images that are not RGB: grey, RGBA and bands, from their files to predictions."""
+"""Images that are not RGB: gray, RGBA and bands, from their files to predictions."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from u2pl_fast import evaluate, predict
 from u2pl_fast.config import TrainConfig, resolve
 from u2pl_fast.data import DataError, build_dataset, read_image, split_dataset
 from u2pl_fast.data.files import check_sizes
-from u2pl_fast.data.image_format import ImageFormat, mean_color, normalisation, viewable
+from u2pl_fast.data.image_format import ImageFormat, mean_color, normalization, viewable
 from u2pl_fast.data.views import ViewOptions, Views
 from u2pl_fast.inference import predict_labels
 from u2pl_fast.models import SegmentationNetwork
@@ -46,8 +46,8 @@ def test_bands_may_lie_first_or_last(tmp_path):
     for layout in (pixels, pixels.transpose(2, 0, 1)):
         path = save(tmp_path / "a.npy", layout)
         np.testing.assert_array_equal(read_image(path, ImageFormat(5)), pixels)
-    grey = save(tmp_path / "b.npy", pixels[:, :, 0])
-    np.testing.assert_array_equal(read_image(grey, ImageFormat(1)), pixels[:, :, :1])
+    gray = save(tmp_path / "b.npy", pixels[:, :, 0])
+    np.testing.assert_array_equal(read_image(gray, ImageFormat(1)), pixels[:, :, :1])
 
 
 def test_where_both_axes_fit_the_last_is_the_bands(tmp_path):
@@ -79,20 +79,20 @@ def test_values_without_a_scale_are_refused_before_training(tmp_path, dtype):
             look(path, ImageFormat(5))
 
 
-def test_photos_become_grey_and_rgba_keeps_its_alpha(tmp_path):
+def test_photos_become_gray_and_rgba_keeps_its_alpha(tmp_path):
     pixels = values(4)
     path = save(tmp_path / "a.png", pixels)
     np.testing.assert_array_equal(read_image(path, ImageFormat(4)), pixels)
     np.testing.assert_array_equal(read_image(path), pixels[:, :, :3])
     luma = np.asarray(Image.fromarray(pixels[:, :, :3]).convert("L"))
     np.testing.assert_array_equal(read_image(path, ImageFormat(1))[:, :, 0], luma)
-    grey = save(tmp_path / "grey.png", pixels[:, :, 0])
-    np.testing.assert_array_equal(read_image(grey, ImageFormat(1)), pixels[:, :, :1])
+    gray = save(tmp_path / "gray.png", pixels[:, :, 0])
+    np.testing.assert_array_equal(read_image(gray, ImageFormat(1)), pixels[:, :, :1])
     with_alpha = save(tmp_path / "la.png", pixels, "LA")
     assert read_image(with_alpha, ImageFormat(2)).shape == (*SIZE, 2)
 
 
-def test_16_bit_grey_photos_take_the_range_too(tmp_path):
+def test_16_bit_gray_photos_take_the_range_too(tmp_path):
     path = save(tmp_path / "a.png", np.array([[0, 1000, 4095]], np.uint16))
     assert read_image(path, ImageFormat(1))[0, :, 0].tolist() == [0, 3, 15]
     assert read_image(path, ImageFormat(1, (0, 4095)))[0, :, 0].tolist() == [0, 62, 255]
@@ -162,7 +162,7 @@ def test_tiff_bands_without_tifffile_say_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_views_of_n_channels(channels):
-    color = mean_color(normalisation(channels)[0])
+    color = mean_color(normalization(channels)[0])
     image = torch.from_numpy(values(channels, size=(40, 56))).permute(2, 0, 1).contiguous()
     views = Views(ViewOptions((64, 64), scale_range=(1, 1), jitter_prob=1.0, color=color), 255)
     changed = []
@@ -183,11 +183,11 @@ def test_jitter_treats_all_bands_alike():
         assert torch.equal(strong, strong[:1].expand_as(strong))
 
 
-def test_normalisation_defaults_and_what_is_shown():
-    assert normalisation(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    mean, std = normalisation(2)
+def test_normalization_defaults_and_what_is_shown():
+    assert normalization(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, std = normalization(2)
     assert mean == pytest.approx([0.449] * 2) and std == pytest.approx([0.226] * 2)
-    assert normalisation(1, [0.2]) == ((0.2,), pytest.approx((0.226,)))
+    assert normalization(1, [0.2]) == ((0.2,), pytest.approx((0.226,)))
     assert mean_color((0.485, 0.456, 0.406)) == (124, 116, 104) and mean_color((-1, 2)) == (0, 255)
     pixels = values(5)
     np.testing.assert_array_equal(viewable(pixels), pixels[:, :, :3])
@@ -197,7 +197,7 @@ def test_normalisation_defaults_and_what_is_shown():
 # --- Network and inference --------------------------------------------------------------------------------------------
 
 
-def test_padding_and_normalisation_follow_the_settings():
+def test_padding_and_normalization_follow_the_settings():
     torch.manual_seed(0)
     mean, std = (0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 0.5, 0.25)
     net = SegmentationNetwork("fpn", "mobilenetv3_small_050", 5, in_channels=4, image_mean=mean, image_std=std).eval()
@@ -240,7 +240,7 @@ def test_settings_from_flags_and_yaml(tmp_path):
         TrainConfig.from_yaml(file)
 
 
-def test_the_built_in_data_is_rgb_or_grey():
+def test_the_built_in_data_is_rgb_or_gray():
     assert build_dataset("shapes", None, "val", image_format=ImageFormat(1)).image(0).shape[2] == 1
     with pytest.raises(DataError, match="val_00000: 3 channels found, in_channels asks for 4"):
         build_dataset("shapes", None, "val", image_format=ImageFormat(4)).image(0)
@@ -265,7 +265,7 @@ def tree(root: Path, suffix: str, channels: int, dtype) -> Path:
         (".png", 1, np.uint8, {"resize": (40, 56)}),
         (".png", 4, np.uint8, {"image_mean": (0.4, 0.4, 0.4, 0.9), "recipe": "paper", "channels_last": True}),
     ],
-    ids=["6 bands of 16 bits", "grey", "rgba"],
+    ids=["6 bands of 16 bits", "gray", "rgba"],
 )
 @pytest.mark.slow
 def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path, suffix, channels, dtype, options):

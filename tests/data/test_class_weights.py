@@ -1,4 +1,4 @@
-"""Weights of the classes: read from a file, or computed from the labelled masks alone."""
+"""Weights of the classes: read from a file, or computed from the labeled masks alone."""
 
 import math
 
@@ -11,7 +11,7 @@ from u2pl_fast.data.splits import Split
 
 
 class Masks:
-    """Masks of one row; the third is unlabelled to the split, and would change every number."""
+    """Masks of one row; the third is unlabeled to the split, and would change every number."""
 
     num_classes, ignore_index = 3, 255
     rows = ([0, 0, 0, 1], [0, 0, 255, 255], [2, 2, 2, 2])
@@ -23,7 +23,7 @@ class Masks:
 SPLIT = Split(Masks(), labeled=(0, 1), unlabeled=(2,))
 
 
-def test_balanced_is_the_formula_over_labelled_pixels_that_are_not_ignored():
+def test_balanced_is_the_formula_over_labeled_pixels_that_are_not_ignored():
     raw = [1 / math.log(1.02 + share) for share in (5 / 6, 1 / 6)]
     mean = 5 / 6 * raw[0] + 1 / 6 * raw[1]
     torch.testing.assert_close(class_weights("balanced", SPLIT), torch.tensor([raw[0] / mean, raw[1] / mean, 1]))

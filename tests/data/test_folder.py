@@ -32,7 +32,7 @@ def ids(seed: int = 0, classes: int = 3, size=SIZE, dtype=np.uint8) -> np.ndarra
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Four training images, three of them labelled with three classes, and two validation images."""
+    """Four training images, three of them labeled with three classes, and two validation images."""
     for split, names in {"train": "abcd", "val": "xy"}.items():
         for seed, name in enumerate(names):
             write(tmp_path / "images" / split / f"{name}.png", picture(seed))
@@ -128,7 +128,7 @@ def test_images_of_every_mode_become_rgb(tmp_path, mode):
         np.testing.assert_array_equal(image, picture())
 
 
-def test_16_bit_grey_images_are_scaled_not_clipped(tmp_path):
+def test_16_bit_gray_images_are_scaled_not_clipped(tmp_path):
     path = write(tmp_path / "a.png", np.array([[0, 256, 65535]], np.uint16))
     assert read_image(path)[0].tolist() == [[0, 0, 0], [1, 1, 1], [255, 255, 255]]
 
@@ -149,11 +149,11 @@ def test_exif_orientation_is_applied_and_sizes_are_compared_after_it(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_colour_masks_are_refused_with_the_fix(root, mode):
+def test_color_masks_are_refused_with_the_fix(root, mode):
     path = write(root / "labels/train/b.png", picture(), mode)
-    with pytest.raises(DataError, match=f"{path}.*colour mask.*grey"):
+    with pytest.raises(DataError, match=f"{path}.*color mask.*gray"):
         FolderDataset(root, "train")
-    with pytest.raises(DataError, match="colour mask"):
+    with pytest.raises(DataError, match="color mask"):
         read_mask(path)
 
 

@@ -1,4 +1,4 @@
-"""Files as people have them: damaged, mislabelled, from other tools. Each is read right, or refused by name."""
+"""Files as people have them: damaged, mislabeled, from other tools. Each is read right, or refused by name."""
 
 import io
 import os
@@ -48,8 +48,8 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> 
     return path
 
 
-def grey_png(path: Path, samples: np.ndarray, bits: int) -> Path:
-    """A grey PNG with this many bits a sample, as other writers than PIL make them."""
+def gray_png(path: Path, samples: np.ndarray, bits: int) -> Path:
+    """A gray PNG with this many bits a sample, as other writers than PIL make them."""
     packed = np.unpackbits(samples[..., None], axis=-1)[..., -bits:].reshape(len(samples), -1)
     rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(packed, axis=1))
     header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], bits, 0, 0, 0, 0)
@@ -62,7 +62,7 @@ def grey_png(path: Path, samples: np.ndarray, bits: int) -> Path:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Two labelled images of three classes and one that has no mask."""
+    """Two labeled images of three classes and one that has no mask."""
     root = tmp_path / "data"
     for seed, name in enumerate("abc"):
         save(root / "images" / "train" / f"{name}.png", picture(seed))
@@ -159,13 +159,13 @@ def test_one_pixel(root) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_photographs_that_are_not_rgb(tmp_path, mode) -> None:
-    grey = np.full((*SIZE, 3), 90, np.uint8)
-    image = read_image(save(tmp_path / "a.jpg", grey, mode, quality=95))
+    gray = np.full((*SIZE, 3), 90, np.uint8)
+    image = read_image(save(tmp_path / "a.jpg", gray, mode, quality=95))
     assert image.shape == (*SIZE, 3) and np.abs(image.astype(int) - 90).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["LAB", "YCbCr"])
-def test_other_colour_spaces_are_converted_or_refused(tmp_path, mode) -> None:
+def test_other_color_spaces_are_converted_or_refused(tmp_path, mode) -> None:
     path = tmp_path / "a.tif"
     Image.frombytes(mode, SIZE[::-1], picture().tobytes()).save(path)
     try:
@@ -175,7 +175,7 @@ def test_other_colour_spaces_are_converted_or_refused(tmp_path, mode) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_palette_masks_of_few_colours(tmp_path, bits) -> None:
+def test_palette_masks_of_few_colors(tmp_path, bits) -> None:
     label = ids() % 2 if bits == 1 else ids()
     mask = Image.frombytes("P", SIZE[::-1], label.tobytes())
     mask.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
@@ -184,21 +184,21 @@ def test_palette_masks_of_few_colours(tmp_path, bits) -> None:
 
 
 def test_one_bit_masks_hold_two_classes(tmp_path) -> None:
-    np.testing.assert_array_equal(read_mask(grey_png(tmp_path / "a.png", ids() % 2, 1)), ids() % 2)
+    np.testing.assert_array_equal(read_mask(gray_png(tmp_path / "a.png", ids() % 2, 1)), ids() % 2)
     np.testing.assert_array_equal(read_mask(save(tmp_path / "b.png", ids() % 2 == 1)), ids() % 2)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_grey_masks_below_8_bits_are_refused(tmp_path, bits) -> None:
+def test_gray_masks_below_8_bits_are_refused(tmp_path, bits) -> None:
     """Their samples are brightnesses: id 1 of a 4-bit mask is read as 17, and as 1 by the next program."""
-    path = grey_png(tmp_path / "a.png", ids(), bits)
-    with pytest.raises(DataError, match=f"^{path}: a grey mask of {bits} bits .*8"):
+    path = gray_png(tmp_path / "a.png", ids(), bits)
+    with pytest.raises(DataError, match=f"^{path}: a gray mask of {bits} bits .*8"):
         read_mask(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 def test_masks_with_lossy_compression_are_refused(tmp_path, name) -> None:
-    """JPEG moves ids to their neighbours, most of them still classes."""
+    """JPEG moves ids to their neighbors, most of them still classes."""
     path = save(tmp_path / name, ids(), format="JPEG")
     with pytest.raises(DataError, match=f"^{path}: a JPEG mask.*PNG"):
         read_mask(path)

@@ -141,7 +141,7 @@ def test_listed_images_outside_the_split_are_added(tmp_path):
     np.testing.assert_array_equal(split.dataset.label(6), raw(root / "SegmentationClassAug/2007_000008.png"))
 
 
-def test_masks_of_unlabelled_images_are_not_used(tmp_path):
+def test_masks_of_unlabeled_images_are_not_used(tmp_path):
     root = voc(tmp_path / "voc")
     split = listed(
         root, "voc", ["JPEGImages/2008_000001.jpg SegmentationClass/gone.png"], tmp_path, which="unlabeled_list"
@@ -208,7 +208,7 @@ def test_cityscapes_list_formats(tmp_path, line, kind):
 @pytest.mark.parametrize(
     "line", ["leftImg8bit/train_extra/bonn/bonn_000001_000019_leftImg8bit.png", "bonn/bonn_000001_000019"]
 )
-def test_train_extra_serves_as_unlabelled(tmp_path, line):
+def test_train_extra_serves_as_unlabeled(tmp_path, line):
     root = cityscapes(tmp_path / "cityscapes")
     split = listed(root, "cityscapes", [line], tmp_path, which="unlabeled_list")
     assert split.labeled == tuple(range(6)) and len(split.unlabeled) == 1
@@ -418,7 +418,7 @@ def test_two_steps_on_voc(tmp_path, capsys):
     (tmp_path / "labeled.txt").write_text("2007_000001\n2007_000003\n")
     metrics = two_steps("voc", root, tmp_path / "run", "--labeled-list", str(tmp_path / "labeled.txt"))
     assert metrics["steps"] == 2 and len(metrics["iou_per_class"]) == 21
-    assert "voc: 2 labelled and 8 unlabelled images" in capsys.readouterr().out
+    assert "voc: 2 labeled and 8 unlabeled images" in capsys.readouterr().out
     saved = checkpoint.load(tmp_path / "run/last.pt")
     assert saved["class_names"][20] == "tvmonitor" and saved["config"]["background_class"] == 0
 

@@ -89,7 +89,7 @@ def test_windows_name_the_image_and_lie_in_it():
         assert 0 <= top <= image_height - height and 0 <= left <= image_width - width and flip in (0, 1)
 
 
-def test_supervised_batches_are_the_labelled_half():
+def test_supervised_batches_are_the_labeled_half():
     both = StepDataset(small_split(), OPTIONS, seed=0, batch_size=2)[4]
     alone = StepDataset(small_split(), OPTIONS, seed=0, batch_size=2, semi=False)[4]
     assert_same(alone, {name: both[name] for name in ("images", "labels", "labeled_index")})
@@ -154,7 +154,7 @@ def test_settings_reach_the_strong_view():
 
 
 def test_every_pass_shows_each_image_once_in_another_order():
-    """Coloured by their index, images can be counted over three passes, which end in the middle of batches."""
+    """Colored by their index, images can be counted over three passes, which end in the middle of batches."""
 
     class Numbered(Shapes):
         def image(self, index):

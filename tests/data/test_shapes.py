@@ -1,4 +1,4 @@
-"""The built-in data set: reproducible, fast to draw, and not solvable by colour."""
+"""The built-in data set: reproducible, fast to draw, and not solvable by color."""
 
 import time
 
@@ -39,20 +39,20 @@ def test_every_class_is_common_and_background_is_the_largest():
     assert 0.5 < share[0] < 0.85
 
 
-def test_colour_does_not_tell_the_class():
-    """The best class for each of 512 colours, learned on 150 images, stays far from useful."""
+def test_color_does_not_tell_the_class():
+    """The best class for each of 512 colors, learned on 150 images, stays far from useful."""
     train, val = Shapes("train"), Shapes("val")
 
-    def colour(image):
+    def color(image):
         return (image >> 5).astype(np.int64) @ np.array([64, 8, 1])
 
     votes = np.zeros((512, 6))
     for i in range(150):
-        np.add.at(votes, (colour(train.image(i)).ravel(), train.label(i).ravel()), 1)
+        np.add.at(votes, (color(train.image(i)).ravel(), train.label(i).ravel()), 1)
     best = votes.argmax(1)
     confusion = np.zeros((6, 6))
     for i in range(40):
-        np.add.at(confusion, (val.label(i).ravel(), best[colour(val.image(i))].ravel()), 1)
+        np.add.at(confusion, (val.label(i).ravel(), best[color(val.image(i))].ravel()), 1)
     hit = confusion.diagonal()
     miou = (hit / (confusion.sum(0) + confusion.sum(1) - hit)).mean()
     all_background = confusion[0].sum() / confusion.sum() / 6

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled images by fraction, number and lists."""
+"""Labeled and unlabeled images by fraction, number and lists."""
 
 from fractions import Fraction
 
@@ -40,10 +40,10 @@ def test_a_split_is_seeded_disjoint_and_nested():
     assert small.labeled != tuple(range(20))
     assert sorted(small.labeled + small.unlabeled) == list(range(400))
     assert not small.labels_hidden
-    assert small.describe() == "20 labelled and 380 unlabelled images"
+    assert small.describe() == "20 labeled and 380 unlabeled images"
 
 
-def test_only_images_with_masks_are_drawn_and_the_rest_is_unlabelled(root):
+def test_only_images_with_masks_are_drawn_and_the_rest_is_unlabeled(root):
     split = split_dataset(FolderDataset(root, "train"))
     assert (split.labeled, split.unlabeled) == (tuple(range(6)), tuple(range(6, 10)))
     half = split_dataset(FolderDataset(root, "train"), LabelChoice(seed=1, labeled_fraction="1/2"))
@@ -52,7 +52,7 @@ def test_only_images_with_masks_are_drawn_and_the_rest_is_unlabelled(root):
     assert [half.steps_per_epoch(b) for b in (1, 4, 7, 8)] == [7, 2, 1, 1]
 
 
-def test_all_labelled_means_the_whole_split_with_labels_hidden():
+def test_all_labeled_means_the_whole_split_with_labels_hidden():
     split = split_dataset(Shapes("train"), LabelChoice(labeled_fraction="1"))
     assert split.labels_hidden and split.unlabeled == split.labeled == tuple(range(400))
     assert "labels hidden" in split.describe()
@@ -70,7 +70,7 @@ def test_lists(root, tmp_path):
     np.testing.assert_array_equal(split.dataset.label(8), split.dataset.label(3))
 
 
-def test_an_unlabelled_list_is_enough_where_every_image_of_the_split_is_labelled(root, tmp_path):
+def test_an_unlabeled_list_is_enough_where_every_image_of_the_split_is_labeled(root, tmp_path):
     for i in range(6, 10):
         (root / f"images/train/s{i}.png").rename(root / f"s{i}.png")
     more = tmp_path / "more.txt"
@@ -79,7 +79,7 @@ def test_an_unlabelled_list_is_enough_where_every_image_of_the_split_is_labelled
     assert (split.labeled, split.unlabeled, split.labels_hidden) == (tuple(range(6)), (6, 7), False)
 
 
-def test_hidden_masks_are_those_of_unlabelled_images(root, tmp_path):
+def test_hidden_masks_are_those_of_unlabeled_images(root, tmp_path):
     (tmp_path / "list.txt").write_text("s0\ns3\n")
     split = split_dataset(FolderDataset(root, "train"), LabelChoice(labeled_list=tmp_path / "list.txt"))
     assert split.hidden_masks == [1, 2, 4, 5]
@@ -112,7 +112,7 @@ def test_lists_that_cannot_be_used(tmp_path):
         read_list(tmp_path / "b.txt")
 
 
-def test_no_labelled_image_at_all(root):
+def test_no_labeled_image_at_all(root):
     for i in range(6):
         (root / f"labels/train/s{i}.png").unlink()
     (root / "classes.txt").write_text("a\nb\n")

@@ -58,7 +58,7 @@ def test_scaled_labels_stay_on_the_image_pixels(scale):
         assert error.mean().abs() < 0.25  # no systematic shift by half a pixel
 
 
-def test_padding_is_mean_colour_ignore_index_and_invalid():
+def test_padding_is_mean_color_ignore_index_and_invalid():
     options = ViewOptions((64, 64), multiple=48, scale_range=(1, 1), **NO_COLOR)
     image, label = coded()
     view, target = Views(options, 255).labeled(image, label, seed=1)
@@ -88,7 +88,7 @@ def test_the_crop_itself_is_never_larger_than_asked_where_it_is_padded_to_a_mult
     assert valid[:33, :33].all() and valid.sum() == 33 * 33
 
 
-def test_strong_views_are_the_weak_pixels_in_other_colours():
+def test_strong_views_are_the_weak_pixels_in_other_colors():
     views = Views(ViewOptions((32, 48), scale_range=(0.5, 1.5)), 255)
     without = Views(ViewOptions((32, 48), scale_range=(0.5, 1.5), **NO_COLOR), 255)
     changed = 0
@@ -102,7 +102,7 @@ def test_strong_views_are_the_weak_pixels_in_other_colours():
     assert changed > 12
 
 
-def test_colour_changes_do_not_move_edges():
+def test_color_changes_do_not_move_edges():
     """A vertical edge stays at its column under jitter and grayscale; under blur its middle does."""
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)
     image[:, :, 16:] = torch.tensor([220, 180, 90], dtype=torch.uint8)[:, None, None]

@@ -80,7 +80,7 @@ def test_a_healthy_tree(tmp_path, diagnose, make):
             len(diagnosis.found("warning", f"{rare} classes in no training mask", "cannot be learned")["where"]) == rare
         )
     splits = {row["split"]: row for row in diagnosis.result["splits"]}
-    assert splits["train"]["labelled"] == 3 and splits["val"]["checked"] == splits["val"]["images"]
+    assert splits["train"]["labeled"] == 3 and splits["val"]["checked"] == splits["val"]["images"]
     assert "no image of val is used for training" in diagnosis.text
     assert "trainable: 0 errors" in diagnosis.text
 
@@ -90,8 +90,8 @@ def test_the_histogram_counts_pixels_and_images(tmp_path, diagnose):
     (tmp_path / "list.txt").write_text("train1\ntrain3\n")
     rows = diagnose("folder", root, "--labeled-list", str(tmp_path / "list.txt")).result["classes"]
     labels = [np.asarray(Image.open(root / f"labels/train/train{i}.png")) for i in (1, 3)]
-    assert [row["labelled_pixels"] for row in rows] == np.bincount(np.stack(labels).ravel()).tolist()
-    assert [[row[k] for k in ("labelled_images", "train_images", "val_images")] for row in rows] == [[2, 4, 1]] * 3
+    assert [row["labeled_pixels"] for row in rows] == np.bincount(np.stack(labels).ravel()).tolist()
+    assert [[row[k] for k in ("labeled_images", "train_images", "val_images")] for row in rows] == [[2, 4, 1]] * 3
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_all_broken_files_are_told_at_once(tmp_path, diagnose):
     assert diagnosis.code == 1
     assert len(diagnosis.found("error", "2 images unreadable", "download")["where"]) == 2
     assert diagnosis.found("error", "1 mask unreadable")["where"] == [str(root / "labels/val/val0.png")]
-    diagnosis.found("error", "1 mask with colours instead of class ids", "class id")
+    diagnosis.found("error", "1 mask with colors instead of class ids", "class id")
     diagnosis.found("error", "1 mask compressed as JPEG", "PNG")
     (where,) = diagnosis.found("error", "1 mask of another size", "nearest")["where"]
     assert "train5.png: 32x20, its image 32x24" in where
@@ -125,7 +125,7 @@ def test_long_lists_are_cut_on_the_screen_alone(tmp_path, diagnose):
     assert "and 4 more (all of them with --json)" in diagnosis.text and "train8.png" not in diagnosis.text
 
 
-def test_masks_of_unlabelled_images_are_no_error(tmp_path, diagnose):
+def test_masks_of_unlabeled_images_are_no_error(tmp_path, diagnose):
     root = voc(tmp_path / "data", values=tuple(range(21)))
     (tmp_path / "list.txt").write_text("2007_000000\n2007_000001\n")
     save(root / "SegmentationClassAug/2007_000009.png", picture(9))
@@ -133,7 +133,7 @@ def test_masks_of_unlabelled_images_are_no_error(tmp_path, diagnose):
     save(root / "SegmentationClassAug/2007_000007.png", mask(7, (0, 1), (20, 32)))
     diagnosis = diagnose("voc", root, "--labeled-list", str(tmp_path / "list.txt"))
     assert diagnosis.code == 0
-    for title in ("1 mask with colours", "1 mask with value 77", "1 mask of another size"):
+    for title in ("1 mask with colors", "1 mask with value 77", "1 mask of another size"):
         found = diagnosis.found("warning", title)
         assert found["title"].endswith("used only for metrics; training continues without them)")
 
@@ -256,14 +256,14 @@ def test_background_that_is_missing(tmp_path, diagnose):
 # --- Classes and splits -----------------------------------------------------------------------------------------------
 
 
-def test_a_tiny_labelled_set_misses_classes(tmp_path, diagnose):
+def test_a_tiny_labeled_set_misses_classes(tmp_path, diagnose):
     root = folder(tmp_path / "data", values=(0, 1))
     save(root / "labels/train/train5.png", mask(5, (0, 1, 2)))
     (root / "classes.txt").write_text("road\ncar\ntrain\ntram\n")
     (tmp_path / "list.txt").write_text("train0\n")
     diagnosis = diagnose("folder", root, "--labeled-list", str(tmp_path / "list.txt"))
     assert diagnosis.code == 0
-    assert diagnosis.found("warning", "1 class in no labelled image", "--num-labeled")["where"] == ["train"]
+    assert diagnosis.found("warning", "1 class in no labeled image", "--num-labeled")["where"] == ["train"]
     assert diagnosis.found("warning", "1 class in no training mask", "classes.txt")["where"] == ["tram"]
     assert diagnosis.found("warning", "1 class in no mask of val", "no IoU")["where"] == ["train"]
 
@@ -283,9 +283,9 @@ def test_images_in_both_splits(tmp_path, diagnose):
     (root / "images/train/train6.png").unlink()
     shutil.copy(root / "images/train/train0.png", root / "images/train/train1.png")
     diagnosis = diagnose("folder", root)
-    found = diagnosis.found("error", "1 labelled image with the same pixels as an image of val", "take them out")
+    found = diagnosis.found("error", "1 labeled image with the same pixels as an image of val", "take them out")
     assert found["where"] == ["train2 = val/val0"]
-    found = diagnosis.found("warning", "1 unlabelled image with the same pixels as an image of val")
+    found = diagnosis.found("warning", "1 unlabeled image with the same pixels as an image of val")
     assert found["where"] == ["train6 = val/val1"]
     assert diagnosis.found("warning", "more than once in train")["where"] == ["train0 = train1"]
 
@@ -304,9 +304,9 @@ def test_lists_that_name_images_of_val(tmp_path, diagnose):
     diagnosis = diagnose(
         "voc", root, "--labeled-list", str(tmp_path / "l.txt"), "--unlabeled-list", str(tmp_path / "u.txt")
     )
-    found = diagnosis.found("error", "1 labelled image with the same file as an image of val")
+    found = diagnosis.found("error", "1 labeled image with the same file as an image of val")
     assert found["where"] == ["2008_000001 = val/2008_000001"]
-    diagnosis.found("warning", "1 unlabelled image with the same file as an image of val")
+    diagnosis.found("warning", "1 unlabeled image with the same file as an image of val")
 
 
 def test_all_bad_lines_of_a_list(tmp_path, diagnose):
@@ -315,7 +315,7 @@ def test_all_bad_lines_of_a_list(tmp_path, diagnose):
     diagnosis = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt"))
     where = diagnosis.found("error", "l.txt: 3 lines of 4 cannot be used", "docs/datasets.md")["where"]
     assert [next(word for word in ("gone1", "gone.png", "gone2") if word in text) for text in where]
-    assert diagnosis.result["splits"][0]["labelled"] == 1
+    assert diagnosis.result["splits"][0]["labeled"] == 1
 
 
 def test_voc_without_the_masks_of_sbd(tmp_path, diagnose):
@@ -325,12 +325,12 @@ def test_voc_without_the_masks_of_sbd(tmp_path, diagnose):
     assert diagnosis.code == 0
     diagnosis.found("warning", "so the training set is train.txt, 6 images", "10582 images")
     (tmp_path / "l.txt").write_text("2007_000001\n2007_000008\n")
-    found = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "labelled without a mask")
+    found = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "labeled without a mask")
     assert found["where"] == [str(root / "SegmentationClass/2007_000008.png")]
 
 
 @pytest.mark.parametrize(("make", "hint"), [(voc, "voc"), (cityscapes, "cityscapes"), (ade20k, "ade20k")])
-def test_another_layout_is_recognised(tmp_path, diagnose, make, hint):
+def test_another_layout_is_recognized(tmp_path, diagnose, make, hint):
     diagnosis = diagnose("camvid", make(tmp_path / "data"))
     assert diagnosis.code == 1 and f"try --dataset {hint}" in diagnosis.text
 

@@ -1,7 +1,7 @@
 """``python -m tests.faults.sigkill``: kill a training at random moments; it must end as if nothing had been.
 
 Starts a small training, kills it with SIGKILL after a random time, starts it again with ``--resume``, and so on; then
-lets it finish and compares weights, optimiser, teacher and bank with those of an undisturbed run, bit for bit.
+lets it finish and compares weights, optimizer, teacher and bank with those of an undisturbed run, bit for bit.
 """
 
 import argparse

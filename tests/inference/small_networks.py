@@ -14,7 +14,7 @@ class Output(NamedTuple):
 
 
 class Pointwise(nn.Module):
-    """1×1 classifier on average-pooled colours: a pixel's logits depend on its own cell only."""
+    """1×1 classifier on average-pooled colors: a pixel's logits depend on its own cell only."""
 
     def __init__(self, stride=1, num_classes=5, pad_multiple=None, align_corners=False):
         super().__init__()
@@ -32,7 +32,7 @@ class Pointwise(nn.Module):
 
 
 class Wide(Pointwise):
-    """Sees the neighbourhood, and isn't symmetric left to right."""
+    """Sees the neighborhood, and isn't symmetric left to right."""
 
     def forward(self, image):
         logits = super().forward(image).logits

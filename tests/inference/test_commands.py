@@ -244,22 +244,22 @@ def test_the_legend_names_the_classes_that_occur(root):
     label[:, :10] = 2
     picture = Image.new("RGB", (300, 60))
     strip = np.array(with_legend(picture, np.bincount(label.ravel(), minlength=4), NAMES))[60:]
-    colours = {tuple(colour) for colour in strip.reshape(-1, 3).tolist()}
+    colors = {tuple(color) for color in strip.reshape(-1, 3).tolist()}
     for index in range(4):
-        assert (tuple(palette(4)[index].tolist()) in colours) == (index in (0, 2))
+        assert (tuple(palette(4)[index].tolist()) in colors) == (index in (0, 2))
     assert with_legend(Image.new("RGB", (10, 8)), np.full(4, 20), NAMES).size[0] == 240
     assert with_legend(picture, np.full(4, 20), []) is picture
 
 
-# --- colours ----------------------------------------------------------------------------------------------------------
+# --- colors ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_palette_is_distinct_and_keeps_a_classes_colour():
-    colours = palette(1024)
-    assert len(np.unique(colours, axis=0)) == 1024
-    assert np.array_equal(palette(21), colours[:21])
-    assert np.array_equal(palette(1030)[1024:], colours[:6])
-    gap = np.abs(colours[:21, None].astype(int) - colours[None, :21]).sum(-1)
+def test_the_palette_is_distinct_and_keeps_a_classes_color():
+    colors = palette(1024)
+    assert len(np.unique(colors, axis=0)) == 1024
+    assert np.array_equal(palette(21), colors[:21])
+    assert np.array_equal(palette(1030)[1024:], colors[:6])
+    gap = np.abs(colors[:21, None].astype(int) - colors[None, :21]).sum(-1)
     assert gap[~np.eye(21, dtype=bool)].min() > 60
 
 
@@ -270,8 +270,8 @@ def test_ignored_pixels_are_black():
 
 
 def test_heat_grows_lighter_evenly():
-    colours = heat(np.linspace(0, 1, 256)).astype(float) / 255
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    colors = heat(np.linspace(0, 1, 256)).astype(float) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     lightness = 116 * np.cbrt(luminance.clip(0.008856)) - 16
     assert (np.diff(luminance) > -1e-4).all()

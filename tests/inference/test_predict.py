@@ -31,7 +31,7 @@ def test_whole_is_the_statistics_of_the_upsampled_logits(align_corners):
     assert_same(predict_labels(model, image), expected)
 
 
-def test_whole_pads_with_the_mean_colour_and_cuts_the_padding_off():
+def test_whole_pads_with_the_mean_color_and_cuts_the_padding_off():
     model, image = Pointwise(4, pad_multiple=16), images(1, 3, 19, 33)
     padded = MEAN.byte().repeat(1, 1, 32, 48)
     padded[..., :19, :33] = image
@@ -220,7 +220,7 @@ def test_evaluation_restores_every_modules_mode():
 
 def test_evaluation_needs_labels():
     unlabeled = [(images(3, 8, 8), torch.full((8, 8), 255, dtype=torch.uint8), "a")]
-    with pytest.raises(ValueError, match="none of the 1 images has a labelled pixel"):
+    with pytest.raises(ValueError, match="none of the 1 images has a labeled pixel"):
         evaluate_model(Pointwise(), unlabeled, num_classes=5)
     with pytest.raises(ValueError, match="none of the 0 images"):
         evaluate_model(Pointwise(), [], num_classes=5)

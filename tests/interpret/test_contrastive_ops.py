@@ -29,7 +29,7 @@ TESTS = {
         "matches_reference",
         "dtypes_and_layouts",
         "all_ignored",
-        "partition_of_labelled_images_is_not_read",
+        "partition_of_labeled_images_is_not_read",
         "label_out_of_range",
         "nan_does_not_hang",
     ],
@@ -60,12 +60,12 @@ TESTS = {
     contrastive_loss: [
         "is_its_steps",
         "gate_leaves_the_bank_alone",
-        "nothing_labelled_nothing_reliable",
+        "nothing_labeled_nothing_reliable",
         "classes_with_anchor_and_key_share_the_weight",
         "weights_of_many_classes",
         "opcheck",
     ],
-    info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_centre", "draws_name_slots"],
+    info_nce: ["no_class_takes_part", "idle_classes_are_not_read", "zero_anchor_and_zero_center", "draws_name_slots"],
 }
 for module, names in TESTS.items():
     for name in names:

@@ -17,7 +17,7 @@ from tests.ops import test_upsampled_cross_entropy as upsampled_cross_entropy
 
 TESTS = {
     masked_quantile: ["equals_numpy", "dtypes", "shape_and_tensor_q", "nothing_selected", "nan", "over_two_processes"],
-    ohem_mask: ["matches_reference", "dtypes_and_layouts", "min_kept", "nothing_labelled", "label_out_of_range"],
+    ohem_mask: ["matches_reference", "dtypes_and_layouts", "min_kept", "nothing_labeled", "label_out_of_range"],
     pixel_stats: [
         "matches_reference",
         "dtypes_and_layouts",

@@ -10,7 +10,7 @@ CLASSES, DIM, SIZE, GRID = 5, 8, (32, 40), (8, 10)
 
 
 def batch(seed: int = 0, images: int = 4, dense: bool = False):
-    """(student output, labels, pseudo-labels, teacher output) of half labelled and half unlabelled images."""
+    """(student output, labels, pseudo-labels, teacher output) of half labeled and half unlabeled images."""
     torch.manual_seed(seed)
     half = images // 2
     head = torch.nn.Linear(6, DIM)

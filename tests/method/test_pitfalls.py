@@ -48,7 +48,7 @@ def step(
 ) -> Losses:
     """One step of a network of stride 4 whose teacher gives the same logits; maps are given on the grid.
 
-    The first len(labels) images are labelled.
+    The first len(labels) images are labeled.
     """
     unlabeled = logits[len(labels) :].detach()
     valid = torch.ones(unlabeled[:, 0].shape, dtype=torch.bool) if valid is None else valid
@@ -65,7 +65,7 @@ def step(
 # --- labels of a batch scattered into its first image ---
 
 
-def test_every_labelled_image_gives_anchors_and_gradient():
+def test_every_labeled_image_gives_anchors_and_gradient():
     label = torch.stack([torch.full((2, 3), y) for y in (2, 0, 1)])
     got = reference.contrast_masks(
         peaked_logits(label, 3),
@@ -85,10 +85,10 @@ def test_every_labelled_image_gives_anchors_and_gradient():
         assert (logits.grad[image].argmin(0) == y).all()  # each image pulls its own class up
 
 
-# --- labelled negatives and-ed with "the pixel is class c" ---
+# --- labeled negatives and-ed with "the pixel is class c" ---
 
 
-def test_labelled_negatives_are_pixels_of_other_classes():
+def test_labeled_negatives_are_pixels_of_other_classes():
     # Pixels of class 0 and 1, each taking the other for the second likeliest; r_l = 2.
     label = torch.tensor([[[0, 0, 1, 255]]])
     logits = peaked_logits(label % 3, 3, [[1], [0], []])
@@ -127,8 +127,8 @@ def test_seven_of_twenty_one_classes_all_train():
     losses = step(criterion, logits, features, label[:1])
     in_batch = torch.tensor([c in present for c in range(classes)])
     assert torch.equal(losses.statistics["anchors"] > 0, in_batch)
-    # The second likeliest of a labelled pixel of class y is following[y], so that ring holds e_y, and e_y alone; the
-    # unlabelled pixels' third likeliest is always class 0.
+    # The second likeliest of a labeled pixel of class y is following[y], so that ring holds e_y, and e_y alone; the
+    # unlabeled pixels' third likeliest is always class 0.
     for y in present:
         ring = criterion.bank.bank[criterion.bank.offsets[following[y]] :][: criterion.bank.fill[following[y]]]
         assert len(ring) > 0
@@ -263,7 +263,7 @@ def test_a_step_that_is_not_finite_leaves_the_teacher_alone_but_counts():
 
 
 def test_small_images_are_padded_with_the_ignore_index_and_are_not_valid_there():
-    # A grey 10x14 image of class 0 alone, in a crop of 16x16 that is padded to 32x32.
+    # A gray 10x14 image of class 0 alone, in a crop of 16x16 that is padded to 32x32.
     views = Views(ViewOptions((16, 16), multiple=32, scale_range=(1.0, 1.0), flip_prob=0.0), ignore_index=255)
     image, label = torch.full((3, 10, 14), 9, dtype=torch.uint8), torch.zeros(10, 14, dtype=torch.uint8)
     inside = torch.zeros(32, 32, dtype=torch.bool)
@@ -277,17 +277,17 @@ def test_small_images_are_padded_with_the_ignore_index_and_are_not_valid_there()
     assert torch.equal(weak, picture) and torch.equal(strong[:, ~inside], weak[:, ~inside])
 
 
-# --- C <= r_l removes every unlabelled negative ---
+# --- C <= r_l removes every unlabeled negative ---
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
-def test_few_classes_still_have_unlabelled_negatives(classes):
+def test_few_classes_still_have_unlabeled_negatives(classes):
     rng = torch.Generator().manual_seed(0)
     logits, features = torch.randn(2, classes, 6, 6, generator=rng), torch.randn(2, 4, 6, 6, generator=rng)
     criterion = U2PLCriterion(
         classes, 4, bank_capacity=100, max_keys_per_step=0, positive_threshold=0.0, key_encoder="student"
     )
-    labels = torch.full((1, 6, 6), 255)  # nothing but the unlabelled image can give a negative
+    labels = torch.full((1, 6, 6), 255)  # nothing but the unlabeled image can give a negative
     losses = step(criterion, logits.requires_grad_(), features.requires_grad_(), labels)
     assert losses.statistics["negatives"].sum() > 0
     assert losses.contrastive > 0

@@ -39,7 +39,7 @@ def check(bank, offsets, pushed, rings: oracle.Rings, tolerance: float = 1e-6) -
 def test_push_by_hand():
     bank, offsets, pushed = make_bank([2, 3], 2)
     # Class 0 takes pixels 0, 1, 2 into two slots: pixel 0 goes to slot 0 and is overwritten by pixel 2.
-    # Class 1 takes pixel 1 alone. Rows are normalised: (3, 4) becomes (0.6, 0.8).
+    # Class 1 takes pixel 1 alone. Rows are normalized: (3, 4) becomes (0.6, 0.8).
     features = np.array([[1, 0], [3, 4], [0, 2]], dtype=np.float32)
     push(bank, offsets, pushed, features, [[0, 1, 2], [1]])
     assert pushed.tolist() == [3, 1]
@@ -116,7 +116,7 @@ def test_half_banks_round_once(dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_features_are_normalised_in_fp32(dtype):
+def test_half_features_are_normalized_in_fp32(dtype):
     # The squares of 300 are beyond fp16: a norm taken there would be infinite.
     features = torch.tensor([[300.0, 400.0]]).to(dtype)
     bank, offsets, pushed = make_bank([1], 2)

@@ -198,10 +198,10 @@ def test_info_nce_gradient_matches_the_formula(negatives):
         start, fill = case["offsets"][c], min(case["pushed"][c], case["offsets"][c + 1] - case["offsets"][c])
         slots = {"per_anchor": lambda c=c, m=m: indices["per_anchor"][c, m], "shared": lambda c=c: indices["shared"][c]}
         chosen = range(fill) if negatives == "full" else slots[negatives]()
-        z, centre = case["anchors"][c, m], oracle.normalize(case["positives"][c])
+        z, center = case["anchors"][c, m], oracle.normalize(case["positives"][c])
         unit, keys = oracle.normalize(z), [case["bank"][start + s].astype(np.float64) for s in chosen]
-        q = oracle.softmax([float(unit @ v) / tau for v in (centre, *keys)])
-        pull = sum((share * v for share, v in zip(q, (centre, *keys), strict=True)), -centre)
+        q = oracle.softmax([float(unit @ v) / tau for v in (center, *keys)])
+        pull = sum((share * v for share, v in zip(q, (center, *keys), strict=True)), -center)
         pull = (pull - unit * (unit @ pull)) / np.linalg.norm(z.astype(np.float64))
         expected[c, m] = case["weight"][c] / expected.shape[1] / tau * pull
     arguments = tensors(case)
@@ -304,7 +304,7 @@ class Bank:
 
 @pytest.mark.parametrize("negatives", MODES)
 def test_the_branch_after_the_masks_matches_loops(negatives):
-    """Two batches, one bank: centres of the keys, then the push, then anchors of the projected features."""
+    """Two batches, one bank: centers of the keys, then the push, then anchors of the projected features."""
     classes, dim, m, n, capacities = 5, 4, 3, 6, [4, 9, 30, 5, 7]
     bank, rings = Bank(capacities, dim), oracle.Rings(capacities)
     for seed in range(2):

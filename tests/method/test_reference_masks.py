@@ -64,7 +64,7 @@ def test_quantile_of_nothing_or_of_nan_is_nan():
 
 
 def test_quantile_of_more_than_2_to_24_elements_keeps_its_position_exact():
-    # Position q(n-1) = 16777217 is odd and above 2^24: in fp32 it would read a neighbour.
+    # Position q(n-1) = 16777217 is odd and above 2^24: in fp32 it would read a neighbor.
     n = (1 << 24) + 3
     x = torch.zeros(n)
     x[:16777217] = -1.0
@@ -216,10 +216,10 @@ def test_contrast_by_hand():
     got = reference.contrast_masks(
         logits, label, reliable, unreliable, num_labeled=1, low_rank=2, high_rank=3, positive_threshold=0.2
     )
-    # Labelled, ranks below 2 are classes 0 and 1: y=0 -> {1}; y=1 -> {0}; y=2 -> {0, 1}; ignored -> nothing.
-    # Unlabelled, ranks from 2 to 2: only the unreliable pixel (the second), and only class 2.
+    # Labeled, ranks below 2 are classes 0 and 1: y=0 -> {1}; y=1 -> {0}; y=2 -> {0, 1}; ignored -> nothing.
+    # Unlabeled, ranks from 2 to 2: only the unreliable pixel (the second), and only class 2.
     assert got.mask.flatten().tolist() == [0b10, 0b01, 0b11, 0, 0, 0b100, 0, 0]
-    # Anchors: labelled y=0 (0.64) and y=1 (0.24), not y=2 (0.09). Unlabelled: only the reliable first and last.
+    # Anchors: labeled y=0 (0.64) and y=1 (0.24), not y=2 (0.09). Unlabeled: only the reliable first and last.
     assert got.anchor_label.tolist() == [0, 1, -1, -1, 0, -1, -1, 1]
     assert got.keys.tolist() == [2, 2, 1, 0]
     assert got.anchors.tolist() == [2, 2, 0, 0]
@@ -268,7 +268,7 @@ def test_contrast_one_pixel_and_all_ignored():
     assert not any(negatives) and not any(anchors)
 
 
-def test_contrast_does_not_read_the_partition_of_labelled_images():
+def test_contrast_does_not_read_the_partition_of_labeled_images():
     logits, label, reliable, unreliable = contrast_case(5, 2, (4, 4), seed=2)
     first = check_contrast(logits, label, reliable, unreliable, 1, 3, 5, 0.3)
     reliable[0], unreliable[0] = ~reliable[0], ~unreliable[0]

@@ -43,7 +43,7 @@ def random_target(shape: tuple[int, ...], classes: int, ignore_index: int, seed:
 
 def test_upsample_two_columns_by_hand():
     row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
-    # Half-pixel centres: output j of 4 looks at (j + 1/2) / 2 - 1/2 = -1/4 (clamped to 0), 1/4, 3/4, 5/4 (held at 1).
+    # Half-pixel centers: output j of 4 looks at (j + 1/2) / 2 - 1/2 = -1/4 (clamped to 0), 1/4, 3/4, 5/4 (held at 1).
     assert reference.upsample(row, (1, 4), align_corners=False).flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
     # Aligned corners: 0, 1/4, 2/4, 3/4, 1 of the way for 5 outputs.
     assert reference.upsample(row, (1, 5), align_corners=True).flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -274,7 +274,7 @@ def one_row(probabilities: list[float]) -> torch.Tensor:
         (0.5, 1, [1, 0, 0, 1, 0]),  # the smallest is 0.1, below the threshold: no change
         (0.5, 3, [1, 1, 0, 1, 0]),  # the third smallest is 0.7
         (0.0, 2, [1, 0, 0, 1, 0]),  # the count alone
-        (0.0, 9, [1, 1, 1, 1, 0]),  # more than there are: all labelled ones, never the ignored one
+        (0.0, 9, [1, 1, 1, 1, 0]),  # more than there are: all labeled ones, never the ignored one
     ],
 )
 def test_ohem_by_hand(threshold, min_kept, expected):
@@ -302,6 +302,6 @@ def test_ohem_matches_loops(batch, classes, grid, size, align_corners, threshold
     assert got.sum() >= min(min_kept, (target != 255).sum())
 
 
-def test_ohem_with_nothing_labelled_keeps_nothing():
+def test_ohem_with_nothing_labeled_keeps_nothing():
     target = torch.full((1, 5, 5), 255)
     assert not reference.ohem_mask(random_logits(1, 3, (2, 2)), target, threshold=0.7, min_kept=8).any()

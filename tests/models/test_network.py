@@ -5,7 +5,7 @@ import torch
 
 from tests.models.networks import images, network
 from u2pl_fast.config import TrainConfig, resolve
-from u2pl_fast.data.image_format import normalisation, pretrained_normalisation
+from u2pl_fast.data.image_format import normalization, pretrained_normalization
 from u2pl_fast.outputs import represent
 from u2pl_fast.reference import gather_pixels
 from u2pl_fast.training import learner
@@ -23,7 +23,7 @@ def test_output_stride_changes_the_encoder():
     assert network(encoder="resnet10t", output_stride=8).pad_multiple == 8
 
 
-def test_uint8_and_float_images_agree_and_are_normalised():
+def test_uint8_and_float_images_agree_and_are_normalized():
     net = network().eval()
     torch.testing.assert_close(net(images()).logits, net(images().float()).logits)
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1).expand(1, 3, 64, 96)
@@ -77,26 +77,26 @@ def test_images_of_the_wrong_size_are_refused_with_the_right_one():
         network()(images(width=100))
 
 
-def test_the_normalisation_of_pretrained_weights_is_known():
+def test_the_normalization_of_pretrained_weights_is_known():
     half = (0.5, 0.5, 0.5)
-    assert pretrained_normalisation("tu-vit_tiny_patch16_224") == (half, half)
-    assert pretrained_normalisation("resnet101.tv_in1k") == normalisation(3)
-    assert pretrained_normalisation("mit_b0") is None
+    assert pretrained_normalization("tu-vit_tiny_patch16_224") == (half, half)
+    assert pretrained_normalization("resnet101.tv_in1k") == normalization(3)
+    assert pretrained_normalization("mit_b0") is None
 
 
-def test_images_are_normalised_as_the_encoder_s_weights_expect():
+def test_images_are_normalized_as_the_encoder_s_weights_expect():
     def chosen(**options):
-        return resolve(TrainConfig(dataset="folder", **options)).normalisation
+        return resolve(TrainConfig(dataset="folder", **options)).normalization
 
     half = (0.5, 0.5, 0.5)
     assert chosen() == chosen(encoder_weights="file.safetensors") == (half, half)  # tf_efficientnet_lite0
     assert chosen(in_channels=2) == (half[:2], half[:2])
     assert chosen(image_mean=(0.1, 0.2, 0.3)) == ((0.1, 0.2, 0.3), half)
     for options in ({"encoder_weights": "none"}, {"encoder": "resnet18"}, {"encoder": "mit_b0"}):
-        assert chosen(**options) == normalisation(3)
+        assert chosen(**options) == normalization(3)
 
 
-def test_synchronised_batch_norm_keeps_the_activations_joined_to_it():
+def test_synchronized_batch_norm_keeps_the_activations_joined_to_it():
     net = network().eval()
     before = net(images()).logits
     converted = learner.convert_sync_batchnorm(net)
@@ -104,7 +104,7 @@ def test_synchronised_batch_norm_keeps_the_activations_joined_to_it():
     torch.testing.assert_close(converted(images()).logits, before)
 
 
-def test_synchronised_batch_norm_stays_frozen():
+def test_synchronized_batch_norm_stays_frozen():
     net = learner.convert_sync_batchnorm(network(freeze_batchnorm=True)).train()
     norms = {
         part: [m.training for m in getattr(net, part).modules() if isinstance(m, torch.nn.SyncBatchNorm)]

@@ -16,7 +16,7 @@ needs_extension = pytest.mark.skipif(_backend.extension() is None, reason=f"not 
 
 @dataclass(frozen=True)
 class Batch:
-    """Logits (images, classes, *grid); the first ``labeled`` images are labelled."""
+    """Logits (images, classes, *grid); the first ``labeled`` images are labeled."""
 
     classes: int
     grid: tuple[int, int] = (5, 7)

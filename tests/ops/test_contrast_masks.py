@@ -77,7 +77,7 @@ def test_all_ignored(backend: str, device: torch.device) -> None:
     assert not masks.keys.any() and not masks.anchors.any()
 
 
-def test_partition_of_labelled_images_is_not_read(backend: str, device: torch.device) -> None:
+def test_partition_of_labeled_images_is_not_read(backend: str, device: torch.device) -> None:
     maps = make_maps(BASE).to(device)
     first = ops.contrast_masks(*maps, **settings(BASE))
     maps.reliable[: BASE.labeled].logical_not_()

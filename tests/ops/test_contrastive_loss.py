@@ -91,7 +91,7 @@ def test_dense_representations_need_no_head(backend: str, device: torch.device) 
     assert_close(loss, expected, TOLERANCE["value"], "loss")
 
 
-def test_positives_take_the_place_of_the_centres(backend: str, device: torch.device) -> None:
+def test_positives_take_the_place_of_the_centers(backend: str, device: torch.device) -> None:
     masks = ops.contrast_masks(*make_maps(BATCH).to(device), **settings(BATCH))
     features = make_features(BATCH, DIM).to(device)
     draws = ops.ContrastiveDraws(*(x.to(device) for x in make_draws()))
@@ -135,7 +135,7 @@ def test_gate_leaves_the_bank_alone(backend: str, device: torch.device) -> None:
     assert result.loss == 0 and not features.grad.any()
 
 
-def test_nothing_labelled_nothing_reliable(backend: str, device: torch.device) -> None:
+def test_nothing_labeled_nothing_reliable(backend: str, device: torch.device) -> None:
     maps = make_maps(BATCH, ignored=1.0).to(device)
     nowhere = torch.zeros_like(maps.reliable)
     features = make_features(BATCH, DIM).to(device).requires_grad_()

@@ -105,7 +105,7 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
 def spread_nan(actual: Tensor, expected: Tensor, logits: Tensor) -> Tensor:
     """``expected`` with the NaN of ``actual``, of which none may be missing, or in an image whose logits are finite.
 
-    A weight of 0 times NaN is NaN: which neighbours are read with that weight is each backend's own.
+    A weight of 0 times NaN is NaN: which neighbors are read with that weight is each backend's own.
     """
     assert actual[expected.isnan()].isnan().all(), "a NaN is hidden"
     if len(logits):
@@ -255,7 +255,7 @@ def test_contrast_masks(b, c, h, w, kind, map_kind, dtype, values, seed) -> None
 
 
 def test_nan_logits_leave_other_pixels_alone() -> None:
-    """A pixel with a NaN has no defined rank or anchor; its neighbours must not notice."""
+    """A pixel with a NaN has no defined rank or anchor; its neighbors must not notice."""
     logits = make_logits((2, 21, 4, 5), torch.float32, "plain", 0)
     label, ignore_index = make_target((2, 4, 5), 21, 0.2, 0)
     yes = torch.ones_like(label, dtype=torch.bool)

@@ -185,7 +185,7 @@ def test_no_class_takes_part(mode: str, backend: str, device: torch.device) -> N
 
 @pytest.mark.parametrize("mode", MODES)
 def test_idle_classes_are_not_read(mode: str, backend: str, device: torch.device) -> None:
-    """NaN where a class of weight 0 has its anchors, centre and keys, and past every fill, changes nothing."""
+    """NaN where a class of weight 0 has its anchors, center and keys, and past every fill, changes nothing."""
     if backend == "reference":
         pytest.skip("it starts from 0 · Σ anchors, where NaN stays NaN")
     inputs = make_inputs(mode, pushed=3)
@@ -203,7 +203,7 @@ def test_idle_classes_are_not_read(mode: str, backend: str, device: torch.device
     assert not leaf.grad[-2].any()
 
 
-def test_zero_anchor_and_zero_centre(backend: str, device: torch.device) -> None:
+def test_zero_anchor_and_zero_center(backend: str, device: torch.device) -> None:
     inputs = make_inputs("per_anchor")
     inputs.anchors[0, 0] = 0
     inputs.positives[1] = 0

@@ -48,7 +48,7 @@ def test_threshold_of_one_keeps_every_label(backend: str, device: torch.device) 
     assert torch.equal(keep, target != 255)
 
 
-def test_nothing_labelled(backend: str, device: torch.device) -> None:
+def test_nothing_labeled(backend: str, device: torch.device) -> None:
     target = torch.full_like(make_target(BASE, device), 255)
     assert not ops.ohem_mask(make_logits(BASE, device), target, threshold=0.7, min_kept=50).any()
 

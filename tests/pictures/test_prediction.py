@@ -121,18 +121,18 @@ def test_the_reliability_picture_holds_the_maps_numbers(trained, root, tmp_path)
     model, _, _ = load_model(trained)
     entropy = predict_labels(model, torch.from_numpy(np.array(Image.open(source))).permute(2, 0, 1)[None]).entropy[0]
     assert entropy[values == prediction.UNRELIABLE].min() > entropy[values == prediction.RELIABLE].max()
-    colours = np.array(picture.convert("RGB"))
-    assert (colours[values == 2] == prediction.RELIABILITY_COLOURS[2]).all()
+    colors = np.array(picture.convert("RGB"))
+    assert (colors[values == 2] == prediction.RELIABILITY_COLORS[2]).all()
 
 
-def test_colour_masks_hold_class_ids_too(trained, root, tmp_path):
+def test_color_masks_hold_class_ids_too(trained, root, tmp_path):
     source = root / "images" / "val" / "0.png"
-    run_predict(trained, tmp_path / "grey", source, only=("mask",))
-    run_predict(trained, tmp_path / "colour", source, only=("mask",), colour=True)
-    assert os.listdir(tmp_path / "grey") == os.listdir(tmp_path / "colour") == ["0_mask.png"]
-    ids = read_mask(tmp_path / "grey" / "0_mask.png")
-    picture = Image.open(tmp_path / "colour" / "0_mask.png")
-    assert np.array_equal(np.array(picture), ids) and np.array_equal(read_mask(tmp_path / "colour" / "0_mask.png"), ids)
+    run_predict(trained, tmp_path / "gray", source, only=("mask",))
+    run_predict(trained, tmp_path / "color", source, only=("mask",), color=True)
+    assert os.listdir(tmp_path / "gray") == os.listdir(tmp_path / "color") == ["0_mask.png"]
+    ids = read_mask(tmp_path / "gray" / "0_mask.png")
+    picture = Image.open(tmp_path / "color" / "0_mask.png")
+    assert np.array_equal(np.array(picture), ids) and np.array_equal(read_mask(tmp_path / "color" / "0_mask.png"), ids)
     assert np.array_equal(np.array(picture.convert("RGB")), palette(4)[ids])
 
 
@@ -182,8 +182,8 @@ def test_refuses_bad_settings_in_one_line(trained, root, tmp_path, arguments, me
 def test_a_palette_does_not_hold_300_classes(root, tmp_path):
     path = make_checkpoint(tmp_path / "a.pt", root, num_classes=300, class_names=[str(x) for x in range(300)])
     image = root / "images" / "val" / "0.png"
-    message = failure(predict, [image, "--checkpoint", path, "--out", tmp_path / "out", "--colour", "--device", "cpu"])
-    assert "colour: a palette holds 256 classes" in message
+    message = failure(predict, [image, "--checkpoint", path, "--out", tmp_path / "out", "--color", "--device", "cpu"])
+    assert "color: a palette holds 256 classes" in message
 
 
 def test_too_large_for_the_memory_is_named(trained, root, tmp_path, monkeypatch, capsys):

@@ -94,7 +94,7 @@ def test_recipes_of_folders_say_what_they_would_train(tmp_path, name, capsys):
         main(["--config", name, "--dry-run", "--freeze-stages", "0", *flags])
     main(["--config", name, "--dry-run", "--no-freeze-batchnorm", "--freeze-stages", "0", *flags])
     said = capsys.readouterr().out
-    assert "u2pl (lean) on" in said and "20 labelled and 40 unlabelled images" in said
+    assert "u2pl (lean) on" in said and "20 labeled and 40 unlabeled images" in said
     config = config_of(name)
     per_epoch = 40 // (config.unlabeled_batch_size or config.batch_size)
     epochs = config.epochs or config.steps / per_epoch

@@ -13,7 +13,7 @@ def test_two_processes():
         "gradients": 4000,
         "batch norm statistics": 40,
         "entropy histograms": HISTOGRAMS,
-        "class centres": 5 * (8 * 4 + 8),
+        "class centers": 5 * (8 * 4 + 8),
         "shared bank": 5 * (3 * 8 * 2 + 8),
     }
 

@@ -62,7 +62,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert {"gamma", "lambda_u", "reliable_share", "anchors", "bank_fill"} <= losses[-1].keys()
     saved = TrainConfig.from_yaml(tmp_path / "config.yaml")
     assert saved.to_dict() == checkpoint.load(tmp_path / "last.pt")["config"]
-    assert "global batch 2 labelled + 2 unlabelled" in capsys.readouterr().out
+    assert "global batch 2 labeled + 2 unlabeled" in capsys.readouterr().out
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
     with pytest.raises(ValueError, match="resume: .*last.pt holds networks alone"):
         run(tiny(tmp_path, steps=4, eval_every=2, resume=True))
@@ -442,7 +442,7 @@ def test_the_teacher_sees_the_labeled_images_that_were_mixed(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_other_normalisation_than_the_weights_have_is_refused(tmp_path):
+def test_other_normalization_than_the_weights_have_is_refused(tmp_path):
     first = tmp_path / "first"
     run(tiny(first, method="supervised", stop_after=2))
     given = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -719,7 +719,7 @@ def test_images_without_a_partner_are_told(tmp_path, capsys):
     assert "--mix cutmix takes images of a process in pairs: one image of each step" in capsys.readouterr().out
     run(tiny(tmp_path / "more", unlabeled_batch_size=5, dry_run=True))
     told = capsys.readouterr().out
-    assert "global batch 2 labelled + 5 unlabelled" in told and "in pairs: one image of each step" in told
+    assert "global batch 2 labeled + 5 unlabeled" in told and "in pairs: one image of each step" in told
     run(tiny(tmp_path / "even", batch_size=3, unlabeled_batch_size=4, dry_run=True))
     assert "in pairs" not in capsys.readouterr().out
 

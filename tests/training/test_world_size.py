@@ -32,7 +32,7 @@ from u2pl_fast.utils.randomness import generator
 pytestmark = pytest.mark.slow
 
 CLASSES, WIDTH, DIM, SIZE, GRID = 5, 6, 8, (24, 28), (6, 7)
-IMAGES, STEPS, EPOCHS = 4, 3, 10  # labelled images of the global batch, and as many unlabelled ones
+IMAGES, STEPS, EPOCHS = 4, 3, 10  # labeled images of the global batch, and as many unlabeled ones
 SAMPLES = {"num_anchors": 7, "num_negatives": 9}
 RANKS = {"low_rank": 3, "high_rank": 5, "positive_threshold": 0.3}
 CAPACITY, CAP = 14, 10  # rings go round within two steps; four processes do not share the cap evenly
@@ -74,14 +74,14 @@ GATHERED = [name for name, case in CASES.items() if case.scope == "gather"]
 
 
 def global_batch(case: Case, world: int, step: int) -> dict[str, Tensor]:
-    """Tensors of all processes, labelled images first; the last of ``world`` shares lacks what the case says."""
+    """Tensors of all processes, labeled images first; the last of ``world`` shares lacks what the case says."""
     g = generator(0, "batch", step)
     inputs = torch.randn(2 * IMAGES, WIDTH, *GRID, generator=g)
     labels = torch.randint(0, CLASSES, (IMAGES, *SIZE), generator=g, dtype=torch.uint8)
     teacher = 2 * torch.randn(2 * IMAGES, CLASSES, *GRID, generator=g)
     keys = torch.randn(2 * IMAGES, DIM, *GRID, generator=g)
     valid = torch.ones(IMAGES, *SIZE, dtype=torch.bool)
-    for i in range(IMAGES):  # no two ranks have equally many labelled or valid pixels
+    for i in range(IMAGES):  # no two ranks have equally many labeled or valid pixels
         labels[i, : 5 * i] = 255
         valid[i, :, SIZE[1] - 6 * i :] = False
     last = slice(IMAGES - IMAGES // world, IMAGES)
@@ -101,7 +101,7 @@ def global_batch(case: Case, world: int, step: int) -> dict[str, Tensor]:
 
 
 def share(x: Tensor, rank: int, world: int) -> Tensor:
-    """A rank's labelled images, then its unlabelled ones."""
+    """A rank's labeled images, then its unlabeled ones."""
     return torch.cat([half.chunk(world)[rank] for half in x.split(IMAGES)])
 
 
@@ -174,7 +174,7 @@ def criterion_steps(case: Case, split: int, rank: int = 0, world: int = 1, group
                 "finite": losses.finite,
                 "statistics": losses.statistics,
                 "reliable": (pseudo.valid & (pseudo.entropy < losses.statistics["gamma"])).sum(),
-                "centres": F.normalize(info_nce.call_args.args[2], dim=1),
+                "centers": F.normalize(info_nce.call_args.args[2], dim=1),
                 "gradients": dict(zip(weights, gradients, strict=True)),
                 "offered": (*push.call_args.args, push.call_args.kwargs["draw"]),
                 "rings": {name: x.clone() for name, x in crit.bank.state_dict().items()},
@@ -305,7 +305,7 @@ def mean_over(ranks: list[dict], name: str, step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_thresholds_and_centres_are_those_of_one_process(ranks, name):
+def test_losses_thresholds_and_centers_are_those_of_one_process(ranks, name):
     for step, expected in enumerate(alone(name, len(ranks))):
         torch.testing.assert_close(mean_over(ranks, name, step)[:2], expected["losses"][:2], rtol=1e-5, atol=1e-6)
         for rank in ranks:
@@ -314,7 +314,7 @@ def test_losses_thresholds_and_centres_are_those_of_one_process(ranks, name):
             assert torch.equal(got["statistics"]["gamma"], expected["statistics"]["gamma"])
             for key in ("lambda_u", "reliable_share"):
                 torch.testing.assert_close(got["statistics"][key], expected["statistics"][key])
-            torch.testing.assert_close(got["centres"], expected["centres"], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(got["centers"], expected["centers"], rtol=1e-5, atol=1e-6)
             for loss in ("labeled", "unlabeled"):
                 assert expected["gradients"][loss].norm() > 0.1
                 assert oracle.relative_error(got["gradients"][loss], expected["gradients"][loss]) < 1e-5
@@ -446,7 +446,7 @@ def test_gathered_rings_are_one_bank_pushed_in_rank_order(ranks, name):
             rings = rank[name][step]["rings"]
             assert torch.equal(rings["pushed"], single.pushed)
             assert torch.equal(rings["bank"], ranks[0][name][step]["rings"]["bank"])
-            # Not to the bit: gathered keys are normalised where they come from, and again as they enter.
+            # Not to the bit: gathered keys are normalized where they come from, and again as they enter.
             torch.testing.assert_close(rings["bank"], single.bank, rtol=0, atol=2e-7)
     assert single.pushed.max() > CAPACITY  # went round
 

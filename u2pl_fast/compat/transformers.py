@@ -56,7 +56,7 @@ def apply(*models: type) -> tuple[str, ...]:
 
     Same loss and gradients up to rounding. What differs:
 
-    - a batch without a labelled pixel has loss 0 with a gradient of 0, where torch gives NaN;
+    - a batch without a labeled pixel has loss 0 with a gradient of 0, where torch gives NaN;
     - labels may have any integer dtype, and the loss is float32 where the model runs in half precision;
     - DPT without an auxiliary head has its main loss, where transformers fails for want of the other;
     - the loss can be differentiated once.

@@ -12,17 +12,17 @@ compute_unsupervised_loss
   4. Logits may come at the network's own size: they are then upsampled on the way, with aligned corners.
 
 compute_contra_memobank_loss
-  5. Negatives of class c on labelled images are pixels of another class, and on unlabelled ones any unreliable pixel of
-     the right rank. The release also asks that the pixel *be* of class c: labelled images then give none at all.
+  5. Negatives of class c on labeled images are pixels of another class, and on unlabeled ones any unreliable pixel of
+     the right rank. The release also asks that the pixel *be* of class c: labeled images then give none at all.
   6. Every class with an anchor and a key takes part, whichever and however many are present. The release looks
-     anchors and centres up by position among the present classes, keys by class, and stops where only one is present.
+     anchors and centers up by position among the present classes, keys by class, and stops where only one is present.
   7. The loss is the mean over the classes that take part. The release divides by the number of present ones.
-  8. A class centre is the mean over the class's anchors, confident (δ_p) ones. The release's is over all its pixels.
+  8. A class center is the mean over the class's anchors, confident (δ_p) ones. The release's is over all its pixels.
   9. A first step with an empty bank, a class without pixels and labels that are all ignored give 0, never NaN.
- 10. ``low_rank`` ≥ the number of classes is refused: it leaves no unlabelled negative.
- 11. Keys are normalised as they enter, which no cosine notices, and stay on the device of ``rep``. They are those of
+ 10. ``low_rank`` ≥ the number of classes is refused: it leaves no unlabeled negative.
+ 11. Keys are normalized as they enter, which no cosine notices, and stay on the device of ``rep``. They are those of
      this process; the release collects those of all. A ``MemoryBank(scope="gather")`` does that with a fixed traffic.
- 12. ``momentum_prototype``: a class that is absent keeps its prototype, one without any takes the step's centre, and
+ 12. ``momentum_prototype``: a class that is absent keeps its prototype, one without any takes the step's center, and
      ``i_iter=0``, which is what the release's loop passes, means a momentum of 0.999. The release sets absent classes
      to zero and divides by zero.
 
@@ -132,27 +132,27 @@ def compute_contra_memobank_loss(
     With p the teacher's probabilities, O(c) the rank of class c among them and y the (pseudo-)label:
 
         anchor of c:    y = c, low_mask and p(c) > current_class_threshold;
-        negative of c:  labelled image: y ≠ c, y not ignored, O(c) < low_rank;
-                        unlabelled image: high_mask and low_rank ≤ O(c) < high_rank;
+        negative of c:  labeled image: y ≠ c, y not ignored, O(c) < low_rank;
+                        unlabeled image: high_mask and low_rank ≤ O(c) < high_rank;
                         either: p(c) < current_class_negative_threshold, where that is below 1.
 
-    ``num_queries`` anchors of each class meet the class's centre and ``num_negatives`` keys each.
+    ``num_queries`` anchors of each class meet the class's center and ``num_negatives`` keys each.
 
     Args:
-        rep: (B, D, h, w), the student's representations of labelled, then unlabelled images; the gradient goes there.
+        rep: (B, D, h, w), the student's representations of labeled, then unlabeled images; the gradient goes there.
         label_l, label_u: one-hot (B_l, C, h, w) and (B_u, C, h, w), nothing hot where ignored; or class ids
             (B_l, h, w) and (B_u, h, w) with ``ignore_index``, which spares the one-hot maps.
         prob_l, prob_u: (B_l, C, h, w), (B_u, C, h, w), the teacher's probabilities.
         low_mask, high_mask: (B, 1, h, w), 0 or 1: pixels certain enough for anchors, uncertain enough for negatives.
-            On labelled images a pixel with ``low_mask`` 0 is ignored, and ``high_mask`` is not read.
+            On labeled images a pixel with ``low_mask`` 0 is ignored, and ``high_mask`` is not read.
         cfg: the keys of the release's ``trainer.contrastive`` section.
         memobank: ``[[keys], …]``, one list a class with a (n, D) tensor in it, as the release starts them with
             ``torch.zeros(0, 256)``. At the first call the tensors become views of one bank of all ``queue_size`` rows
             on the device, in their own dtype; the lists, ``queue_prtlis`` and all they say stay up to date, which costs
             one read from the device a call. Or a ``MemoryBank``, which costs none; the next two are then not used.
         queue_prtlis: one int64 tensor (1) a class. queue_size: the capacity of each class.
-        rep_teacher: (B, D, h, w), for centres and keys. No gradient.
-        momentum_prototype: (C, num_queries, 1, D), a moving average of the centres that takes their place.
+        rep_teacher: (B, D, h, w), for centers and keys. No gradient.
+        momentum_prototype: (C, num_queries, 1, D), a moving average of the centers that takes their place.
         i_iter: the number of the step, for that average: momentum min(1 − 1/i_iter, 0.999).
         generator: of the random draws, on the device; None = torch's own.
 
@@ -206,14 +206,14 @@ def compute_contra_memobank_loss(
         num_anchors=int(settings["num_queries"]),
         num_negatives=int(settings["num_negatives"]),
     )
-    centres = None
+    centers = None
 
     def positives(sums: Tensor, counts: Tensor) -> Tensor:
-        nonlocal centres
-        centres = sums / counts.clamp(min=1)[:, None]
+        nonlocal centers
+        centers = sums / counts.clamp(min=1)[:, None]
         if momentum_prototype is not None:
-            centres = _moved(momentum_prototype, centres, counts > 0, i_iter)
-        return centres
+            centers = _moved(momentum_prototype, centers, counts > 0, i_iter)
+        return centers
 
     loss = ops.contrastive_loss_from_masks(
         masks, rep, rep_teacher, bank, draws, temperature=settings["temperature"], positives=positives
@@ -221,12 +221,12 @@ def compute_contra_memobank_loss(
     new_keys = list(masks.keys.unbind()) if bank is memobank else bank.write_back(masks.keys)
     if momentum_prototype is None:
         return new_keys, loss
-    shape = (num_classes, *[1] * (momentum_prototype.dim() - 2), centres.shape[1])
-    return torch.empty_like(momentum_prototype).copy_(centres.view(shape)), new_keys, loss
+    shape = (num_classes, *[1] * (momentum_prototype.dim() - 2), centers.shape[1])
+    return torch.empty_like(momentum_prototype).copy_(centers.view(shape)), new_keys, loss
 
 
 def dequeue_and_enqueue(keys: Tensor, queue: Queue, queue_ptr: Tensor, queue_size: int) -> int:
-    """Append ``keys`` to one class's queue, L2-normalised; the newest ``queue_size`` stay.
+    """Append ``keys`` to one class's queue, L2-normalized; the newest ``queue_size`` stay.
 
     Args:
         keys: (n, D), float32, bfloat16 or float16.
@@ -332,7 +332,7 @@ def _settings(cfg: Mapping[str, float]) -> dict[str, float]:
 def _check_shapes(grid: tuple[int, int, int], settings: dict[str, float], num_classes: int, **tensors: Tensor) -> None:
     if settings["low_rank"] >= num_classes:
         raise ValueError(
-            f"cfg['low_rank']: {settings['low_rank']} with {num_classes} classes leaves no unlabelled negative; use at "
+            f"cfg['low_rank']: {settings['low_rank']} with {num_classes} classes leaves no unlabeled negative; use at "
             f"most {num_classes - 1}"
         )
     for name, x in tensors.items():
@@ -370,12 +370,12 @@ def _below(masks: ops.ContrastMasks, probability: Tensor, threshold: float) -> o
     return masks._replace(mask=ops.pack_mask(keys), keys=keys.sum(0))
 
 
-def _moved(prototype: Tensor, centres: Tensor, present: Tensor, i_iter: int) -> Tensor:
-    """(C, D): the moving average of the centres, and a centre itself where there was none yet."""
-    old = prototype.detach().to(centres.dtype).reshape(centres.shape[0], -1, centres.shape[1])[:, 0]
+def _moved(prototype: Tensor, centers: Tensor, present: Tensor, i_iter: int) -> Tensor:
+    """(C, D): the moving average of the centers, and a center itself where there was none yet."""
+    old = prototype.detach().to(centers.dtype).reshape(centers.shape[0], -1, centers.shape[1])[:, 0]
     momentum = min(1 - 1 / i_iter, PROTOTYPE_MOMENTUM) if i_iter > 0 else PROTOTYPE_MOMENTUM
     known = (old != 0).any(1)
-    moved = torch.where(known[:, None], torch.lerp(centres, old, momentum), centres)
+    moved = torch.where(known[:, None], torch.lerp(centers, old, momentum), centers)
     return torch.where(present[:, None], moved, old)
 
 

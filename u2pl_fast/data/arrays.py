@@ -40,7 +40,7 @@ def array_size(path: Path, image_format: ImageFormat) -> tuple[int, int]:
 
 
 def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str) -> np.ndarray:
-    """uint8 (H, W, k) as (H, W, N): RGB as luma, or grey three times; anything else must have N channels already."""
+    """uint8 (H, W, k) as (H, W, N): RGB as luma, or gray three times; anything else must have N channels already."""
     found, wanted = pixels.shape[2], image_format.channels
     if found == wanted:
         return pixels
@@ -79,7 +79,7 @@ def _check_type(dtype: np.dtype, image_format: ImageFormat, path: Path) -> None:
 def _band_axis(shape: tuple[int, ...], channels: int, path: Path) -> int | None:
     """The axis of the bands: the last where it is N long, else the first; None for (H, W), which is one band.
 
-    Grey serves where RGB is asked for, and RGB where grey is.
+    Gray serves where RGB is asked for, and RGB where gray is.
     """
     if 0 in shape:
         raise DataError(f"{path}: an empty image, its shape is {shape}")

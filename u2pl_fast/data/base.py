@@ -11,7 +11,7 @@ from .image_format import ImageFormat
 class DataError(ValueError):
     """A data set that cannot be used as it is. The message names the file or folder and what to do about it.
 
-    `kind` tells apart what befalls single files: missing, unreadable, colour, lossy, bits, size, values, unlabelled.
+    `kind` tells apart what befalls single files: missing, unreadable, color, lossy, bits, size, values, unlabeled.
     It is "process" where a loader process died, and "other" for everything else.
     """
 

@@ -16,7 +16,7 @@ def class_weights(choice: str | None, split: Split) -> Tensor | None:
     """What ``--class-weights`` says: (C,) float32, or None.
 
     A file holds a number a line. ``"balanced"`` is w_c = 1 ÷ ln(1.02 + p_c), p_c the share of class c among the
-    labelled pixels, scaled so that a labelled pixel weighs 1 in the mean; 1 for a class that no mask holds.
+    labeled pixels, scaled so that a labeled pixel weighs 1 in the mean; 1 for a class that no mask holds.
 
     Source: Paszke et al., "ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation", 2016.
 

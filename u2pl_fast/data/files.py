@@ -16,11 +16,11 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".png", ".ppm", *TI
 MASK_SUFFIX = ".png"
 
 _ORIENTATION_TAG = 0x0112
-_GREY_16_MODES = ("I;16", "I;16B", "I;16L", "I")
-_MASK_MODES = ("L", "P", "1", *_GREY_16_MODES)
-_CHANNEL_MODES = ("LA", "RGBA")  # kept as they are where neither grey nor RGB is asked for
+_GRAY_16_MODES = ("I;16", "I;16B", "I;16L", "I")
+_MASK_MODES = ("L", "P", "1", *_GRAY_16_MODES)
+_CHANNEL_MODES = ("LA", "RGBA")  # kept as they are where neither gray nor RGB is asked for
 _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
-_FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls grey samples that it scales up to 8 bits
+_FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls gray samples that it scales up to 8 bits
 
 
 @contextmanager
@@ -41,15 +41,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def read_image(path: Path | str, image_format: ImageFormat = RGB) -> np.ndarray:
     """Any image file as uint8 (H, W, N), turned upright as its EXIF orientation says.
 
-    N = 1: grey, colours become luma. N = 3: RGB, grey is repeated, alpha dropped. Any other N: the file must have
-    exactly N channels (RGBA files 4, grey ones with alpha 2, .npy and TIFF files any number).
+    N = 1: gray, colors become luma. N = 3: RGB, gray is repeated, alpha dropped. Any other N: the file must have
+    exactly N channels (RGBA files 4, gray ones with alpha 2, .npy and TIFF files any number).
     """
     path = Path(path)
     if is_array(path, image_format):
         return read_array(path, image_format)
     with _opened(path) as image:
         _check_pil(image, image_format, path)
-        deep = image.mode in (*_GREY_16_MODES, "F")
+        deep = image.mode in (*_GRAY_16_MODES, "F")
         image = ImageOps.exif_transpose(image)
         if deep:  # PIL's own conversion clips at 255 instead of scaling
             values = np.asarray(image)
@@ -70,9 +70,9 @@ def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path) -> Non
         raise DataError(
             f"{path}: holds floating-point values; say with --value-range LOW HIGH what becomes 0 and 255", "range"
         )
-    if has_range and image.mode not in _GREY_16_MODES and ";16" in str([tile.args for tile in image.tile]):
+    if has_range and image.mode not in _GRAY_16_MODES and ";16" in str([tile.args for tile in image.tile]):
         raise DataError(
-            f"{path}: 16-bit colours, of which only the upper 8 bits can be read from this format, so value_range "
+            f"{path}: 16-bit colors, of which only the upper 8 bits can be read from this format, so value_range "
             "cannot apply; save it as .npy or TIFF",
             "range",
         )
@@ -89,26 +89,26 @@ def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path) -> Non
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """A mask file as its raw class ids, (H, W), uint8 or (16-bit files) int32: grey values or palette indices."""
+    """A mask file as its raw class ids, (H, W), uint8 or (16-bit files) int32: gray values or palette indices."""
     path = Path(path)
     with _opened(path) as mask:
         if mask.mode not in _MASK_MODES:
             raise DataError(
-                f"{path}: a colour mask (mode {mask.mode}); masks hold class ids, so save it as an 8- or 16-bit grey "
+                f"{path}: a color mask (mode {mask.mode}); masks hold class ids, so save it as an 8- or 16-bit gray "
                 "or a palette PNG whose pixel values are 0 .. classes - 1, and 255 for ignore",
-                "colour",
+                "color",
             )
         if mask.format in _LOSSY_FORMATS:
             raise DataError(
-                f"{path}: a {mask.format} mask, whose compression turns class ids into their neighbours; save the "
+                f"{path}: a {mask.format} mask, whose compression turns class ids into their neighbors; save the "
                 "original as a PNG",
                 "lossy",
             )
         bits = _FEW_BITS.get(mask.tile[0].args) if mask.tile else None
         if bits is not None:
             raise DataError(
-                f"{path}: a grey mask of {bits} bits a pixel, which some programs read as class ids and others as "
-                "shares of white; save it as an 8-bit grey or a palette PNG",
+                f"{path}: a gray mask of {bits} bits a pixel, which some programs read as class ids and others as "
+                "shares of white; save it as an 8-bit gray or a palette PNG",
                 "bits",
             )
         ids = np.asarray(ImageOps.exif_transpose(mask))

@@ -29,7 +29,7 @@ class FolderDataset(PairDataset):
     """One split of a folder of images and masks.
 
     Layout: `root/images/<split>/<id>.<jpg|png|npy|...>`, `root/labels/<split>/<id>.png`, optionally `root/classes.txt`
-    with a class name a line. Subfolders belong to the id. An image without a mask is an unlabelled sample.
+    with a class name a line. Subfolders belong to the id. An image without a mask is an unlabeled sample.
 
     Mask values are class ids 0 .. C-1. Ignored pixels are 255 (where C <= 255) or 65535 (in 16-bit files).
     `label_map` gives them another meaning.

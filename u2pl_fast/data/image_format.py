@@ -1,4 +1,4 @@
-"""What an input image is made of: its channels, how stored values become 0..255, and how networks normalise them."""
+"""What an input image is made of: its channels, how stored values become 0..255, and how networks normalize them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class ImageFormat(NamedTuple):
 RGB = ImageFormat()
 
 
-def normalisation(
+def normalization(
     channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, on a scale where 1 is white.
@@ -39,7 +39,7 @@ def normalisation(
     return chosen(mean, IMAGENET_MEAN), chosen(std, IMAGENET_STD)
 
 
-def pretrained_normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def pretrained_normalization(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation that timm's weights of an encoder were trained with; None where it has none."""
     import timm  # seconds, for those who ask
 
@@ -57,5 +57,5 @@ def mean_color(mean: Sequence[float]) -> tuple[int, ...]:
 
 
 def viewable(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, N) as RGB (H, W, 3) to look at: the first three bands, or the first one as grey where N < 3."""
+    """uint8 (H, W, N) as RGB (H, W, 3) to look at: the first three bands, or the first one as gray where N < 3."""
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)

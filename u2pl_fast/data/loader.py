@@ -28,7 +28,7 @@ _EVALUATION_THREADS = 4
 class StepDataset(Dataset):
     """Item `step` is the whole batch of one rank for that step, a function of (seed, step, rank, world).
 
-    With G = world * batch_size, the step's global labelled samples are g = step*G .. step*G + G - 1. Sample g is
+    With G = world * batch_size, the step's global labeled samples are g = step*G .. step*G + G - 1. Sample g is
     number g mod n of a permutation drawn anew for each pass g // n over the n images; unlabeled samples likewise, with
     `unlabeled_batch_size` (unset: as many). Rank r takes the contiguous share that begins at step*G + r*batch_size, so
     the number of processes, the number of workers and a restart change nothing.

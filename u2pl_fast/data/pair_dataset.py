@@ -22,7 +22,7 @@ class PairDataset:
     """One split of images and masks in files, as the rest of the package sees it (`SegmentationDataset`).
 
     A layout is a subclass: it finds the files, and says what a list may call them. `pairs` is
-    `{id: (image, mask or None)}`; an image without a mask is an unlabelled sample. Masks hold what `values_of` says,
+    `{id: (image, mask or None)}`; an image without a mask is an unlabeled sample. Masks hold what `values_of` says,
     by default class ids, and in `label(i)` their ignored pixels are `ignore_index`: 255, or -1 with more than 255
     classes. `bases` are the folders that listed paths may be relative to.
 
@@ -82,7 +82,7 @@ class PairDataset:
         mask = self._masks[index]
         if mask is None:
             expected = self.expected_mask(index)
-            raise DataError(f"{self._images[index]}: has no mask (looked for {expected})", "unlabelled")
+            raise DataError(f"{self._images[index]}: has no mask (looked for {expected})", "unlabeled")
         return read_mask(mask)
 
     def _label(self, index: int, ids: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ class PairDataset:
     # --- Checking -----------------------------------------------------------------------------------------------------
 
     def check(self, labeled: Sequence[int], unlabeled: Sequence[int] = ()) -> None:
-        """Headers of every file, and the values of every labelled mask where those are not too many."""
+        """Headers of every file, and the values of every labeled mask where those are not too many."""
         for index in labeled:
             if not self.has_label(index):
                 self._raw_mask(index)  # raises, naming the missing file

@@ -1,4 +1,4 @@
-"""`shapes`: a small procedural data set that needs no download. A class is a shape *and* a texture, never a colour."""
+"""`shapes`: a small procedural data set that needs no download. A class is a shape *and* a texture, never a color."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +14,7 @@ CLASS_NAMES = ["background", "striped disc", "striped box", "checked", "dotted",
 SPLIT_SIZES = {"train": 400, "val": 100}
 
 # (shapes, texture, class, tint). Stripes need the outline to tell the class, checks and dots don't, and plain discs
-# and boxes are clutter: background. The tint is where an object's colours centre; all of them overlap widely, and
+# and boxes are clutter: background. The tint is where an object's colors center; all of them overlap widely, and
 # what is most alike shares one.
 _OBJECTS = (
     (("disc",), "stripes", 1, (160, 128, 96)),
@@ -29,7 +29,7 @@ _OBJECTS = (
 class Shapes:
     """Scenes of 4 to 7 objects that overlap, on a cluttered background, under uneven light and noise.
 
-    Image and label are a function of (seed, split, index). `size` is (height, width) in pixels. Colour is a weak hint
+    Image and label are a function of (seed, split, index). `size` is (height, width) in pixels. Color is a weak hint
     at best: texture and outline decide.
     """
 
@@ -82,7 +82,7 @@ class Shapes:
 def _render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(stream(seed, "shapes", split, index))
     height, width = size
-    image = _smooth_field(rng, size, (5, 6), 3) * 50 + _colour(rng)
+    image = _smooth_field(rng, size, (5, 6), 3) * 50 + _color(rng)
     label = np.zeros(size, np.uint8)
     for _ in range(rng.integers(3, 7)):  # scraps of texture without an outline
         _draw_scrap(rng, image)
@@ -95,13 +95,13 @@ def _render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[n
     return image, label
 
 
-def _colour(rng: np.random.Generator, tint: tuple[int, int, int] = (128, 128, 128)) -> np.ndarray:
+def _color(rng: np.random.Generator, tint: tuple[int, int, int] = (128, 128, 128)) -> np.ndarray:
     return (rng.uniform(-85, 85, 3) + tint).astype(np.float32)
 
 
-def _two_colours(rng: np.random.Generator, tint: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A colour and a clearly lighter or darker one, so that the texture shows in grey too."""
-    first = _colour(rng, tint)
+def _two_colors(rng: np.random.Generator, tint: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A color and a clearly lighter or darker one, so that the texture shows in gray too."""
+    first = _color(rng, tint)
     step = rng.uniform(80, 130) * (1 if first.mean() < 128 else -1)
     return first, (first + step + rng.uniform(-25, 25, 3)).clip(0, 255).astype(np.float32)
 
@@ -122,8 +122,8 @@ def _hat_matrix(out: int, knots: int) -> np.ndarray:
 def _texture(
     rng: np.random.Generator, kind: str, u: np.ndarray, v: np.ndarray, unit: float, tint: tuple[int, int, int]
 ) -> np.ndarray:
-    """The texture's colours at the object's own coordinates (u, v), in pixels: (H, W, 3) float32."""
-    first, second = _two_colours(rng, tint)
+    """The texture's colors at the object's own coordinates (u, v), in pixels: (H, W, 3) float32."""
+    first, second = _two_colors(rng, tint)
     if kind == "plain":
         return np.broadcast_to(first, (*u.shape, 3))
     cell = rng.uniform(0.9, 1.3) * unit
@@ -139,7 +139,7 @@ def _texture(
 
 
 def _patch(rng: np.random.Generator, size: tuple[int, int], reach: float):
-    """A random centre, the window within `reach` of it, and turned pixel coordinates (u, v) in that window."""
+    """A random center, the window within `reach` of it, and turned pixel coordinates (u, v) in that window."""
     height, width = size
     row, column = rng.uniform(0, height), rng.uniform(0, width)
     top, left = max(0, int(row - reach)), max(0, int(column - reach))
@@ -164,8 +164,8 @@ def _draw_object(rng: np.random.Generator, image: np.ndarray, label: np.ndarray)
         inside = square < radius * radius
         if shape == "ring":
             inside &= square > (0.55 * radius) ** 2
-    colours = _texture(rng, texture, u, v, min(label.shape) / 16, tint)
-    np.copyto(image[window], colours, where=inside[:, :, None])
+    colors = _texture(rng, texture, u, v, min(label.shape) / 16, tint)
+    np.copyto(image[window], colors, where=inside[:, :, None])
     label[window][inside] = class_id
 
 
@@ -174,5 +174,5 @@ def _draw_scrap(rng: np.random.Generator, image: np.ndarray) -> None:
     reach = rng.uniform(0.05, 0.09) * min(image.shape[:2])
     window, u, v = _patch(rng, image.shape[:2], reach)
     kind = ("stripes", "dots")[rng.integers(2)]
-    colours = _texture(rng, kind, u, v, min(image.shape[:2]) / 16, (128, 128, 128))
-    np.copyto(image[window], colours, where=(np.abs(u) + np.abs(v) < reach)[:, :, None])
+    colors = _texture(rng, kind, u, v, min(image.shape[:2]) / 16, (128, 128, 128))
+    np.copyto(image[window], colors, where=(np.abs(u) + np.abs(v) < reach)[:, :, None])

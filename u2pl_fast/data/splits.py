@@ -1,4 +1,4 @@
-"""Which images are labelled and which are unlabelled: any ratio, or lists."""
+"""Which images are labeled and which are unlabeled: any ratio, or lists."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ QUALITY_IMAGES = 32  # whose hidden masks pseudo-labels are compared with at eac
 class Split:
     """A data set and the indices of its two parts. `unlabeled` is D_u.
 
-    `labels_hidden`: every image is labelled, so D_u is all of them without their labels.
+    `labels_hidden`: every image is labeled, so D_u is all of them without their labels.
     """
 
     dataset: SegmentationDataset
@@ -32,29 +32,29 @@ class Split:
 
     @property
     def hidden_masks(self) -> list[int]:
-        """The unlabelled images that have a mask. A training uses these masks only for metrics."""
+        """The unlabeled images that have a mask. A training uses these masks only for metrics."""
         labeled = set(self.labeled)
         return [index for index in self.unlabeled if index not in labeled and self.dataset.has_label(index)]
 
     def steps_per_epoch(self, global_batch: int) -> int:
-        """ceil(|D_u| / unlabelled images in a step of all processes), for every method, so that epochs compare."""
+        """ceil(|D_u| / unlabeled images in a step of all processes), for every method, so that epochs compare."""
         return math.ceil(len(self.unlabeled) / global_batch)
 
     def describe(self) -> str:
         """One line for the log."""
-        text = f"{len(self.labeled)} labelled and {len(self.unlabeled)} unlabelled images"
+        text = f"{len(self.labeled)} labeled and {len(self.unlabeled)} unlabeled images"
         if self.labels_hidden:
-            text += " (every image is labelled, so all of them serve as unlabelled too, with their labels hidden)"
+            text += " (every image is labeled, so all of them serve as unlabeled too, with their labels hidden)"
         return text
 
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Which images of a training split are labelled and which are unlabelled.
+    """Which images of a training split are labeled and which are unlabeled.
 
-    At most one of these chooses the labelled images: `labeled_fraction` ("1/8" or 0.125) takes ceil(fraction * n) of
+    At most one of these chooses the labeled images: `labeled_fraction` ("1/8" or 0.125) takes ceil(fraction * n) of
     the n images that have a mask, `num_labeled` that many, `labeled_list` those of a file; none: all that have a mask.
-    Drawn ones are the first of one permutation per `seed`, so a smaller labelled set is part of every larger one.
+    Drawn ones are the first of one permutation per `seed`, so a smaller labeled set is part of every larger one.
     D_u is every other image of the split plus those of `unlabeled_list`, whose masks, where it names any, are not used;
     where that is nothing, it is the whole split with labels hidden.
     """
@@ -77,7 +77,7 @@ class LabelChoice:
 
 
 def split_dataset(dataset: SegmentationDataset, choice: LabelChoice = LabelChoice()) -> Split:
-    """Split into labelled and unlabelled images, and check the files of these.
+    """Split into labeled and unlabeled images, and check the files of these.
 
     Raises ValueError (a wrong argument) or DataError (files).
     """
@@ -95,7 +95,7 @@ def split_dataset(dataset: SegmentationDataset, choice: LabelChoice = LabelChoic
 
 
 def draw_labeled(dataset: SegmentationDataset, choice: LabelChoice) -> list[int]:
-    """The labelled images where no list names them."""
+    """The labeled images where no list names them."""
     with_label = [index for index in range(len(dataset)) if dataset.has_label(index)]
     count = _count(len(with_label), choice.labeled_fraction, choice.num_labeled)
     order = torch.randperm(len(with_label), generator=generator(choice.seed, "split")).tolist()
@@ -103,7 +103,7 @@ def draw_labeled(dataset: SegmentationDataset, choice: LabelChoice) -> list[int]
 
 
 def divide(dataset: SegmentationDataset, split_size: int, labeled: Sequence[int], listed: Sequence[int]) -> Split:
-    """The two parts, given the labelled and the listed unlabelled images; the first `split_size` are the split's."""
+    """The two parts, given the labeled and the listed unlabeled images; the first `split_size` are the split's."""
     labeled_set = set(labeled)
     unlabeled = [index for index in range(split_size) if index not in labeled_set]
     unlabeled = sorted({*unlabeled, *listed})
@@ -117,7 +117,7 @@ def divide(dataset: SegmentationDataset, split_size: int, labeled: Sequence[int]
 
 def _count(available: int, fraction: str | float | None, number: int | None) -> int:
     if available == 0:
-        raise DataError("no image of the training split has a mask; at least one labelled image is needed")
+        raise DataError("no image of the training split has a mask; at least one labeled image is needed")
     if fraction is not None:
         return math.ceil(parse_fraction(fraction) * available)
     if number is None:
@@ -187,5 +187,5 @@ def read_list(path: Path | str) -> list[Entry]:
 
 
 def read_unlabeled_list(path: Path | str) -> list[Entry]:
-    """The same for unlabelled images: masks that it names are not used."""
+    """The same for unlabeled images: masks that it names are not used."""
     return [Entry(entry.image, None) for entry in read_list(path)]

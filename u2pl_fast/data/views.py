@@ -88,7 +88,7 @@ class Views:
         elif self._is_rgb:
             jitter = v2.RandomApply([v2.ColorJitter(*options.jitter)], options.jitter_prob)
             self._color = v2.Compose([jitter, v2.RandomGrayscale(options.grayscale_prob), blur])
-        else:  # saturation, hue and greyscale mean nothing outside RGB
+        else:  # saturation, hue and grayscale mean nothing outside RGB
             jitter = v2.RandomApply([v2.ColorJitter(*options.jitter[:2])], options.jitter_prob)
             self._color = v2.Compose([jitter, blur])
 
@@ -101,7 +101,7 @@ class Views:
         return label if self._resize is None else resize_label(label, self._resize)
 
     def labeled(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """View (N, H, W) uint8 and its label (H, W), padded with the mean colour and `ignore_index`.
+        """View (N, H, W) uint8 and its label (H, W), padded with the mean color and `ignore_index`.
 
         Weak, or with `jitter_labeled` in the strong view's colors, drawn after the geometry, which stays the same.
         """
@@ -136,7 +136,7 @@ class Views:
         return Window(*sides, *place["size"], flipped, *image.shape[-2:])
 
     def _recolor(self, image: Tensor) -> Tensor:
-        """The strong view's colours. Outside RGB one draw for all bands, each taken as a grey image: contrast changes
+        """The strong view's colors. Outside RGB one draw for all bands, each taken as a gray image: contrast changes
         round the band's own mean."""
         return self._color(image) if self._is_rgb else self._color(tv_tensors.Image(image[:, None]))[:, 0]
 
@@ -239,7 +239,7 @@ def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
-    """(h, w) to `size`, the pixel whose centre is nearest: the grid that `resize_image` interpolates on."""
+    """(h, w) to `size`, the pixel whose center is nearest: the grid that `resize_image` interpolates on."""
     nearest = v2.InterpolationMode.NEAREST_EXACT
     return F.resize(label[None], list(size), interpolation=nearest, antialias=False)[0]
 

@@ -19,16 +19,16 @@ LABEL_IDS_FIX = (
     "take the *_labelTrainIds.png files for masks, or --dataset cityscapes, which turns labelIds into the 19 classes"
 )
 # Training continues when a mask used only for metrics cannot be read.
-ONLY_METRICS = " (of unlabelled images, used only for metrics; training continues without them)"
+ONLY_METRICS = " (of unlabeled images, used only for metrics; training continues without them)"
 PROBLEMS = {
     "missing": ("that are not there", "put them back, or take them out of the list"),
     "unreadable": ("unreadable: truncated, damaged, or no image at all", "copy or download them again"),
-    "colour": (
-        "with colours instead of class ids",
-        "replace each colour by its class id and save 8-bit grey or palette PNG files",
+    "color": (
+        "with colors instead of class ids",
+        "replace each color by its class id and save 8-bit gray or palette PNG files",
     ),
     "lossy": ("compressed as JPEG, which changes class ids", "save the original masks as PNG"),
-    "bits": ("in grey of 2 or 4 bits a pixel", "save them as 8-bit grey or palette PNG"),
+    "bits": ("in gray of 2 or 4 bits a pixel", "save them as 8-bit gray or palette PNG"),
 }
 
 
@@ -72,12 +72,12 @@ def masks_in_other_formats(evidence: Evidence) -> Iterator[Finding]:
 def masks_that_are_missing(evidence: Evidence) -> Iterator[Finding]:
     if evidence.train is not None:
         dataset = evidence.train
-        yield from _without_mask(dataset, sorted(evidence.labeled), "listed as labelled")
+        yield from _without_mask(dataset, sorted(evidence.labeled), "listed as labeled")
         without = [dataset.names[i] for i in range(len(dataset)) if not dataset.has_label(i)]
         meant = evidence.settings.dataset in ("folder", "camvid") or evidence.settings.unlabeled_list is not None
         if without and not meant:
             yield warning(
-                f"train: {counted(len(without), 'image')} of {len(dataset)} without a mask, to serve as unlabelled",
+                f"train: {counted(len(without), 'image')} of {len(dataset)} without a mask, to serve as unlabeled",
                 "fine if meant so; else complete the folder of masks",
                 without,
             )
@@ -124,7 +124,7 @@ def sizes(evidence: Evidence) -> Iterator[Finding]:
             (height, width), (image_height, image_width) = sample.mask_size, sample.image_size
             text = f"{sample.mask}: {width}x{height}, its image {image_width}x{image_height}"
             differing[evidence.mask_is_needed(sample)].append(text)
-    fix = "resize masks to their images with nearest-neighbour interpolation, or take the originals of both"
+    fix = "resize masks to their images with nearest-neighbor interpolation, or take the originals of both"
     for needed, texts in differing.items():
         if texts:
             title = f"{counted(len(texts), 'mask')} of another size than the image"
@@ -224,7 +224,7 @@ def number_of_classes(evidence: Evidence) -> Iterator[Finding]:
             f"masks need two values besides 255; see --label-map and {CLASSES_FILE}",
         )
     elif rank is not None and rank >= classes:
-        title = f"--low-rank {rank} with {classes} classes leaves no unlabelled negative"
+        title = f"--low-rank {rank} with {classes} classes leaves no unlabeled negative"
         yield error(title, f"leave --low-rank out, then it is {min(3, classes - 1)}")
     elif rank is None and classes <= 3:
         yield ok(f"{classes} classes: low_rank is {classes - 1}, not 3; leave --low-rank out")
@@ -246,7 +246,7 @@ def classes_that_occur(evidence: Evidence) -> Iterator[Finding]:
     scored = evidence.histogram(evidence.samples_of(evidence.val))[1]
     looked = "" if evidence.complete else " that was looked at"
     if not labeled.any():
-        yield error(f"no labelled image{looked} has a pixel of any class", "correct the masks, or choose other images")
+        yield error(f"no labeled image{looked} has a pixel of any class", "correct the masks, or choose other images")
         return
     never = [names[c] for c in np.flatnonzero(everywhere == 0)]
     absent = [names[c] for c in np.flatnonzero((labeled == 0) & (everywhere > 0))]
@@ -256,7 +256,7 @@ def classes_that_occur(evidence: Evidence) -> Iterator[Finding]:
         yield warning(f"{counted(len(never), 'class')} in no training mask{looked}", fix, never)
     if absent:
         fix = "label more images (--num-labeled), draw others (--seed), or name some that show them (--labeled-list)"
-        yield warning(f"{counted(len(absent), 'class')} in no labelled image{looked}", fix, absent)
+        yield warning(f"{counted(len(absent), 'class')} in no labeled image{looked}", fix, absent)
     if unscored and scored.any():
         title = f"{counted(len(unscored), 'class')} in no mask of {evidence.val.split}{looked}"
         yield warning(title, "they get no IoU, and the mean leaves them out", unscored)
@@ -265,7 +265,7 @@ def classes_that_occur(evidence: Evidence) -> Iterator[Finding]:
         fix = f"background is class {background}; if masks hold another value there, say so with --label-map"
         yield warning("no training mask has background: is it ignored instead?", fix)
     if not (never or absent):
-        yield ok(f"each of the {classes} classes occurs in a labelled image")
+        yield ok(f"each of the {classes} classes occurs in a labeled image")
 
 
 def leaks(evidence: Evidence) -> Iterator[Finding]:
@@ -283,12 +283,12 @@ def leaks(evidence: Evidence) -> Iterator[Finding]:
     }
     labeled = evidence.labeled
     for indices, how in ((same_file, "the same file as"), (set(equal), "the same pixels as")):
-        for part, name in ((indices & labeled, "labelled"), (indices - labeled, "unlabelled")):
+        for part, name in ((indices & labeled, "labeled"), (indices - labeled, "unlabeled")):
             if not part:
                 continue
             where = [f"{train.names[i]} = {val.split}/{equal.get(i, train.names[i])}" for i in sorted(part)]
             title = f"{counted(len(part), f'{name} image')} with {how} an image of {val.split}"
-            if name == "labelled":
+            if name == "labeled":
                 yield error(title, "the score would count learned answers: take them out of one of the two", where)
             else:
                 yield warning(title, "the score is of images seen in training; take them out, or say so", where)

@@ -78,7 +78,7 @@ class Evidence:
 
     @cached_property
     def black_and_white(self) -> bool:
-        """Whether the masks of one part, labelled or to score, are pictures that no label map explains."""
+        """Whether the masks of one part, labeled or to score, are pictures that no label map explains."""
         groups = [self.labeled_samples(), *map(self.samples_of, self.datasets)]
         return self.settings.label_map is None and any(looks_binary(_values_in(group)) for group in groups)
 
@@ -228,7 +228,7 @@ def _included(evidence: Evidence, file: Path, entries: Sequence[Entry]) -> list[
 
 
 def _groups(evidence: Evidence) -> list[tuple[PairDataset, Sequence[int]]]:
-    """The images to read, in three groups: labelled, unlabelled, for scoring."""
+    """The images to read, in three groups: labeled, unlabeled, for scoring."""
     groups: list[tuple[PairDataset, Sequence[int]]] = []
     if evidence.train is not None:
         labeled = evidence.split.labeled

@@ -13,8 +13,8 @@ from .evidence import Evidence
 from .findings import SEVERITIES, Finding, counted
 
 MOST_EXAMPLES = 5
-MOST_ROWS = 40  # rows of the table, the rarest among the labelled ones, where there are more
-COLOURS = {"error": "bold red", "warning": "yellow", "ok": "green"}
+MOST_ROWS = 40  # rows of the table, the rarest among the labeled ones, where there are more
+COLORS = {"error": "bold red", "warning": "yellow", "ok": "green"}
 
 
 def as_json(evidence: Evidence, found: list[Finding]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def show(console: Console, evidence: Evidence, found: list[Finding]) -> None:
 
 
 def _show_finding(console: Console, finding: Finding) -> None:
-    style = COLOURS[finding.severity]
+    style = COLORS[finding.severity]
     console.print(Text.assemble((f"{finding.severity:8}", style), finding.title), soft_wrap=True)
     for place in finding.where[:MOST_EXAMPLES]:
         console.print(Text(f"          {place}", style="dim"), soft_wrap=True)
@@ -76,7 +76,7 @@ def _split_row(evidence: Evidence, dataset: PairDataset) -> dict[str, Any]:
     row["masks"] = sum(map(dataset.has_label, range(len(dataset))))
     if dataset is evidence.train:
         split = evidence.split
-        row |= {"labelled": len(split.labeled), "unlabelled": len(split.unlabeled)}
+        row |= {"labeled": len(split.labeled), "unlabeled": len(split.unlabeled)}
     sizes = Counter(sample.image_size for sample in samples if sample.image_size is not None)
     common = [f"{width}x{height}" for (height, width), _ in sizes.most_common(2)]
     return row | {"checked": len(samples), "sizes": common, "different_sizes": len(sizes)}
@@ -85,12 +85,12 @@ def _split_row(evidence: Evidence, dataset: PairDataset) -> dict[str, Any]:
 def _splits_table(evidence: Evidence) -> Table:
     table = Table()
     table.add_column("split")
-    for name in ("images", "masks", "labelled", "unlabelled", "checked"):
+    for name in ("images", "masks", "labeled", "unlabeled", "checked"):
         table.add_column(name, justify="right")
     table.add_column("width x height")
     for dataset in evidence.datasets:
         row = _split_row(evidence, dataset)
-        numbers = [str(row.get(name, "-")) for name in ("images", "masks", "labelled", "unlabelled", "checked")]
+        numbers = [str(row.get(name, "-")) for name in ("images", "masks", "labeled", "unlabeled", "checked")]
         more = row["different_sizes"] - len(row["sizes"])
         table.add_row(row["split"], *numbers, ", ".join(row["sizes"]) + (f", {more} more" if more > 0 else ""))
     return table
@@ -99,8 +99,8 @@ def _splits_table(evidence: Evidence) -> Table:
 def _class_counts(evidence: Evidence) -> dict[str, np.ndarray]:
     pixels, labeled = evidence.histogram(evidence.labeled_samples())
     return {
-        "labelled_pixels": pixels,
-        "labelled_images": labeled,
+        "labeled_pixels": pixels,
+        "labeled_images": labeled,
         "train_images": evidence.histogram(evidence.samples_of(evidence.train))[1],
         "val_images": evidence.histogram(evidence.samples_of(evidence.val))[1],
     }
@@ -111,14 +111,14 @@ def _classes_table(evidence: Evidence) -> Table:
     shown = np.arange(evidence.num_classes)
     title = None
     if len(shown) > MOST_ROWS:
-        shown = np.sort(np.argsort(counts["labelled_images"], kind="stable")[:MOST_ROWS])
+        shown = np.sort(np.argsort(counts["labeled_images"], kind="stable")[:MOST_ROWS])
         title = f"the {MOST_ROWS} rarest of {evidence.num_classes} classes (all of them with --json)"
     table = Table(title=title)
     table.add_column("id", justify="right")
     table.add_column("class")
-    for name in ("labelled pixels", "labelled images", "images with it in train", "in val"):
+    for name in ("labeled pixels", "labeled images", "images with it in train", "in val"):
         table.add_column(name, justify="right")
-    total = max(1, counts["labelled_pixels"].sum())
+    total = max(1, counts["labeled_pixels"].sum())
     for index in shown:
         pixels, *images = (column[index] for column in counts.values())
         style = "yellow" if images[0] == 0 else None

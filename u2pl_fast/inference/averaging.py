@@ -78,7 +78,7 @@ class SlidingView:
 
     def rows(self, top: int, bottom: int) -> Tensor:
         height, width = self.image.shape[-2:]
-        # Probabilities live on pixel centres, whatever the network's own grid does.
+        # Probabilities live on pixel centers, whatever the network's own grid does.
         low, high, share = _sources(height, self.size[0], top, bottom, align_corners=False)
         first, last = int(low[0]), int(high[-1])
         while self.done < len(self.tops) and self.tops[self.done] <= last:

@@ -30,7 +30,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Mean IoU of a network over a data set: one confusion matrix, kept on the device, each image once.
 
-    Neighbouring images of equal sizes share a batch. The model comes back in the mode it was in.
+    Neighboring images of equal sizes share a batch. The model comes back in the mode it was in.
 
     Args:
         model: see :func:`predict_labels`; the bare network, not its DDP wrapper.
@@ -47,7 +47,7 @@ def evaluate_model(
         ``confusion`` (rows = truth), ``protocol``, ``images`` and ``pixel_accuracy``: primitives, ready for JSON.
 
     Raises:
-        ValueError: labels out of range, or no labelled pixel at all.
+        ValueError: labels out of range, or no labeled pixel at all.
     """
     confusion = ConfusionMatrix(num_classes, ignore_index, device)
     images = 0
@@ -73,7 +73,7 @@ def evaluate_model(
     images = int(all_sum(torch.tensor(images, device=device), group))
     matrix = confusion.checked()
     if not matrix.any():
-        raise ValueError(f"samples: none of the {images} images has a labelled pixel; evaluate on a split with labels")
+        raise ValueError(f"samples: none of the {images} images has a labeled pixel; evaluate on a split with labels")
     iou = confusion.iou().tolist()
     return {
         "miou": confusion.miou(),
@@ -86,7 +86,7 @@ def evaluate_model(
 
 
 def _batches(samples: Iterable[Sample], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Runs of neighbours with equal image and label sizes, stacked."""
+    """Runs of neighbors with equal image and label sizes, stacked."""
     run: list[tuple[Tensor, Tensor]] = []
     shapes = None
     for image, label, _ in samples:

@@ -16,7 +16,7 @@ class ConfusionMatrix:
 
     ``matrix[t, p]`` is the number of pixels of class ``t`` that were predicted as ``p``. Pixels whose label is
     ``ignore_index`` are left out. Labels or predictions outside ``0..C-1`` are counted on the device and reported, as
-    a ``ValueError``, when a score is read: an update never synchronises with the host. All counts are int64, so the
+    a ``ValueError``, when a score is read: an update never synchronizes with the host. All counts are int64, so the
     result is the same for any order of the images, any batch size and any number of processes.
 
     Args:
@@ -100,7 +100,7 @@ class ConfusionMatrix:
         return self.iou().nanmean().item()
 
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that were predicted right; NaN where nothing was counted."""
+        """Share of the labeled pixels that were predicted right; NaN where nothing was counted."""
         matrix = self.checked().double()
         return (matrix.diagonal().sum() / matrix.sum()).item()
 

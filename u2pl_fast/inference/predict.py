@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..data.image_format import mean_color, normalisation
+from ..data.image_format import mean_color, normalization
 from ..data.views import padded_size, resize_image
 from ..reference import PixelStats, upsample
 from .averaging import SlidingView, View, WholeView, mean_stats
@@ -49,7 +49,7 @@ def predict_labels(
     ``slide`` computes that of each window of I_s at the window's size, and p_s is the mean over the windows that cover
     a pixel, interpolated to the result.
 
-    The image is padded with the mean colour, below and to the right, to what the network needs; the padding is cut off
+    The image is padded with the mean color, below and to the right, to what the network needs; the padding is cut off
     the result. Results may be wanted at another ``size`` than the image's, when the image was resized: then the logits
     (``whole``) or the averaged probabilities (``slide``) are interpolated to that size directly. Probabilities exist
     for a strip of rows at a time (:mod:`.averaging`).
@@ -174,13 +174,13 @@ def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torc
 
 
 def _pad(image: Tensor, model: nn.Module) -> Tensor:
-    """Fill up with the mean colour, below and to the right, until the model takes the size."""
+    """Fill up with the mean color, below and to the right, until the model takes the size."""
     height, width = image.shape[-2:]
     padded_height, padded_width = padded_size((height, width), model.pad_multiple)
     if (padded_height, padded_width) == (height, width):
         return image
     padded = image.new_empty(*image.shape[:2], padded_height, padded_width)
-    color = getattr(model, "mean_color", None) or mean_color(normalisation(image.shape[1])[0])
+    color = getattr(model, "mean_color", None) or mean_color(normalization(image.shape[1])[0])
     for channel, value in enumerate(color):
         padded[:, channel].fill_(value)
     padded[..., :height, :width] = image

@@ -25,7 +25,7 @@ def pseudo_label_quality(
     amp_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> dict[str, float]:
-    """Scores of the labels and of the unlabelled negatives that a teacher would give; {} without a sample.
+    """Scores of the labels and of the unlabeled negatives that a teacher would give; {} without a sample.
 
     A pixel is reliable where its entropy lies below the (1 − alpha) quantile of its image, and unreliable above. An
     unreliable pixel is a negative of the classes ranked r_l ≤ O(c) < r_h by its logits.

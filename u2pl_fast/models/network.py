@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..data.image_format import mean_color, normalisation
+from ..data.image_format import mean_color, normalization
 from ..data.views import padded_size
 from ..outputs import SegmentationOutput
 from ..reference import pool_to_stride4
@@ -22,7 +22,7 @@ COMPILER = "inductor"
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder, classifier at the decoder's resolution, and optionally a representation head.
 
-    Takes images as uint8, or floats in 0..255, (B, N, H, W), N = 3 in RGB order, and normalises them itself.
+    Takes images as uint8, or floats in 0..255, (B, N, H, W), N = 3 in RGB order, and normalizes them itself.
 
     Args:
         arch: a segmentation-models-pytorch architecture with a ``decoder``, by its short name. ``"dpt"`` takes plain
@@ -41,7 +41,7 @@ class SegmentationNetwork(nn.Module):
         auxiliary: adds a classifier on the last but one encoder stage, returned as ``aux_logits``.
         align_corners: how the logits are meant to be upsampled; read by those who do.
         image_mean, image_std: N numbers each, where white is 1; None: see
-            :func:`u2pl_fast.data.image_format.normalisation`.
+            :func:`u2pl_fast.data.image_format.normalization`.
         checkpoint_encoder: keep no activations of the encoder, compute them again in the backward pass.
         freeze_batchnorm: the encoder's batch norm keeps the running statistics of its weights, in training as well;
             its scales and shifts are trained.
@@ -91,7 +91,7 @@ class SegmentationNetwork(nn.Module):
         self.dense_projection = projection == "conv"
         self.representation_dim = representation_dim
         self.auxiliary = heads.auxiliary(self.encoder.out_channels[-2], num_classes) if auxiliary else None
-        mean, std = normalisation(in_channels, image_mean, image_std)
+        mean, std = normalization(in_channels, image_mean, image_std)
         self.mean_color = mean_color(mean)
         self.register_buffer("image_mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)

@@ -16,7 +16,7 @@ from ._contrast_checks import (
 
 
 def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
-    """Σ z over the pixels of each class; divided by the count it is the class centre z_c⁺.
+    """Σ z over the pixels of each class; divided by the count it is the class center z_c⁺.
 
     Args:
         features: (B, D, h, w), contiguous or channels_last, or (R, D); float32, bfloat16, float16 or float64.
@@ -25,7 +25,7 @@ def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tenso
 
     Returns:
         float32 (C, D) (float64 for float64 features), 0 for a class without a pixel; summed in fp32 in a fixed order.
-        No gradient: centres are constants of the loss.
+        No gradient: centers are constants of the loss.
 
     Raises:
         ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class

@@ -23,14 +23,14 @@ def contrast_masks(
     positive_threshold: float,
     ignore_index: int = 255,
 ) -> ContrastMasks:
-    """Negatives and anchors of every class for the P = B·h·w pixels of a batch, labelled images first.
+    """Negatives and anchors of every class for the P = B·h·w pixels of a batch, labeled images first.
 
     With p = softmax(l), y the label and O(c) the rank of class c by descending logit (0 = most likely, ties to the
     lower class):
 
-        anchor of c:    y = c and p(c) > δ_p; a pixel of an unlabelled image must be reliable too.
-        negative of c:  labelled image: y ≠ c, y not ignored and O(c) < r_l;
-                        unlabelled image: unreliable and r_l ≤ O(c) < r_h.
+        anchor of c:    y = c and p(c) > δ_p; a pixel of an unlabeled image must be reliable too.
+        negative of c:  labeled image: y ≠ c, y not ignored and O(c) < r_l;
+                        unlabeled image: unreliable and r_l ≤ O(c) < r_h.
 
     A pixel is an anchor of one class at most and can be a negative of many.
 
@@ -38,7 +38,7 @@ def contrast_masks(
         logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
         label: (B, h, w), any integer dtype: labels, then pseudo-labels.
         reliable, unreliable: bool (B, h, w); not read for the first ``num_labeled`` images.
-        num_labeled: how many of the B images are labelled.
+        num_labeled: how many of the B images are labeled.
         low_rank, high_rank: r_l and r_h, 0 ≤ r_l ≤ r_h. positive_threshold: δ_p.
         ignore_index: the label of pixels left out; not one of 0..C-1.
 

@@ -54,7 +54,7 @@ def contrastive_loss(
     gate: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> ContrastiveLoss:
-    """L_c of U2PL for one batch, labelled images first; moves the bank by one step.
+    """L_c of U2PL for one batch, labeled images first; moves the bank by one step.
 
     ``contrast_masks`` finds anchors and negatives, and ``contrastive_loss_from_masks`` does the rest. Nothing waits for
     the device.
@@ -119,24 +119,24 @@ def contrastive_loss_from_masks(
 ) -> ContrastiveLoss:
     """``contrastive_loss`` for anchors and negatives that are known; moves the bank by one step.
 
-    In this order: class centres are means of ``keys`` over all anchors; the bank takes the negatives (thinned to its
-    cap); M anchors a class are drawn and their features, projected where a head is given, meet centres and keys in
+    In this order: class centers are means of ``keys`` over all anchors; the bank takes the negatives (thinned to its
+    cap); M anchors a class are drawn and their features, projected where a head is given, meet centers and keys in
     ``info_nce``. A class with an anchor and a key takes part, all with the same weight; with none the loss and its
     gradient are 0. Nothing waits for the device.
 
     Args:
         masks: from ``contrast_masks``, or in its form, of the P pixels of ``features``.
         features: (B, D', h, w), of which the gradient is wanted: dense representations, or what ``project`` takes.
-        keys: representations for centres and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
+        keys: representations for centers and bank: (B, D, h, w), or (P, D) in the order of the pixels. No gradient.
         bank: a ``MemoryBank``, or anything with its ``bank``, ``offsets``, ``pushed``, ``push``.
         draws: from ``contrastive_draws``, on the device.
         negatives, temperature: as ``info_nce`` takes them.
         project: (R, D') → (R, D), the part of the head that works on single pixels; only drawn anchors go through it
             with a gradient.
-        positives: replaces the class centres: called with the sums of ``keys`` over each class's anchors (C, D) and
+        positives: replaces the class centers: called with the sums of ``keys`` over each class's anchors (C, D) and
             the number of anchors (C), returns (C, D).
         gate: 0-d bool on the device; the bank stays as it is where it is false.
-        group: centres and the number of classes that take part are those of all its processes, and the loss is scaled
+        group: centers and the number of classes that take part are those of all its processes, and the loss is scaled
             so that the average of the processes' gradients is the gradient of the global mean.
 
     Returns:
@@ -170,7 +170,7 @@ def contrastive_loss_from_masks(
     loss = info_nce(
         anchors,
         weight,
-        # info_nce normalizes the centres, so that the sum serves as the mean.
+        # info_nce normalizes the centers, so that the sum serves as the mean.
         sums if positives is None else positives(sums, _all_sum(masks.anchors, group)),
         bank.bank,
         bank.offsets,

@@ -27,18 +27,18 @@ def info_nce(
     negatives: str = "per_anchor",
     temperature: float = 0.5,
 ) -> Tensor:
-    """Σ_c weight_c · mean_m ℓ_cm, the loss of M anchors of each class against the class's centre and its keys.
+    """Σ_c weight_c · mean_m ℓ_cm, the loss of M anchors of each class against the class's center and its keys.
 
         ℓ = −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) )
 
     s⁺ is the cosine of anchor and positive, s⁻_j that of the anchor and key j (keys are stored with norm 1; the other
     norms are clamped at 1e-12). The softmax is online, nothing of size C·M·N·D exists, and the gradient, through the
-    anchor's normalisation, comes from the same pass; the backward pass scales and casts it once.
+    anchor's normalization, comes from the same pass; the backward pass scales and casts it once.
 
     Args:
         anchors: (C, M, D), float32, bfloat16, float16 or float64.
         weight: (C); a class with weight 0 takes no part and is not read.
-        positives: (C, D), the class centres, of any norm.
+        positives: (C, D), the class centers, of any norm.
         bank: (ΣK_c, D), float32, bfloat16 or float16; offsets int64 (C+1); pushed int64 (C): as ``ring_push`` keeps
             them.
         indices: int64, slots within the class, each below its fill: (C, M, N) for ``per_anchor``, (C, N) for
@@ -170,14 +170,14 @@ def _plain(
     x = reference.wide(anchors)
     norm = x.norm(dim=-1, keepdim=True)
     z = x / norm.clamp(min=reference.NORM_EPS)
-    centre = F.normalize(positives.to(z.dtype), dim=-1, eps=reference.NORM_EPS)
+    center = F.normalize(positives.to(z.dtype), dim=-1, eps=reference.NORM_EPS)
     slope = torch.zeros_like(z)  # with respect to z
     for c in weight.nonzero()[:, 0].tolist():
         slots = torch.arange(int(fill[c]), device=x.device) if indices is None else indices[c]
         keys = bank[offsets[c] + slots].to(z.dtype).expand(x.shape[1], -1, -1)
-        scores = torch.cat((z[c] @ centre[c, :, None], torch.einsum("md,mnd->mn", z[c], keys)), 1)
+        scores = torch.cat((z[c] @ center[c, :, None], torch.einsum("md,mnd->mn", z[c], keys)), 1)
         p = (scores / temperature).softmax(1)
-        pull = torch.einsum("mn,mnd->md", p[:, 1:], keys) - (1 - p[:, :1]) * centre[c]
+        pull = torch.einsum("mn,mnd->md", p[:, 1:], keys) - (1 - p[:, :1]) * center[c]
         slope[c] = pull * (weight[c] / (x.shape[1] * temperature))
     across = (slope - (slope * z).sum(-1, keepdim=True) * z) / norm
     return loss, torch.where(norm < reference.NORM_EPS, slope / reference.NORM_EPS, across)

@@ -1,4 +1,4 @@
-"""Online hard example mining: which labelled pixels the network is least sure of."""
+"""Online hard example mining: which labeled pixels the network is least sure of."""
 
 import math
 
@@ -18,7 +18,7 @@ def ohem_mask(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> Tensor:
-    """Keep the labelled pixels with p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, pixels).
+    """Keep the labeled pixels with p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, pixels).
 
     Two defaults differ from torch's: ``ignore_index`` is 255, not −100, and upsampling is bilinear, not nearest.
     p = softmax of the logits upsampled to the target's size, which are never stored. The k-th smallest is exact and
@@ -28,7 +28,7 @@ def ohem_mask(
         logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
         target: (B, H, W), any integer dtype.
         threshold: keep every pixel whose p(target) is at most this.
-        min_kept: keep at least this many of the hardest pixels of the batch (all labelled ones if there are fewer).
+        min_kept: keep at least this many of the hardest pixels of the batch (all labeled ones if there are fewer).
         ignore_index: the label of pixels left out; not one of 0..C-1.
         align_corners: as in ``torch.nn.functional.interpolate``.
 

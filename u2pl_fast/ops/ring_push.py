@@ -1,4 +1,4 @@
-"""Appends normalised keys to one ring per class, in place, on the device and without a loop over the classes."""
+"""Appends normalized keys to one ring per class, in place, on the device and without a loop over the classes."""
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ def ring_push(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """Append the pixels whose bit is set, L2-normalised and in pixel order, to each class's ring: the newest K_c stay.
+    """Append the pixels whose bit is set, L2-normalized and in pixel order, to each class's ring: the newest K_c stay.
 
     Key number j ever taken by class c goes to slot offsets[c] + j mod K_c, with K_c = offsets[c+1] − offsets[c]. A
-    pixel is read and normalised once (norm clamped at 1e-12, in fp32) and written to every class whose bit it has.
+    pixel is read and normalized once (norm clamped at 1e-12, in fp32) and written to every class whose bit it has.
 
     Args:
         bank: (ΣK_c, D), float32, bfloat16 or float16 (float64 on the reference), contiguous; written in place.

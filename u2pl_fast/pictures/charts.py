@@ -13,7 +13,7 @@ MOST_NAMED = 40  # classes whose names fit beside a matrix
 
 
 def thinned(steps: Sequence[int], values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``MOST_POINTS`` means of neighbours; ``values`` are numbers, or a row of numbers a step."""
+    """At most ``MOST_POINTS`` means of neighbors; ``values`` are numbers, or a row of numbers a step."""
     x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     if len(x) <= MOST_POINTS:
         return x, y
@@ -42,17 +42,17 @@ def noisy(axis: Any, steps: Sequence[int], values: Sequence[float]) -> None:
     axis.set_ylim(bottom=0)
 
 
-def curve(axis: Any, series: tuple[Sequence[int], Sequence[float]], colour: str, label: str | None = None) -> None:
+def curve(axis: Any, series: tuple[Sequence[int], Sequence[float]], color: str, label: str | None = None) -> None:
     """A curve; its points too where they are few."""
     x, y = thinned(*series)
-    axis.plot(x, y, color=colour, label=label, **_marked(x))
+    axis.plot(x, y, color=color, label=label, **_marked(x))
 
 
-def per_class(axis: Any, series: tuple[Sequence[int], Sequence[Sequence[float]]], colours: np.ndarray) -> None:
-    """A curve a class, in the colours of the table of classes."""
+def per_class(axis: Any, series: tuple[Sequence[int], Sequence[Sequence[float]]], colors: np.ndarray) -> None:
+    """A curve a class, in the colors of the table of classes."""
     x, y = thinned(*series)
-    for column, colour in zip(y.T, colours, strict=True):
-        axis.plot(x, column, color=colour / 255, linewidth=1, **_marked(x))
+    for column, color in zip(y.T, colors, strict=True):
+        axis.plot(x, column, color=color / 255, linewidth=1, **_marked(x))
 
 
 def _marked(x: np.ndarray) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def matrix(axis: Any, share: np.ndarray, names: Sequence[str]) -> None:
     if len(names) <= 21:
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.005:
-                colour = "white" if value > 0.5 else "#333333"
-                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
+                color = "white" if value > 0.5 else "#333333"
+                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=7)
     axis.figure.colorbar(picture, label="share of the class's pixels", shrink=0.7)
 
 

@@ -16,7 +16,7 @@ from ..data.splits import evenly
 from ..utils.atomic import write_text
 from . import html_page
 from .palette import heat, palette
-from .prediction import RELIABILITY_COLOURS, RELIABLE, UNRELIABLE, Maps
+from .prediction import RELIABILITY_COLORS, RELIABLE, UNRELIABLE, Maps
 
 SIDE = 360  # longest side of a picture, in pixels
 PANELS = ("overlay", "entropy", "reliability")
@@ -71,7 +71,7 @@ class Gallery:
         about: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.names = list(class_names)
-        self.colours = ["#" + bytes(colour.tolist()).hex() for colour in palette(len(self.names))]
+        self.colors = ["#" + bytes(color.tolist()).hex() for color in palette(len(self.names))]
         self.total, self.alpha, self.gamma, self.about = total, alpha, gamma, list(about)
         self.chosen = set(evenly(range(total), limit))
         self.done = 0
@@ -131,17 +131,17 @@ class Gallery:
 
     def _legend(self) -> str:
         present = [index for index in np.argsort(-self.areas, kind="stable") if self.areas[index]]
-        classes = "".join(_chip(self.colours[index], self.names[index]) for index in present)
-        stops = ", ".join("#" + bytes(colour.tolist()).hex() for colour in heat(np.linspace(0, 1, 12)))
+        classes = "".join(_chip(self.colors[index], self.names[index]) for index in present)
+        stops = ", ".join("#" + bytes(color.tolist()).hex() for color in heat(np.linspace(0, 1, 12)))
         scale = f'<span class="scale" style="background: linear-gradient(to right, {stops})"></span>'
         if self.gamma is None:
             meaning = f"the {self.alpha:.0%} of each image's pixels with the highest entropy"
         else:
             meaning = f"entropy above γ = {self.gamma:g} nats"
-        colours = ["#" + bytes(colour.tolist()).hex() for colour in RELIABILITY_COLOURS]
+        colors = ["#" + bytes(color.tolist()).hex() for color in RELIABILITY_COLORS]
         return (
             f'<div class="legend"><div>{classes}</div><div>entropy ÷ log C: 0 {scale} 1 &emsp; '
-            f"{_chip(colours[RELIABLE], 'reliable')}{_chip(colours[UNRELIABLE], f'unreliable: {meaning}')}</div></div>"
+            f"{_chip(colors[RELIABLE], 'reliable')}{_chip(colors[UNRELIABLE], f'unreliable: {meaning}')}</div></div>"
         )
 
     def _shares(self, areas: np.ndarray, named: int = _SHARES_NAMED) -> str:
@@ -149,7 +149,7 @@ class Gallery:
         total = max(1, int(areas.sum()))
         present = [(index, areas[index] / total) for index in np.argsort(-areas, kind="stable") if areas[index]]
         bar = "".join(
-            f'<span style="width:{share:.2%};background:{self.colours[index]}" '
+            f'<span style="width:{share:.2%};background:{self.colors[index]}" '
             f'title="{html.escape(self.names[index])} {share:.1%}"></span>'
             for index, share in present
         )
@@ -158,8 +158,8 @@ class Gallery:
         return f'<div class="bar">{bar}</div><div class="shares">{text}{more}</div>'
 
 
-def _chip(colour: str, text: str) -> str:
-    return f'<span class="chip"><i style="background:{colour}"></i>{html.escape(text)}</span>'
+def _chip(color: str, text: str) -> str:
+    return f'<span class="chip"><i style="background:{color}"></i>{html.escape(text)}</span>'
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -1,10 +1,10 @@
-"""Colours for class ids and for scalar maps, chosen by distance in OKLab, where distance is what the eye sees."""
+"""Colors for class ids and for scalar maps, chosen by distance in OKLab, where distance is what the eye sees."""
 
 from functools import lru_cache
 
 import numpy as np
 
-# OKLab (Björn Ottosson, 2020): linear sRGB → cone responses, then their cube roots → lightness and two colour axes.
+# OKLab (Björn Ottosson, 2020): linear sRGB → cone responses, then their cube roots → lightness and two color axes.
 _RGB_TO_CONES = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -23,21 +23,21 @@ _DISTINCT = 1024
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """A colour per class, uint8 ``(num_classes, 3)`` RGB; the colour of a class doesn't depend on their number.
+    """A color per class, uint8 ``(num_classes, 3)`` RGB; the color of a class doesn't depend on their number.
 
-    Each colour is the one farthest from all before it among 16 levels a channel, very dark and very light ones left
-    out. Class 0, often the background, is grey. The first 1 024 are distinct, then they repeat.
+    Each color is the one farthest from all before it among 16 levels a channel, very dark and very light ones left
+    out. Class 0, often the background, is gray. The first 1 024 are distinct, then they repeat.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    return _colours()[np.arange(num_classes) % _DISTINCT]
+    return _colors()[np.arange(num_classes) % _DISTINCT]
 
 
 def colorize(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Class ids ``(H, W)`` → uint8 RGB ``(H, W, 3)``; ids outside ``0..num_classes-1``, ignored pixels, are black."""
-    colours = np.concatenate([palette(num_classes), np.zeros((1, 3), np.uint8)])
+    colors = np.concatenate([palette(num_classes), np.zeros((1, 3), np.uint8)])
     known = (labels >= 0) & (labels < num_classes)
-    return colours[np.where(known, labels, num_classes)]
+    return colors[np.where(known, labels, num_classes)]
 
 
 def heat(values: np.ndarray) -> np.ndarray:
@@ -46,13 +46,13 @@ def heat(values: np.ndarray) -> np.ndarray:
     Values outside are clamped, NaN is black.
     """
     index = np.nan_to_num(np.clip(values, 0, 1) * 255).round().astype(np.uint8)
-    colours = _heat_scale()[index]
-    colours[np.isnan(values)] = 0
-    return colours
+    colors = _heat_scale()[index]
+    colors[np.isnan(values)] = 0
+    return colors
 
 
 @lru_cache(maxsize=1)
-def _colours() -> np.ndarray:
+def _colors() -> np.ndarray:
     levels = np.arange(0, 256, 17)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     lab = _to_oklab(candidates / 255)
@@ -71,7 +71,7 @@ def _heat_scale() -> np.ndarray:
     position = np.linspace(0, 1, 256)
     lightness = 0.15 + 0.82 * position
     hue = np.deg2rad(-90 + 195 * position)
-    # The most colour that sRGB can show at each lightness and hue, up to a bound.
+    # The most color that sRGB can show at each lightness and hue, up to a bound.
     chroma = np.linspace(0, 0.19, 96)[:, None]
     lab = np.stack(np.broadcast_arrays(lightness, chroma * np.cos(hue), chroma * np.sin(hue)), -1)
     rgb = _from_oklab(lab)
@@ -87,7 +87,7 @@ def _to_oklab(srgb: np.ndarray) -> np.ndarray:
 
 
 def _from_oklab(lab: np.ndarray) -> np.ndarray:
-    """Linear sRGB, outside [0, 1] where the colour can't be shown."""
+    """Linear sRGB, outside [0, 1] where the color can't be shown."""
     return (lab @ np.linalg.inv(_CONES_TO_LAB).T) ** 3 @ np.linalg.inv(_RGB_TO_CONES).T
 
 

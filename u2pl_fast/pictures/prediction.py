@@ -1,4 +1,4 @@
-"""Pictures of one prediction: class ids, colours over the image, entropy, and what the method would call reliable."""
+"""Pictures of one prediction: class ids, colors over the image, entropy, and what the method would call reliable."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..reference import PixelStats
 from .palette import colorize, heat, palette
 
 NEITHER, RELIABLE, UNRELIABLE = range(3)
-RELIABILITY_COLOURS = np.array([[150, 150, 150], [38, 102, 128], [255, 176, 46]], np.uint8)
+RELIABILITY_COLORS = np.array([[150, 150, 150], [38, 102, 128], [255, 176, 46]], np.uint8)
 _LEGEND_MIN_WIDTH = 240
 _STRIP_PIXELS = 2**20
 
@@ -56,18 +56,18 @@ def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: f
     )
 
 
-def mask(maps: Maps, *, colour: bool = False) -> Image.Image:
-    """Class ids as grey values, 8-bit, or 16-bit where there are more than 255 classes; with ``colour`` as indices into
-    a palette of the classes' colours, for at most 256 classes."""
+def mask(maps: Maps, *, color: bool = False) -> Image.Image:
+    """Class ids as gray values, 8-bit, or 16-bit where there are more than 255 classes; with ``color`` as indices into
+    a palette of the classes' colors, for at most 256 classes."""
     num_classes = len(maps.areas)
-    picture = Image.fromarray(maps.label.astype(np.uint8 if colour or num_classes <= 255 else np.uint16))
-    if colour:
+    picture = Image.fromarray(maps.label.astype(np.uint8 if color or num_classes <= 255 else np.uint16))
+    if color:
         picture.putpalette(palette(num_classes).ravel())
     return picture
 
 
 def overlay(maps: Maps, pixels: np.ndarray, opacity: float) -> Image.Image:
-    """The classes' colours over the image, uint8 (H, W, 3)."""
+    """The classes' colors over the image, uint8 (H, W, 3)."""
     out = np.empty_like(pixels)
     step = max(1, _STRIP_PIXELS // pixels.shape[1])  # large images would take gigabytes of fractions
     for top in range(0, len(pixels), step):
@@ -82,9 +82,9 @@ def entropy(maps: Maps) -> Image.Image:
 
 
 def reliability(maps: Maps) -> Image.Image:
-    """Indices 0 neither, 1 reliable, 2 unreliable, into a palette of grey, blue and orange."""
+    """Indices 0 neither, 1 reliable, 2 unreliable, into a palette of gray, blue and orange."""
     picture = Image.fromarray(maps.reliability)
-    picture.putpalette(RELIABILITY_COLOURS.ravel())
+    picture.putpalette(RELIABILITY_COLORS.ravel())
     return picture
 
 
@@ -93,7 +93,7 @@ def with_legend(picture: Image.Image, areas: np.ndarray, class_names: Sequence[s
     if not class_names:
         return picture
     present = [index for index in np.argsort(-areas, kind="stable") if areas[index]]
-    colours = palette(len(class_names))
+    colors = palette(len(class_names))
     text_size = min(28, max(13, picture.height // 24))
     font = ImageFont.load_default(text_size)
     box, gap = text_size, text_size // 2
@@ -112,7 +112,7 @@ def with_legend(picture: Image.Image, areas: np.ndarray, class_names: Sequence[s
     draw = ImageDraw.Draw(canvas)
     for index, (left, top) in zip(present, places, strict=True):
         top += picture.height
-        draw.rectangle((left, top, left + box, top + box), fill=tuple(colours[index].tolist()), outline="black")
+        draw.rectangle((left, top, left + box, top + box), fill=tuple(colors[index].tolist()), outline="black")
         position = (left + box + gap // 2, top + box / 2)
         draw.text(position, str(class_names[index]), fill="black", font=font, anchor="lm")
     return canvas

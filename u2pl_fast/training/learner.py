@@ -64,10 +64,10 @@ class Step:
 
 
 class Learner:
-    """Student, teacher, criterion and optimiser of a resolved config, moved on by ``train_step``.
+    """Student, teacher, criterion and optimizer of a resolved config, moved on by ``train_step``.
 
     Args:
-        steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabelled images, for α_t.
+        steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabeled images, for α_t.
         teacher_start: the step at which the teacher begins; labels alone before.
         class_weight: (C,) of the cross-entropies. ``criterion``: the class that computes the losses.
         init: called with the fresh student, before the teacher copies it.
@@ -298,7 +298,7 @@ class Learner:
         )
 
     def _update(self, ok: Tensor) -> None:
-        """Optimiser and teacher move where all is finite, and nothing does where it isn't."""
+        """Optimizer and teacher move where all is finite, and nothing does where it isn't."""
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self._parameters)
         ok = all_true(ok & norm.isfinite(), self.group)

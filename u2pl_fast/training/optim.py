@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, and an update that a flag on the device can call off."""
+"""Optimizer, learning-rate schedule, and an update that a flag on the device can call off."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ..ops._packing import Packing, by_dtype
 def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW in torch's fused form, the encoder and the rest in groups with their own rates.
 
-    Biases and normalisation parameters are not decayed.
+    Biases and normalization parameters are not decayed.
     """
     heads = {id(p) for p in student.head_parameters}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -44,8 +44,8 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 def gated_step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """One update where ``ok`` (0-d bool on the device) is true, none otherwise, without asking the host.
 
-    Fused optimisers skip where ``found_inf`` is 1, the flag that gradient scaling uses. SGD's first step writes the
-    momentum into memory that was not initialised, so that one which is skipped would leave it so: it starts at zero.
+    Fused optimizers skip where ``found_inf`` is 1, the flag that gradient scaling uses. SGD's first step writes the
+    momentum into memory that was not initialized, so that one which is skipped would leave it so: it starts at zero.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..config import FREE_ON_RESUME, TrainConfig, read_settings
-from ..data.image_format import normalisation
+from ..data.image_format import normalization
 from ..saving import checkpoint
 from ..utils.distributed import Group, rank
 
@@ -119,7 +119,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, world: int, path:
     # A setting that the run did not know yet had its default's effect.
     saved, now = read_settings(TrainConfig().to_dict() | state["config"]), read_settings(config.to_dict())
     for values in (saved, now):  # None and the numbers it stood for are the same
-        mean_and_std = normalisation(values["in_channels"], values["image_mean"], values["image_std"])
+        mean_and_std = normalization(values["in_channels"], values["image_mean"], values["image_std"])
         values["image_mean"], values["image_std"] = map(list, mean_and_std)
     changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved[name] != now[name])
     if changed:
@@ -138,10 +138,10 @@ def load_initial_weights(student: nn.Module, config: TrainConfig) -> None:
     state = checkpoint.load(path)
     checkpoint.check_layout(state, path)
     theirs = TrainConfig.from_dict(state["config"])
-    if theirs.in_channels == config.in_channels and theirs.normalisation != config.normalisation:
-        mean, std = (" ".join(f"{value:g}" for value in values) for values in theirs.normalisation)
+    if theirs.in_channels == config.in_channels and theirs.normalization != config.normalization:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in theirs.normalization)
         raise ValueError(
-            f"init_from: {path} was trained on images normalised otherwise; give its --image-mean {mean} "
+            f"init_from: {path} was trained on images normalized otherwise; give its --image-mean {mean} "
             f"--image-std {std}"
         )
     weights = state[state["network"]] or state["student"]

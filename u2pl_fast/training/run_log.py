@@ -95,7 +95,7 @@ class RunLog:
                 self._board.add_scalar(name + suffix, number, step)
 
     def pictures(self, step: int, maps: dict[str, Tensor], num_classes: int) -> None:
-        """First image of the batch in each view: images as RGB, labels in colour, entropy as heat."""
+        """First image of the batch in each view: images as RGB, labels in color, entropy as heat."""
         if not self.active:
             return
         self._pictures.mkdir(exist_ok=True)

@@ -36,16 +36,16 @@ def summarize(say: Callable[[str], None], trainer: Trainer) -> None:
     labeled, unlabeled = config.batch_size * trainer.world, config.unlabeled_images * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")
     if trainer.semi:
-        say(f"global batch {labeled} labelled + {unlabeled} unlabelled; teacher from step {learner.teacher_start}")
+        say(f"global batch {labeled} labeled + {unlabeled} unlabeled; teacher from step {learner.teacher_start}")
         if config.unlabeled_images % 2 and config.mix in ("cutmix", "classmix"):
             odd = "the one image" if config.unlabeled_images == 1 else "one image"
             say(f"--mix {config.mix} takes images of a process in pairs: {odd} of each step is not mixed")
     else:
-        say(f"global batch {labeled} labelled")
+        say(f"global batch {labeled} labeled")
     if bank is not None:
         say(f"memory bank: {bank.extra_repr()}")
     if trainer.world > 1 and trainer.device.type == "cpu":
-        say("batch norm statistics are each process's own: synchronised batch norm needs GPUs")
+        say("batch norm statistics are each process's own: synchronized batch norm needs GPUs")
     if trainer.world > 1:
         parts = ", ".join(f"{name} {_bytes(size)}" for name, size in trainer.traffic().items() if size)
         say(f"each process receives a step: {parts}")

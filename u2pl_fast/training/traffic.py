@@ -31,7 +31,7 @@ def step_traffic(
         "entropy histograms": ring * HISTOGRAMS,
     }
     if dim is not None:
-        parts["class centres"] = ring * num_classes * (4 * dim + 8)
+        parts["class centers"] = ring * num_classes * (4 * dim + 8)
     if shared_keys:
         parts["shared bank"] = (world - 1) * num_classes * (shared_keys * dim * key_bytes + 8)
     return parts

@@ -82,7 +82,7 @@ class Trainer:
 
     @property
     def epochs(self) -> float:
-        """T: the length of the run in passes over the unlabelled images."""
+        """T: the length of the run in passes over the unlabeled images."""
         return self.steps / self.steps_per_epoch
 
     # --- The loop -----------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Trainer:
             )
 
     def _pseudo_label_quality(self, log: RunLog) -> dict[str, float]:
-        """The teacher against the masks of unlabelled images that have one; training never reads them."""
+        """The teacher against the masks of unlabeled images that have one; training never reads them."""
         if self._measured is None:
             self._measured = data.usable_masks(
                 self.split.dataset,

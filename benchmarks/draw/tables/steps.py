@@ -16,7 +16,7 @@ from .records import folder_data, grouped, number, ratio, records_of, times
 WORLDS = (2, 4, 8, 32, 128, 1024)
 PAPER_PARTS = {
     "mean-teacher": "mean-teacher",
-    "labeled-teacher": "+ labelled images",
+    "labeled-teacher": "+ labeled images",
     "paper-networks": "+ 3×3 head",
     "u2pl-paper": "+ loss",
 }

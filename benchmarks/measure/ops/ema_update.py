@@ -1,4 +1,4 @@
-"""The teacher's step towards the student: all tensors of a network."""
+"""The teacher's step toward the student: all tensors of a network."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Label, confidence and entropy of the unlabelled images' pixels."""
+"""Label, confidence and entropy of the unlabeled images' pixels."""
 
 from collections.abc import Callable
 

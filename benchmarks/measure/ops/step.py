@@ -53,7 +53,7 @@ OP = Op(
         "networks-only": implementation(criterion=step.NetworksOnly),
         "u2pl-lean": implementation(compared=True),
         "u2pl-lean-cuda-graph": implementation(compared=True, missing=needs_gpu, cuda_graph=True),  # as --cuda-graph
-        # What u2pl-paper costs is added up from these: mean-teacher, + labelled images, + head, + loss.
+        # What u2pl-paper costs is added up from these: mean-teacher, + labeled images, + head, + loss.
         "labeled-teacher": implementation(method="mean-teacher", criterion=step.LabeledTeacher),
         "paper-networks": implementation(recipe="paper", criterion=step.NetworksOnly),
         "u2pl-paper": implementation(recipe="paper"),

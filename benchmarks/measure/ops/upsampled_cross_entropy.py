@@ -1,4 +1,4 @@
-"""Cross-entropy of the labelled images against their full-size label maps."""
+"""Cross-entropy of the labeled images against their full-size label maps."""
 
 from collections.abc import Callable
 
