@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = ("criterion", "gates", "memory_bank", "mixing", "outputs", "teacher")
-COMMANDS = ("doctor", "evaluate", "export", "predict", "report", "train")
+COMMANDS = ("__main__", "doctor", "evaluate", "export", "predict", "report", "train")
 MAY_IMPORT = {
     "reference": (),
     "utils": (),
@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "method": ("reference", "ops", "utils"),
     "compat": ("reference", "ops", "method"),
     "data": ("reference", "utils"),
-    "config": ("data", "method"),
+    "config": ("data", "method", "utils"),
     "models": ("reference", "method", "data", "config"),
     "saving": ("reference", "utils", "data"),
     "inference": ("reference", "ops", "method", "utils", "data", "config", "models", "saving"),

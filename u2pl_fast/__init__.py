@@ -1,4 +1,4 @@
-"""U2PL semi-supervised semantic segmentation, and the fused ops that make it cheap."""
+"""Fused segmentation losses for PyTorch, and U²PL semi-supervised training built on them."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -8,47 +8,52 @@ if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .criterion import Losses as Losses
     from .criterion import U2PLCriterion as U2PLCriterion
+    from .evaluate import evaluate as evaluate
     from .gates import PseudoLabels as PseudoLabels
-    from .inference import evaluate_model as evaluate_model
-    from .inference import load_model as load_model
-    from .inference import predict_labels as predict_labels
+    from .inference import Predictor as Predictor
+    from .inference import load as load
     from .memory_bank import MemoryBank as MemoryBank
     from .outputs import SegmentationOutput as SegmentationOutput
     from .teacher import EMATeacher as EMATeacher
+    from .train import train as train
+    from .training.record import Run as Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# Imported at first use: `import u2pl_fast` is quick, and the ops need nothing but torch.
+# Imported at first use: `import u2pl_fast` takes milliseconds, and the ops need only torch.
 _HOMES = {
     "EMATeacher": "teacher",
     "Losses": "criterion",
     "MemoryBank": "memory_bank",
+    "Predictor": "inference",
     "PseudoLabels": "gates",
+    "Run": "training.record",
     "SegmentationOutput": "outputs",
     "TrainConfig": "config",
     "U2PLCriterion": "criterion",
-    "evaluate_model": "inference",
-    "load_model": "inference",
-    "predict_labels": "inference",
+    "load": "inference",
 }
+_MODULES = ("evaluate", "ops", "train")  # evaluate and train can be called: see utils/callable_module.py
 __all__ = [
     "EMATeacher",
     "Losses",
     "MemoryBank",
+    "Predictor",
     "PseudoLabels",
+    "Run",
     "SegmentationOutput",
     "TrainConfig",
     "U2PLCriterion",
-    "evaluate_model",
-    "load_model",
+    "evaluate",
+    "load",
     "ops",
-    "predict_labels",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module(".ops", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

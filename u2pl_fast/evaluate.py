@@ -1,6 +1,7 @@
-"""``python -m u2pl_fast.evaluate --checkpoint F --json OUT``: mean IoU of a checkpoint on a split of a data set.
+"""Compute the mean IoU of a checkpoint on a split of a data set.
 
-One confusion matrix, each image once, labels at their own size. Under torchrun the images are shared out.
+All images share one confusion matrix, each image counts once, and labels keep their own size. Under torchrun the
+processes share the images.
 """
 
 import json
@@ -8,65 +9,73 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from .config import DeviceSettings, setting, typed_values
+from .config.command_line import parse
 from .data import build_dataset, evaluation_samples
-from .inference import Protocol, choose_resize, choose_window, evaluate_model, load_model
+from .inference import InferenceSettings, Network, choose_resize, choose_window, evaluate_model, load_model
 from .utils.atomic import write_text
+from .utils.callable_module import make_callable
 from .utils.distributed import rank, session, world_size
-from .utils.precision import autocast_dtype, refusal
+from .utils.precision import amp_ignored, autocast_dtype
 
 
-@dataclass
-class EvaluateConfig:
-    """Mean IoU of a checkpoint on a split of a data set: one confusion matrix, each image once, labels at their own
-    size."""
+@dataclass(kw_only=True)
+class EvaluateConfig(InferenceSettings, DeviceSettings):
+    """Settings of :func:`u2pl_fast.evaluate` and ``u2pl evaluate``."""
 
-    checkpoint: Path
-    """File that the training wrote."""
-    dataset: str | None = None
-    """Unset: the dataset of the training."""
-    data_root: Path | None = None
-    """Folder of the dataset; unset: that of the training."""
-    label_map: tuple[str, ...] | None = None
-    """Class of each mask value; unset: that of the training, for the dataset of the training."""
+    checkpoint: Path = setting(metavar="FILE")
+    """Checkpoint that the training wrote, or an exported .safetensors file."""
+    dataset: str | None = setting(None, metavar="NAME")
+    """Data set. Unset: that of the training."""
+    data_root: Path | None = setting(None, metavar="DIR")
+    """Folder of the data set. Unset: that of the training."""
+    label_map: tuple[str, ...] | None = setting(None, metavar="VALUE:CLASS [...]")
+    """Class of each mask value. Unset: that of the training, for the data set of the training."""
     split: str = "val"
-    protocol: Protocol | None = None
-    """whole image at once, or averaged sliding windows; unset: as in the training."""
-    window: tuple[int, int] | None = None
-    """Height and width of the windows of slide; unset: the training's crop."""
-    stride: tuple[int, int] | None = None
-    """Distance between windows; unset: two thirds of the window."""
-    flip: bool = False
-    """Average with the prediction for the mirrored image."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average over the image at these multiples of its size."""
-    resize: tuple[int, int] | None = None
-    """Height and width that the network sees; unset: as in the training; 0 0: the image's own. Never the labels'."""
-    network: Literal["auto", "teacher", "student"] = "auto"
-    """Network to evaluate; auto: the one that the training evaluated."""
+    """Split of the data set."""
+    network: Network = "auto"
+    """Network to evaluate. auto: the one that the training evaluated."""
     batch_size: int = 8
-    """Images of equal size that share a forward pass, at most."""
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
-    amp: bool = False
-    """Run the network in bfloat16; left off on CPUs that only emulate it."""
-    channels_last: bool = False
-    json: Path | None = None
-    """File for miou, iou_per_class, confusion (rows = truth), protocol, network and images."""
+    """Largest number of images of equal size in one forward pass."""
+    json: Path | None = setting(None, metavar="FILE")
+    """Write miou, iou_per_class, confusion (rows = truth), protocol, network and images to this file."""
+
+
+def evaluate(checkpoint: str | Path, **settings: Any) -> dict[str, Any]:
+    """Compute the mean IoU of a checkpoint on a split of a data set. Same as ``u2pl evaluate``.
+
+    Args:
+        checkpoint: file that a training wrote, or an exported ``.safetensors`` file.
+        **settings: fields of :class:`EvaluateConfig`, such as ``split="val"``, ``data_root=...`` or ``flip=True``.
+            Data set and protocol are those of the training unless given.
+
+    Returns:
+        ``miou`` (mean over the classes in truth or prediction, in [0, 1]), ``iou_per_class`` (None for a class in
+        neither), ``confusion`` (pixels, rows = truth), ``pixel_accuracy``, ``class_names``, ``network``, ``protocol``
+        and ``images``.
+
+    Raises:
+        ValueError: a setting, the checkpoint or the data cannot be used; the message names it.
+
+    Example:
+        >>> import u2pl_fast
+        >>> scores = u2pl_fast.evaluate("runs/mine/best.pt", split="val")  # doctest: +SKIP
+    """
+    return run(EvaluateConfig(checkpoint=Path(checkpoint), **typed_values(EvaluateConfig, settings, "evaluate")))
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate as ``config`` says; returns what the JSON file holds, and ``class_names``.
+    """Evaluate as ``config`` says; see :func:`evaluate`.
 
     Raises:
-        ValueError: a setting, the checkpoint or the data can't be used; the message names it.
-        OSError: the JSON file can't be written.
+        ValueError: a setting, the checkpoint or the data cannot be used; the message names it.
+        OSError: the JSON file cannot be written.
     """
     if config.batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
@@ -76,7 +85,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         model, trained, state = load_model(config.checkpoint, device, config.network)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        protocol = config.protocol or trained.eval_protocol
+        protocol = config.protocol or trained.protocol
         name = config.dataset or trained.dataset
         root, label_map = config.data_root, config.label_map
         if name == trained.dataset:
@@ -95,9 +104,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 f"dataset: {name} has {dataset.num_classes} classes, {config.checkpoint} was trained with "
                 f"{state['num_classes']}; evaluate on a data set with the same classes"
             )
-        amp_dtype = autocast_dtype(config.amp, torch.bfloat16, device)
-        if config.amp and amp_dtype is None and rank(group) == 0:
-            print(refusal(torch.bfloat16), file=sys.stderr)
+        amp_dtype = autocast_dtype(config.amp, device)
+        if config.amp != "off" and amp_dtype is None and rank(group) == 0:
+            print(amp_ignored(config.amp), file=sys.stderr)
         result = evaluate_model(
             model,
             evaluation_samples(dataset, choose_resize(config.resize, trained), rank(group), world_size(group)),
@@ -133,15 +142,16 @@ def _table(result: dict[str, Any]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse flags, evaluate, print a table; bad input ends in one line."""
-    config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m u2pl_fast.evaluate")
+    """Parse flags, evaluate and print a table; print bad input as one line."""
     try:
-        result = run(config)
+        result = run(parse(EvaluateConfig, arguments, command="evaluate", description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if int(os.environ.get("RANK", 0)) == 0:
         Console().print(_table(result))
 
+
+make_callable(__name__)  # u2pl_fast.evaluate(...), as for train
 
 if __name__ == "__main__":
     main()

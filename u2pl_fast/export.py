@@ -1,8 +1,8 @@
-"""``python -m u2pl_fast.export --checkpoint F --out model.onnx``: the evaluated network without its training.
+"""Write the network of a checkpoint to a file of its own.
 
-``.safetensors`` holds the weights, for evaluate, predict and other tools. ``.onnx`` and ``.pt2`` (torch.export) hold
-the computation too, and need nothing of this package to run: they take uint8 (B, N, H, W), RGB where N = 3, and
-normalize it themselves.
+.safetensors holds the weights, for evaluate, predict and other tools. .onnx and .pt2 (torch.export) hold the
+computation too, need nothing of this package to run, and are compared with the network after writing. They take uint8
+images (B, N, H, W), RGB if N = 3, and normalize them.
 """
 
 import json
@@ -12,49 +12,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from torch import nn
 
-from .inference import load_model
+from .config import setting
+from .config.command_line import parse
+from .config.settings import SIZE
+from .inference import Network, load_model
 from .saving import programs, weights_file
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 SUFFIXES: dict[Format, str] = {"safetensors": weights_file.SUFFIX, "onnx": ".onnx", "torch-export": ".pt2"}
-_SIZE = (512, 512)  # to trace at, where the training names none
+_TRACED_SIZE = (512, 512)  # if the training has no size
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ExportConfig:
-    """Write one network of a checkpoint into a file of its own: .safetensors (weights that evaluate and predict take),
-    .onnx or .pt2 (torch.export). The last two are compared with the network after writing."""
+    """Settings of ``u2pl export``."""
 
-    checkpoint: Path
-    """File that the training wrote, or an exported .safetensors."""
-    out: Path
+    checkpoint: Path = setting(metavar="FILE")
+    """Checkpoint that the training wrote, or an exported .safetensors file."""
+    out: Path = setting(metavar="FILE")
     """File to write; its name ends in .safetensors, .onnx or .pt2."""
-    network: Literal["auto", "teacher", "student"] = "auto"
-    """auto: the one that the training evaluated."""
+    network: Network = "auto"
+    """Network to export. auto: the one that the training evaluated."""
     format: Format | None = None
-    """Unset: by the end of the file's name."""
+    """Format of the file. Unset: from the end of its name."""
     outputs: programs.Outputs = "logits"
-    """Of .onnx and .pt2. logits: on the network's own grid; labels: a label and a confidence for each pixel."""
-    size: tuple[int, int] | None = None
-    """Height and width that .onnx and .pt2 take, raised to what the network needs; unset: any."""
+    """Outputs of .onnx and .pt2. logits: at the decoder's stride; labels: label and confidence of each pixel."""
+    size: tuple[int, int] | None = setting(None, metavar=SIZE)
+    """Image size that .onnx and .pt2 take, rounded up to what the network needs. Unset: any."""
     tolerance: float = 1e-3
-    """Largest difference from the network's outputs, as a share of the largest of them; above it nothing is written."""
+    """Largest accepted difference from the network's outputs, relative to the largest of them; above it no file is
+    written."""
 
 
 def run(config: ExportConfig) -> programs.ExportReport | None:
-    """Export as ``config`` says; returns how an .onnx or .pt2 file came out.
+    """Export as ``config`` says. Return the report of an .onnx or .pt2 file.
 
     Raises:
-        ValueError: a file cannot be read or written, or holds no such network, or what was written computes something
+        ValueError: a file cannot be read or written, it holds no such network, or the written file computes something
             else; the message names it.
     """
     kind = _format(config)
     if kind == "safetensors" and (config.outputs != "logits" or config.size is not None):
         raise ValueError(
-            "outputs, size: a .safetensors file holds weights alone; leave them out, or write .onnx or .pt2"
+            "outputs, size: a .safetensors file holds only weights; drop these flags, or write .onnx or .pt2"
         )
     if kind == "onnx":
         programs.require_onnx()  # before the checkpoint is read
@@ -66,21 +68,21 @@ def run(config: ExportConfig) -> programs.ExportReport | None:
     if kind == "safetensors":
         weights_file.save_network(config.out, state)
         return None
-    print("tracing the network, which takes a minute or more", flush=True)
+    print("tracing the network; this takes a minute or more", flush=True)
     return programs.write(
         config.out,
         model,
         kind,
         about(model, state, config.outputs),
         outputs=config.outputs,
-        size=config.size or trained.resize or trained.crop_size or _SIZE,
+        size=config.size or trained.resize or trained.crop_size or _TRACED_SIZE,
         fixed=config.size is not None,
         tolerance=config.tolerance,
     )
 
 
 def about(model: nn.Module, state: Mapping[str, Any], outputs: programs.Outputs) -> dict[str, str]:
-    """What an exported file says of itself; lists and numbers as JSON."""
+    """Return the metadata of an exported file; lists and numbers as JSON."""
     order = ", RGB" if model.in_channels == 3 else ""
     given = {
         "logits": "logits: float32 (batch, classes, height', width'); upsample them bilinearly to height x width, with "
@@ -114,8 +116,9 @@ def _format(config: ExportConfig) -> Format:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(ExportConfig, args=arguments, prog="python -m u2pl_fast.export", description=__doc__)
+    """Parse flags and export; print bad input as one line."""
     try:
+        config = parse(ExportConfig, arguments, command="export", description=__doc__)
         written = run(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -131,7 +134,7 @@ def _takes(written: programs.ExportReport) -> str:
     if 2 in written.axes:
         return f"{batch}, any height and width" + (f", multiples of {written.multiple}" if written.multiple > 1 else "")
     text = f"{batch}, {height}×{width} only"
-    return f"{text}; not any size, since {written.reason}" if written.reason else text
+    return f"{text}; not any size, because {written.reason}" if written.reason else text
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""``python -m u2pl_fast.predict IMAGES… --checkpoint F --out DIR``: label maps of images, as pictures.
+"""Label images with a trained network, and write the label maps as pictures.
 
-For each image, at its own size (turned upright as its EXIF data says):
+For each image, at its own size and turned upright as its EXIF data says:
 
-- ``STEM_mask.png``: class ids, 8-bit gray, 16-bit where there are more than 255 classes; with ``--color`` the same ids
-  as a palette PNG, which viewers show in the classes' colors;
-- ``STEM_overlay.png``: the image with each class's color laid over it, and a legend of the classes that occur;
-- ``STEM_entropy.png``: entropy ÷ log C, dark = certain, light = uncertain;
-- ``STEM_reliability.png``: a palette PNG, 1 = reliable (entropy below γ), 2 = unreliable (above), 0 = neither (equal).
+- STEM_mask.png: class ids, 8-bit gray, 16-bit for more than 255 classes; with --color the same ids as a palette PNG,
+  which viewers show in the colors of the classes
+- STEM_overlay.png: the image with the color of each class on top, and a legend of the classes in it
+- STEM_entropy.png: entropy / log C; dark = certain, light = uncertain
+- STEM_reliability.png: a palette PNG; 1 = reliable (entropy below the threshold), 2 = unreliable (above), 0 = equal
 
-And ``gallery.html``: all of it side by side, in one file. ``--only`` chooses among these.
+gallery.html shows all of them side by side in one file.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,133 +26,100 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
+from .config import DeviceSettings, setting
+from .config.command_line import parse
 from .data import DataError, read_image
 from .data.image_format import viewable
-from .data.loader import to_tensor
-from .data.views import resize_image
-from .inference import Protocol, choose_resize, choose_window, load_model, predict_labels
+from .inference import InferenceSettings, Network, Predictor, choose_resize, choose_window, load_model
 from .inference.input_files import find_images, result_names
 from .pictures import prediction
 from .pictures.gallery import Gallery
-from .utils.class_names import numbered_classes
 from .utils.distributed import session
-from .utils.precision import autocast_dtype, refusal
+from .utils.precision import amp_ignored, autocast_dtype
 
 GALLERY = "gallery.html"
 PICTURES = ("mask", "overlay", "entropy", "reliability")
 Result = Literal["mask", "overlay", "entropy", "reliability", "gallery"]
 
 
-@dataclass
-class PredictConfig:
-    """Label maps of images, as pictures: STEM_mask.png (class ids), STEM_overlay.png (colors laid over the image, and
-    a legend), STEM_entropy.png (dark = certain, light = uncertain) and STEM_reliability.png (reliable or not, as the
-    method means it) for each, and gallery.html, one page of all."""
+@dataclass(kw_only=True)
+class PredictConfig(InferenceSettings, DeviceSettings):
+    """Settings of ``u2pl predict``."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, folders (all images below them), or quoted patterns such as 'a/*.jpg' and 'a/**/*.png'."""
-    checkpoint: Path
-    """File that the training wrote, or an exported .safetensors."""
-    out: Path
+    images: Annotated[tuple[str, ...], tyro.conf.Positional] = setting(metavar="IMAGE [...]")
+    """Image files, folders (all images in them), or quoted patterns such as 'a/*.jpg' and 'a/**/*.png'."""
+    checkpoint: Path = setting(metavar="FILE")
+    """Checkpoint that the training wrote, or an exported .safetensors file."""
+    out: Path = setting(metavar="DIR")
     """Folder for the results."""
     only: tuple[Result, ...] = (*PICTURES, "gallery")
-    """What to write."""
-    network: Literal["auto", "teacher", "student"] = "auto"
-    """Network to use; auto: the one that the training evaluated."""
-    protocol: Protocol | None = None
-    """whole image at once, or averaged sliding windows; unset: as in the training."""
-    window: tuple[int, int] | None = None
-    """Height and width of the windows of slide; unset: the training's crop."""
-    stride: tuple[int, int] | None = None
-    """Distance between windows; unset: two thirds of the window."""
-    flip: bool = False
-    """Average with the prediction for the mirrored image."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average over the image at these multiples of its size."""
-    resize: tuple[int, int] | None = None
-    """Height and width that the network sees; unset: as in the training; 0 0: the image's own."""
+    """Results to write."""
+    network: Network = "auto"
+    """Network to use. auto: the one that the training evaluated."""
     alpha: float = 0.2
-    """Share of each image's pixels that is shown as unreliable: those with the highest entropy."""
+    """Share of each image's pixels shown as unreliable: those with the highest entropy."""
     gamma: float | None = None
-    """Entropy in nats above which a pixel is unreliable, in all images alike, as the training logs it; unset: alpha
-    decides, image by image."""
+    """Entropy in nats above which a pixel is unreliable, for all images, as the training logs it. Unset: alpha decides
+    for each image."""
     color: bool = False
-    """Write masks as palette PNGs: the same class ids, shown in the classes' colors."""
+    """Write masks as palette PNGs: the same class ids, shown in the colors of the classes."""
     opacity: float = 0.55
-    """Of the classes' colors in the overlay, 0 to 1."""
+    """Opacity of the colors in the overlay, 0 to 1."""
     gallery_limit: int = 200
-    """Images that the gallery shows, at most, spread evenly over all; about 100 KiB each."""
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
-    amp: bool = False
-    """Run the network in bfloat16; left off on CPUs that only emulate it."""
-    channels_last: bool = False
+    """Largest number of images in the gallery, spread evenly over all; each takes about 100 KiB."""
 
 
 def run(config: PredictConfig) -> tuple[int, list[str]]:
-    """Predict all images that can be read.
+    """Predict every image that can be read.
 
     Returns:
-        The number of images done, and a message for each input that wasn't; they are also printed as they occur.
+        The number of images done, and a message for each input that failed; messages are printed as they occur.
 
     Raises:
-        ValueError: settings, or a checkpoint, that can't be used.
-        OSError: results can't be written.
+        ValueError: a setting or the checkpoint cannot be used.
+        OSError: results cannot be written.
     """
     _check(config)
     with session(config.device) as (device, _):
-        model, trained, state = load_model(config.checkpoint, device, config.network)
+        model = Predictor(*load_model(config.checkpoint, device, config.network), device=device)
         if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        num_classes, class_names = state["num_classes"], state["class_names"]
-        if config.color and num_classes > 256:
-            raise ValueError(f"color: a palette holds 256 classes, this network has {num_classes}; leave the flag out")
-        protocol = config.protocol or trained.eval_protocol
-        window = choose_window(protocol, config.window, trained)
-        resize = choose_resize(config.resize, trained)
+            model.network = model.network.to(memory_format=torch.channels_last)
+        if config.color and model.num_classes > 256:
+            raise ValueError(f"color: a palette holds 256 classes, this network has {model.num_classes}; drop the flag")
+        protocol = config.protocol or model.config.protocol
+        window = choose_window(protocol, config.window, model.config)
+        resize = choose_resize(config.resize, model.config)
         config.out.mkdir(parents=True, exist_ok=True)
 
         paths, failures = find_images(config.images, lambda path: _is_result(path, config.out))
         for message in failures:
             print(message, file=sys.stderr)
         gallery = Gallery(
-            class_names or numbered_classes(num_classes),
+            model.class_names,
             total=len(paths),
             limit=config.gallery_limit,
             alpha=config.alpha,
             gamma=config.gamma,
             about=[
-                ("network", f"{state['network']} of {config.checkpoint}"),
+                ("network", f"{model.source} of {config.checkpoint}"),
                 ("views", _views(config, protocol, window, resize)),
             ],
         )
-        amp_dtype = autocast_dtype(config.amp, torch.bfloat16, device)
-        if config.amp and amp_dtype is None:
-            print(refusal(torch.bfloat16), file=sys.stderr)
-        predict = partial(
-            predict_labels,
-            model,
-            protocol=protocol,
-            window=window,
-            stride=config.stride,
-            flip=config.flip,
-            scales=config.scales,
-            amp_dtype=amp_dtype,
-        )
+        if config.amp != "off" and autocast_dtype(config.amp, device) is None:
+            print(amp_ignored(config.amp), file=sys.stderr)
+        views = {field.name: getattr(config, field.name) for field in dataclasses.fields(InferenceSettings)}
         jobs = list(zip(paths, result_names(paths), strict=True))
         done = 0
         try:
             for index, (path, name) in enumerate(track(jobs, "predicting", disable=not sys.stdout.isatty())):
                 try:
                     with _memory_named(path, device):
-                        pixels = read_image(path, trained.image_format)
-                        image = to_tensor(pixels)
-                        image = (image if resize is None else resize_image(image, resize))[None].to(device)
-                        stats = predict(image, pixels.shape[:2])
-                        found = prediction.maps_of(stats, num_classes, alpha=config.alpha, gamma=config.gamma)
+                        pixels = read_image(path, model.config.image_format)
+                        stats = model.predict(pixels, **views, amp=config.amp)
+                        found = prediction.maps_of(stats, model.num_classes, alpha=config.alpha, gamma=config.gamma)
                         photo = viewable(pixels)
                         pictures = _pictures(found, photo, config)
-                        _write(pictures, found, class_names, config, name)
+                        _write(pictures, found, model.class_names, config, name)
                 except DataError as error:
                     failures.append(str(error))
                     print(failures[-1], file=sys.stderr)
@@ -160,7 +127,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
                     done += 1
                     if "gallery" in config.only:
                         gallery.add(index, str(path), photo, found, pictures)
-        finally:  # a run that is stopped leaves the page of what it has done
+        finally:  # an interrupted run leaves the page of its finished results
             if gallery.done:
                 gallery.write(config.out / GALLERY)
     return done, failures
@@ -175,7 +142,7 @@ def _check(config: PredictConfig) -> None:
     if config.gamma is not None and not 0 <= config.gamma < math.inf:
         raise ValueError(f"gamma: expected an entropy of at least 0 nats, got {config.gamma}")
     if config.gallery_limit < 1:
-        raise ValueError(f"gallery_limit: expected at least 1, got {config.gallery_limit}; leave gallery out of --only")
+        raise ValueError(f"gallery_limit: expected at least 1, got {config.gallery_limit}")
 
 
 def _is_result(path: Path, out: Path) -> bool:
@@ -185,7 +152,7 @@ def _is_result(path: Path, out: Path) -> bool:
 
 @contextmanager
 def _memory_named(path: Path, device: torch.device) -> Iterator[None]:
-    """Turns a lack of memory, of a GPU or of the machine, into an error of this one image."""
+    """Turn a lack of memory into an error of this one image."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -197,7 +164,7 @@ def _memory_named(path: Path, device: torch.device) -> Iterator[None]:
 
 
 def _views(config: PredictConfig, protocol: str, window: tuple[int, int] | None, resize: tuple[int, int] | None) -> str:
-    """What was averaged, for people."""
+    """Describe what is averaged."""
     parts = [f"windows of {window[0]}×{window[1]}" if protocol == "slide" else "whole images"]
     parts += [f"resized to {resize[0]}×{resize[1]}"] if resize else []
     parts += [f"scales {', '.join(f'{scale:g}' for scale in config.scales)}"] if config.scales != (1.0,) else []
@@ -206,7 +173,7 @@ def _views(config: PredictConfig, protocol: str, window: tuple[int, int] | None,
 
 
 def _pictures(found: prediction.Maps, pixels: np.ndarray, config: PredictConfig) -> dict[str, Image.Image]:
-    """Those that are written or shown."""
+    """Draw the pictures that are written or shown."""
     drawers = {
         "mask": lambda: prediction.mask(found, color=config.color),
         "overlay": lambda: prediction.overlay(found, pixels, config.opacity),
@@ -228,14 +195,15 @@ def _write(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse flags and predict; bad input ends in one line, unreadable images in exit status 1 after the others."""
-    config = tyro.cli(PredictConfig, args=arguments, prog="python -m u2pl_fast.predict")
+    """Parse flags and predict. Print bad input as one line; exit with status 1 if an image could not be read."""
+    config = None
     try:
+        config = parse(PredictConfig, arguments, command="predict", description=__doc__)
         done, failures = run(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"interrupted: what is done lies in {config.out}")
+        sys.exit(f"interrupted; finished results are in {config.out}" if config else "interrupted")
     kinds = [kind for kind in PICTURES if kind in config.only]
     if kinds:
         print(f"{done} images -> {config.out}/*_{{{','.join(kinds)}}}.png")
@@ -243,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         page = config.out / GALLERY
         print(f"{page}: {page.stat().st_size / 2**20:.1f} MiB")
     if failures:
-        sys.exit(f"error: {len(failures)} inputs could not be used, named above")
+        sys.exit(f"error: {len(failures)} inputs could not be used; they are listed above")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""``python -m u2pl_fast.report DIR``: one self-contained HTML page of a training run.
+"""Write one self-contained HTML page of a run.
 
-Curves, IoU of each class, pseudo-labels against hidden masks, what the memory bank holds, the confusion matrix, and the
-pictures of the last evaluation: everything from the files that the run left in its folder.
+It shows curves, the IoU of each class, pseudo-labels compared with hidden masks, the memory bank, the confusion matrix
+and images of the last evaluation, all from the files in the run's folder.
 """
 
 import html
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,11 @@ import numpy as np
 import tyro
 import yaml
 
+from .config import setting
+from .config.command_line import parse
 from .pictures import charts, html_page
 from .pictures.palette import palette
+from .training.record import Run
 from .utils.atomic import write_text
 from .utils.class_names import numbered_classes
 
@@ -38,86 +40,38 @@ figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top } fig
        image-rendering: pixelated } figcaption { max-width: 15rem }
 details { margin: 1rem 0 }
 """
-# Pictures that a run leaves, in the order in which they are looked at.
+# Images that a run saves, in the order of the page.
 PICTURES = {
-    "labeled-image": "a labeled image, weak view",
-    "labeled-label": "its mask; black is ignored",
-    "unlabeled-mixed": "an unlabeled image, strong view and mixed",
-    "unlabeled-pseudo_label": "the teacher's labels of it, mixed alike",
-    "unlabeled-entropy": "their entropy: light is unsure",
-    "unlabeled-reliable": "white: reliable, trained on",
+    "labeled-image": "labeled image, weak view",
+    "labeled-label": "its mask; black = ignored",
+    "unlabeled-mixed": "unlabeled image, strong view, mixed",
+    "unlabeled-pseudo_label": "pseudo-labels of the teacher, mixed the same way",
+    "unlabeled-entropy": "entropy; light = uncertain",
+    "unlabeled-reliable": "reliable pixels (white), which are trained on",
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReportConfig:
-    """Write one self-contained HTML page of a training run."""
+    """Settings of ``u2pl report``."""
 
     run: tyro.conf.Positional[Path]
-    """Folder that the training wrote."""
-    out: Path | None = None
-    """File to write; unset: report.html in that folder."""
-
-
-@dataclass
-class Run:
-    """What a run's folder holds."""
-
-    folder: Path
-    config: dict[str, Any]
-    log: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    class_names: list[str]
-
-    def series(self, name: str) -> tuple[list[int], list[Any]]:
-        """Steps and values of what was logged under ``name``."""
-        rows = [(line["step"], line[name]) for line in self.log if line.get(name) is not None]
-        return [step for step, _ in rows], [value for _, value in rows]
-
-
-def read(folder: Path) -> Run:
-    """The files of a run, finished or not.
-
-    Raises:
-        ValueError: there is none; the message names the file that is missing or broken.
-    """
-    lines = _text(folder / "log.jsonl").splitlines()
-    log = []
-    for number, line in enumerate(lines):
-        try:
-            log.append(json.loads(line))
-        except ValueError as error:
-            if number + 1 < len(lines):  # a run that was killed leaves its last line unfinished
-                raise ValueError(f"{folder / 'log.jsonl'}, line {number + 1}: not JSON ({error})") from error
-    metrics = folder / "metrics.json"
-    names = folder / "classes.json"
-    return Run(
-        folder,
-        yaml.safe_load(_text(folder / "config.yaml")),
-        log,
-        json.loads(_text(metrics)) if metrics.exists() else {},
-        json.loads(_text(names)) if names.exists() else [],
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; is this the --out folder of a training?") from error
+    """Output folder of a training."""
+    out: Path | None = setting(None, metavar="FILE")
+    """File to write. Unset: report.html in that folder."""
 
 
 def page(run: Run) -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections = [
-        ("Worth a look", notes(run)),
+        ("Warnings", notes(run)),
         ("Losses", losses(run)),
         ("Validation", validation(run)),
         ("Classes", classes(run)),
         ("Pseudo-labels", pseudo_labels(run)),
         ("Memory bank", bank(run)),
         ("Confusion", confusion(run)),
-        ("Last evaluation's batch", pictures(run)),
+        ("Images at the last evaluation", pictures(run)),
         ("Settings", settings(run)),
     ]
     body = "".join(f"<h2>{title}</h2>\n{content}\n" for title, content in sections if content)
@@ -125,7 +79,7 @@ def page(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """What was trained, and the numbers that one asks for first."""
+    """Name what was trained, and show the main numbers."""
     config, metrics = run.config, run.metrics
     method = f"u2pl ({config['recipe']})" if config["method"] == "u2pl" else config["method"]
     what = f"{method} on {config['dataset']}, {config['arch']}/{config['encoder']}"
@@ -142,41 +96,41 @@ def summary(run: Run) -> str:
         tiles += [(f"{values[-1]:.4f}", f"mIoU so far ({network})")]
     quality = run.series("pseudo_accuracy")[1]
     if quality:
-        tiles.append((f"{quality[-1]:.1%}", "of pseudo-labels right"))
+        tiles.append((f"{quality[-1]:.1%}", "of pseudo-labels correct"))
     if metrics.get("seconds"):
         tiles.append((f"{metrics['seconds'] / 60:.1f} min", "of training"))
-        tiles.append((f"{metrics['loader_seconds'] / metrics['seconds']:.1%}", "of it waiting for images"))
+        tiles.append((f"{metrics['loader_seconds'] / metrics['seconds']:.1%}", "of it spent waiting for images"))
         tiles.append((str(metrics["skipped"]), "updates skipped"))
     cells = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for value, name in tiles)
     return f'<p class="what">{html.escape(what)}</p><div class="tiles">{cells}</div>'
 
 
 def notes(run: Run) -> str:
-    """What a reader of the log would want to be told; nothing where all is as it should be."""
+    """List what looks wrong in the log; empty if nothing does."""
     found = []
     skipped = (run.series("skipped")[1] or [0])[-1]
     if skipped:
-        found.append(f"{skipped} updates were skipped, because a loss or gradient was not finite.")
+        found.append(f"{skipped} updates were skipped because a loss or gradient was not finite.")
     waited, seconds = sum(run.series("loader_wait_seconds")[1]), run.metrics.get("seconds")
     if seconds and waited > 0.2 * seconds:
         found.append(
-            f"{waited / seconds:.0%} of the time went by waiting for images: more --workers, or smaller files."
+            f"{waited / seconds:.0%} of the time was spent waiting for images: use more --workers, or smaller files."
         )
     anchors = run.series("anchors")[1]
     recent = np.asarray(anchors[-max(1, len(anchors) // 4) :])
     if anchors and not recent.sum():
-        found.append("No class has an anchor: the contrastive loss does nothing.")
+        found.append("No class has an anchor, so the contrastive loss is 0.")
     elif anchors:
         without = [name for name, count in zip(_names(run, recent.shape[1]), recent.sum(0), strict=True) if not count]
         if without:
             found.append(f"No anchor in the last quarter of the log: {_listed(without)}.")
     sure, unsure = (run.series(f"pseudo_accuracy_{kind}")[1] for kind in ("reliable", "unreliable"))
     if sure and unsure and sure[-1] <= unsure[-1]:
-        found.append("Pseudo-labels that count as reliable are not better than the others.")
+        found.append("Reliable pseudo-labels are no more accurate than unreliable ones.")
     turnover = run.series("bank_turnover")[1]
     if len(turnover) > 4 and min(turnover[-1]) > 0.9:
         found.append(
-            "The bank holds little more than one step's keys: a smaller --max-keys-per-step, or a larger ring."
+            "The bank holds little more than the keys of one step: lower --max-keys-per-step, or raise --bank-capacity."
         )
     return "".join(["<ul>", *(f"<li>{html.escape(text)}</li>" for text in found), "</ul>"]) if found else ""
 
@@ -214,7 +168,7 @@ def validation(run: Run) -> str:
         axes[0].legend()
         rows = [[math.nan if value is None else value for value in row] for row in by_class[1]]
         charts.per_class(axes[1], (by_class[0], rows), palette(len(rows[0])))
-        axes[1].set_title("IoU of each class; colors below")
+        axes[1].set_title("IoU by class; colors below")
         axes[1].set_ylim(0, 1)
         charts.curve(axes[2], run.series("lr"), charts.BLUE)
         axes[2].set_title("learning rate")
@@ -225,7 +179,7 @@ def validation(run: Run) -> str:
 
 
 def classes(run: Run) -> str:
-    """A row a class: IoU, share of the pixels, what it is taken for, anchors of a step, keys held."""
+    """Return a table with a row per class: IoU, share of pixels, most frequent confusion, anchors, keys."""
     ious = run.metrics.get("iou_per_class") or (run.series("iou_per_class")[1] or [None])[-1]
     if not ious:
         return ""
@@ -233,8 +187,8 @@ def classes(run: Run) -> str:
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in palette(len(ious)).tolist()]
     counts = np.asarray(run.metrics.get("confusion") or np.zeros((0, 0)), dtype=float)
     anchors, fill = (run.series(name)[1] for name in ("anchors", "bank_fill"))
-    heads = ["class", "IoU", "", *["share of pixels", "mostly taken for"] * bool(len(counts))]
-    heads += ["anchors a step", "keys held"] * bool(anchors)
+    heads = ["class", "IoU", "", *["share of pixels", "most confused with"] * bool(len(counts))]
+    heads += ["anchors per step", "keys held"] * bool(anchors)
     rows = []
     for c, (name, iou) in enumerate(zip(names, ious, strict=True)):
         score = "not in the data" if iou is None else f"{iou:.3f}"
@@ -250,13 +204,13 @@ def classes(run: Run) -> str:
             cells += [f'<td class="n">{np.mean([row[c] for row in anchors]):,.0f}</td>']
             cells += [f'<td class="n">{fill[-1][c]:,}</td>']
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    numeric = {"IoU", "share of pixels", "anchors a step", "keys held"}
+    numeric = {"IoU", "share of pixels", "anchors per step", "keys held"}
     head = "".join(f'<th class="n">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in heads)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _taken_for(row: np.ndarray, c: int, names: Sequence[str]) -> str:
-    """The other class that most of a class's pixels are called, with their share."""
+    """Name the class that most wrong pixels of class ``c`` are labeled as, with their share."""
     wrong = row.copy()
     wrong[c] = 0
     if not wrong.any():
@@ -282,11 +236,11 @@ def pseudo_labels(run: Run) -> str:
                 charts.curve(axis, run.series(f"pseudo_accuracy{kind}"), color, label)
             charts.curve(axis, run.series("pseudo_miou"), charts.ORANGE, "mIoU of all")
             charts.curve(axis, run.series("pseudo_negatives_right"), charts.PURPLE, "negatives")
-            axis.set_title("right, against hidden masks")
+            axis.set_title("correct, compared with hidden masks")
             axis.set_ylim(0, 1)
             axis.legend(loc="lower right")
         charts.curve(share, run.series("reliable_share"), charts.GREEN)
-        share.set_title("share of pixels that count as reliable")
+        share.set_title("share of reliable pixels")
         share.set_ylim(0, 1.02)
         charts.noisy(gamma, *run.series("gamma"))
         gamma.set_title("entropy threshold γ, nats")
@@ -302,11 +256,11 @@ def bank(run: Run) -> str:
 
     def draw(axes: Sequence[Any]) -> None:
         charts.per_class(axes[0], run.series("bank_fill"), colors)
-        axes[0].set_title("keys held, each class")
+        axes[0].set_title("keys in the bank, by class")
         charts.per_class(axes[1], run.series("bank_turnover"), colors)
-        axes[1].set_title("share of them new in a step")
+        axes[1].set_title("share of new keys per step")
         charts.per_class(axes[2], run.series("anchors"), colors)
-        axes[2].set_title("anchor pixels of a step, each class")
+        axes[2].set_title("anchor pixels per step, by class")
         axes[2].set_yscale("symlog", linthresh=1)
         for axis in axes:
             axis.set_ylim(bottom=0)
@@ -322,16 +276,15 @@ def confusion(run: Run) -> str:
     share /= share.sum(1, keepdims=True).clip(min=1)
     side = 3.2 + 0.27 * min(len(share), charts.MOST_NAMED)
     drawing = charts.figure(lambda axes: charts.matrix(axes[0], share, _names(run, len(share))), 1, (side + 1, side))
-    return (
-        f'<p class="note">Of each class\'s pixels, how many % are called what.</p><div class="square">{drawing}</div>'
-    )
+    note = '<p class="note">Rows: true class. Columns: predicted class. In % of the row.</p>'
+    return f'{note}<div class="square">{drawing}</div>'
 
 
 def pictures(run: Run) -> str:
     found = sorted((run.folder / "pictures").glob("*.png"), key=lambda path: _place(path.stem))
     figures, before = [], ""
     for path in found:
-        kind = path.stem.partition("-")[0]  # labeled ones in a row, then unlabeled ones
+        kind = path.stem.partition("-")[0]  # labeled images in one row, unlabeled ones in the next
         figures += ["<br>"] * bool(before and kind != before)
         before = kind
         figures.append(html_page.figure(path.read_bytes(), "png", PICTURES.get(path.stem, path.stem)))
@@ -357,10 +310,11 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(ReportConfig, args=arguments, prog="python -m u2pl_fast.report", description=__doc__)
+    """Parse flags and write the page; print bad input as one line."""
+    config = parse(ReportConfig, arguments, command="report", description=__doc__)
     out = config.out or config.run / "report.html"
     try:
-        text = page(read(config.run))
+        text = page(Run.read(config.run))
         write_text(out, text)
     except ValueError as error:
         sys.exit(f"error: {error}")

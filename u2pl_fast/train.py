@@ -1,25 +1,60 @@
-"""``python -m u2pl_fast.train``: supervised, mean-teacher and U²PL training in one loop.
+"""Train a network: supervised, mean-teacher or U²PL.
 
-A step takes as many labeled as unlabeled images. The teacher looks at the weak views, its maps are mixed along with
-the strong views, the student sees labeled and mixed images in one forward pass, and the criterion gives the losses.
+Each step takes labeled and unlabeled images. The teacher labels the weak views, strong views and their pseudo-labels
+are mixed, the student sees labeled and mixed images in one forward pass, and the criterion computes the losses.
 """
 
+import dataclasses
 import os
 import sys
-
-import tyro
+from pathlib import Path
+from typing import Any
 
 from .config import TrainConfig, find_config
+from .config.command_line import parse as parse_flags
 from .data import DataError
 from .doctor.settings import doctor_command
+from .training.record import Run
 from .training.run import run
+from .utils.callable_module import make_callable
 
-__all__ = ["main", "parse", "run"]
+__all__ = ["main", "parse", "run", "train"]
+
+
+def train(config: TrainConfig | str | Path | None = None, **settings: Any) -> Run:
+    """Train a network and return its run. Same as ``u2pl train``.
+
+    Args:
+        config: a :class:`TrainConfig`, a YAML file, or the name of a configuration such as ``"folder-small"``;
+            None = the defaults.
+        **settings: fields of :class:`TrainConfig`; they override ``config``.
+
+    Returns:
+        The run: ``run.miou``, ``run.checkpoint``, ``run.metrics``, ``run.log``, and ``run.load()`` for its network.
+
+    Raises:
+        ValueError: a setting, file or folder cannot be used; the message names it.
+        FloatingPointError: the loss or gradient of ``max_skipped`` steps in a row was not finite.
+
+    Example:
+        >>> import u2pl_fast
+        >>> run = u2pl_fast.train(steps=2, num_labeled=2, batch_size=2, out="runs/example")  # doctest: +SKIP
+        >>> model = run.load()  # doctest: +SKIP
+    """
+    given = TrainConfig.from_dict(settings, "train")
+    if config is None:
+        chosen = TrainConfig()
+    else:
+        chosen = config if isinstance(config, TrainConfig) else TrainConfig.from_yaml(find_config(str(config)))
+    chosen = dataclasses.replace(chosen, **{name: getattr(given, name) for name in settings})
+    metrics = run(chosen)
+    return Run(chosen.out, chosen.to_dict(), [], metrics, []) if chosen.dry_run else Run.read(chosen.out)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse flags over an optional YAML file, train, and turn bad input into one line."""
+    """Parse flags over an optional YAML file, train, and print bad input as one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    config = TrainConfig()
     try:
         config = parse(arguments)
         metrics = run(config)
@@ -30,19 +65,25 @@ def main(arguments: list[str] | None = None) -> None:
     if int(os.environ.get("RANK", 0)) == 0 and metrics["miou"] is not None:
         seconds = metrics["seconds"]
         share = metrics["loader_seconds"] / max(seconds, 1e-9)
-        print(f"mIoU {metrics['miou']:.4f} ({metrics['network']}, best {metrics['best_miou']:.4f}), "
-              f"{seconds:.0f} s of training, {share:.1%} of it waiting for images, in {config.out}")  # fmt: skip
+        print(
+            f"mIoU {metrics['miou']:.4f} ({metrics['network']}, best {metrics['best_miou']:.4f}); "
+            f"{seconds:.0f} s of training, {share:.1%} waiting for images; results in {config.out}"
+        )
 
 
 def _doctor_hint(config: TrainConfig, error: DataError) -> str:
-    """The command that tells all that is wrong with these data, where there are data to look at."""
+    """Return the command that lists every problem of the data, if there are data."""
     if error.kind == "process" or config.data_root is None or not config.data_root.is_dir():
         return ""
-    return f"\nto see everything that is wrong with the data at once: {doctor_command(config)}"
+    return f"\nto list every problem of the data: {doctor_command(config)}"
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """``--config``, a YAML file or the name of one in u2pl_fast/recipes, gives the defaults; flags override them."""
+    """Return the settings of flags over those of ``--config``, a YAML file or the name of one in u2pl_fast/recipes.
+
+    Raises:
+        ValueError: the file cannot be used, or a flag has a new name.
+    """
     arguments = list(arguments)
     default = TrainConfig()
     for position, argument in enumerate(arguments):
@@ -54,8 +95,14 @@ def parse(arguments: list[str]) -> TrainConfig:
             del arguments[position : position + (1 if inline else 2)]
             default = TrainConfig.from_yaml(find_config(path))
             break
-    return tyro.cli(TrainConfig, args=arguments, default=default, prog="python -m u2pl_fast.train", description=__doc__)
+    return parse_flags(TrainConfig, arguments, command="train", description=DESCRIPTION, default=default)
 
+
+DESCRIPTION = f"""{__doc__}
+--config FILE or NAME: read settings from a YAML file, or from one that is built in; flags override them."""
+
+
+make_callable(__name__)  # u2pl_fast.train(...) works although `import u2pl_fast.train` binds the module to that name
 
 if __name__ == "__main__":
     main()

@@ -62,7 +62,7 @@ SELF_TRAINING = (
 # Eight unlabeled images a step instead of four.
 MORE_UNLABELED = ("--unlabeled-batch-size", "8")
 # One unlabeled pixel in a thousand is unreliable: nearly all negatives are labeled pixels, as in plain pixel contrast.
-NONE_UNRELIABLE = ("--alpha-0", "0.001")
+NONE_UNRELIABLE = ("--alpha", "0.001")
 MSRC_ROWS: dict[str, tuple[str, ...]] = {
     "supervised": ("--method", "supervised", "--average-weights", "--sup-only-epochs", "0"),
     "self-training": ("--method", "mean-teacher", *SELF_TRAINING),
@@ -116,8 +116,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "keys-64th": ("--max-keys-per-step", "312"),
     "temperature-0.2": ("--temperature", "0.2"),
     "temperature-1": ("--temperature", "1"),
-    "alpha-0.1": ("--alpha-0", "0.1"),
-    "alpha-0.4": ("--alpha-0", "0.4"),
+    "alpha-0.1": ("--alpha", "0.1"),
+    "alpha-0.4": ("--alpha", "0.4"),
     "bank-bf16": ("--bank-dtype", "bfloat16"),
     "no-mix": ("--mix", "none"),
     "classmix": ("--mix", "classmix"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from u2pl_fast.config import TrainConfig, read_settings, resolve
+from u2pl_fast.config import TrainConfig, read_settings, resolve, upgraded
 from u2pl_fast.train import parse
 from u2pl_fast.utils.atomic import write_text
 
@@ -99,7 +99,7 @@ def fits(settings: dict[str, Any], experiment: Experiment) -> bool:
 
     A setting that the run did not know yet had its default's effect.
     """
-    saved = TrainConfig().to_dict() | settings
+    saved = TrainConfig().to_dict() | upgraded(settings)
     return all(saved[k] == v for k, v in meaning(experiment).items())
 
 

@@ -76,7 +76,7 @@ class Scene:
 
     def partition(self) -> Figure:
         figure, axes = row(4)
-        view, share = self.unlabeled, self.config.alpha_0
+        view, share = self.unlabeled, self.config.alpha
         axes[0].imshow(view.image.permute(1, 2, 0))
         named(axes[0], "an unlabeled image")
         axes[1].imshow(colorize(view.stats.label[0].numpy(), self.num_classes))
@@ -192,7 +192,7 @@ class Scene:
         steps = [line["step"] for line in self.log if "gamma" in line]
         last = self.config.steps or round(self.config.epochs * per_epoch)
         shares = [
-            reference.unreliable_share(self.config.alpha_0, step // per_epoch, last / per_epoch) for step in range(last)
+            reference.unreliable_share(self.config.alpha, step // per_epoch, last / per_epoch) for step in range(last)
         ]
         axes[0].plot(range(last), shares, color=UNRELIABLE)
         axes[0].axvspan(0, steps[0], color="#eeeeee")
@@ -230,7 +230,7 @@ class Scene:
 
     def reliability_of(self, view: View) -> Reliability:
         every = torch.ones_like(view.stats.entropy, dtype=torch.bool)
-        return reliability(view.stats.entropy, every, 1 - self.config.alpha_0)
+        return reliability(view.stats.entropy, every, 1 - self.config.alpha)
 
     def _on_grid(self, x: Tensor, size: Sequence[int]) -> Tensor:
         return reference.sample_to_grid(x[None], size, align_corners=self.config.align_corners)[0]

@@ -36,10 +36,8 @@ def config(w: Workload, **choices: object) -> TrainConfig:
             projection_width=256,
             num_anchors=w.anchors,
             num_negatives=w.negatives,
-            bank_capacity=w.capacity,
-            background_class=0,
-            background_capacity=w.background_capacity,
-            amp=True,
+            bank_capacity=(str(w.capacity), f"0:{w.background_capacity}"),
+            amp="bfloat16",
             channels_last=True,
             **choices,
         )

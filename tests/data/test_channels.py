@@ -273,7 +273,7 @@ def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path
     config = TrainConfig(
         dataset="folder", data_root=root, num_labeled=2, in_channels=channels, out=out,
         encoder="mobilenetv3_small_050", encoder_weights="none", crop_size=(64, 64), batch_size=2, steps=4,
-        sup_only_epochs=0.5, representation_dim=8, projection_width=8, bank_capacity=64, background_capacity=64,
+        sup_only_epochs=0.5, representation_dim=8, projection_width=8, bank_capacity=64,
         eval_every=2, log_every=1, workers=0, threads=1, device="cpu", **options,
     )  # fmt: skip
     config.stop_after = 2

@@ -420,7 +420,7 @@ def test_two_steps_on_voc(tmp_path, capsys):
     assert metrics["steps"] == 2 and len(metrics["iou_per_class"]) == 21
     assert "voc: 2 labeled and 8 unlabeled images" in capsys.readouterr().out
     saved = checkpoint.load(tmp_path / "run/last.pt")
-    assert saved["class_names"][20] == "tvmonitor" and saved["config"]["background_class"] == 0
+    assert saved["class_names"][20] == "tvmonitor" and saved["config"]["bank_capacity"] == ["30000", "0:50000"]
 
 
 @pytest.mark.slow

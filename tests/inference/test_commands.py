@@ -63,15 +63,15 @@ def test_evaluate_options_change_what_they_should(trained, root, monkeypatch, ca
         assert variant != teacher
         assert np.sum(variant) == np.sum(teacher)  # labels are never resized
     monkeypatch.setattr(precision, "cpu_computes_in", lambda dtype: True)
-    rounded = confusion(channels_last=True, amp=True)
+    rounded = confusion(channels_last=True, amp="bfloat16")
     monkeypatch.setattr(precision, "cpu_computes_in", lambda dtype: False)
     capsys.readouterr()
-    assert confusion(channels_last=True, amp=True) == confusion(channels_last=True) != rounded
+    assert confusion(channels_last=True, amp="bfloat16") == confusion(channels_last=True) != rounded
     assert capsys.readouterr().err.strip() == "float32 in spite of --amp: this CPU has no fast bfloat16"
 
 
 def test_evaluate_takes_size_and_protocol_from_the_training(root, tmp_path):
-    path = make_checkpoint(tmp_path / "a.pt", root, resize=(40, 56), eval_protocol="slide", teacher=False)
+    path = make_checkpoint(tmp_path / "a.pt", root, resize=(40, 56), protocol="slide", teacher=False)
     default = evaluate.run(evaluate.EvaluateConfig(path, device="cpu"))
     assert (default["protocol"], default["network"]) == ("slide", "student")
     explicit = evaluate.EvaluateConfig(path, resize=(40, 56), protocol="slide", window=(48, 48), device="cpu")

@@ -48,7 +48,7 @@ def test_dpt_trains_and_goes_on_where_it_was(tmp_path, narrow_dpt, recipe):
     def train(name: str, **options) -> dict:
         config = TrainConfig(
             out=tmp_path / name, dataset="folder", data_root=tmp_path / "data", encoder_weights="none",
-            bank_capacity=64, background_capacity=64, arch="dpt", encoder="eva02_tiny_patch14_224", recipe=recipe,
+            bank_capacity=64, arch="dpt", encoder="eva02_tiny_patch14_224", recipe=recipe,
             crop_size=(40, 56),
             batch_size=2, num_labeled=2, steps=2, sup_only_epochs=0, representation_dim=6, projection_width=8,
             eval_every=2, save_every=1, log_every=1, workers=0, threads=1, device="cpu", **options,

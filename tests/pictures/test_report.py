@@ -12,7 +12,8 @@ import pytest
 from tests.training.runs import run as train
 from tests.training.runs import tiny
 from u2pl_fast.pictures import charts
-from u2pl_fast.report import ReportConfig, Run, classes, main, notes, page, read
+from u2pl_fast.report import ReportConfig, classes, main, notes, page
+from u2pl_fast.training.record import Run
 
 pytestmark = pytest.mark.slow
 
@@ -46,12 +47,12 @@ def test_a_run_that_was_killed(finished, tmp_path):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 7, "lo')
-    assert "<h2>Losses</h2>" in page(read(tmp_path))
+    assert "<h2>Losses</h2>" in page(Run.read(tmp_path))
 
 
 def test_labels_alone(tmp_path):
     train(tiny(tmp_path, steps=2, method="supervised"))
-    text = page(read(tmp_path))
+    text = page(Run.read(tmp_path))
     assert "<h2>Losses</h2>" in text and "Memory bank" not in text and "Pseudo-labels" not in text
 
 

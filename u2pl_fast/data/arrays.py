@@ -53,7 +53,7 @@ def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str)
     )
 
 
-def scale(values: np.ndarray, image_format: ImageFormat, path: Path) -> np.ndarray:
+def scale(values: np.ndarray, image_format: ImageFormat, path: Path | str) -> np.ndarray:
     """Stored values as uint8: see `ImageFormat`. Beyond the range they are clipped; NaN is its lower end."""
     _check_type(values.dtype, image_format, path)
     if values.dtype == np.uint8:
@@ -65,7 +65,7 @@ def scale(values: np.ndarray, image_format: ImageFormat, path: Path) -> np.ndarr
     return np.ascontiguousarray((np.nan_to_num(share, nan=0.0).clip(0, 1) * 255).round(), dtype=np.uint8)
 
 
-def _check_type(dtype: np.dtype, image_format: ImageFormat, path: Path) -> None:
+def _check_type(dtype: np.dtype, image_format: ImageFormat, path: Path | str) -> None:
     if dtype.kind not in "iuf":
         raise DataError(f"{path}: holds {dtype} values; images are integers or floats", "range")
     if image_format.value_range is None and dtype.kind + str(dtype.itemsize) not in ("u1", "u2"):

@@ -48,32 +48,38 @@ def read_image(path: Path | str, image_format: ImageFormat = RGB) -> np.ndarray:
     if is_array(path, image_format):
         return read_array(path, image_format)
     with _opened(path) as image:
-        _check_pil(image, image_format, path)
-        deep = image.mode in (*_GRAY_16_MODES, "F")
-        image = ImageOps.exif_transpose(image)
-        if deep:  # PIL's own conversion clips at 255 instead of scaling
-            values = np.asarray(image)
-            if image_format.value_range is None:
-                values = values.clip(0, 65535).astype(np.uint16)
-            pixels = scale(values[:, :, None], image_format, path)
-        else:
-            if image.mode == "P":  # not straight to RGB, PIL warns about transparent palette entries
-                image = image.convert("RGBA")
-            pixels = np.asarray(image.convert("RGB") if image_format.channels in (1, 3) else image)
-        return to_channels(pixels, image_format, path)
+        return image_pixels(image, image_format, path)
 
 
-def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path) -> None:
+def image_pixels(image: Image.Image, image_format: ImageFormat = RGB, name: Path | str = "image") -> np.ndarray:
+    """Return the pixels of a PIL image as `read_image` does; errors begin with ``name``."""
+    _check_pil(image, image_format, name)
+    deep = image.mode in (*_GRAY_16_MODES, "F")
+    image = ImageOps.exif_transpose(image)
+    if deep:  # PIL's own conversion clips at 255 instead of scaling
+        values = np.asarray(image)
+        if image_format.value_range is None:
+            values = values.clip(0, 65535).astype(np.uint16)
+        pixels = scale(values[:, :, None], image_format, name)
+    else:
+        if image.mode == "P":  # not straight to RGB, PIL warns about transparent palette entries
+            image = image.convert("RGBA")
+        pixels = np.asarray(image.convert("RGB") if image_format.channels in (1, 3) else image)
+    return to_channels(pixels, image_format, name)
+
+
+def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path | str) -> None:
     """Refuse channels that aren't there, and values that PIL has rounded or that have no scale."""
     has_range = image_format.value_range is not None
+    layout = str([tile.args for tile in getattr(image, "tile", ())])  # only files have tiles
     if image.mode == "F" and not has_range:
         raise DataError(
             f"{path}: holds floating-point values; say with --value-range LOW HIGH what becomes 0 and 255", "range"
         )
-    if has_range and image.mode not in _GRAY_16_MODES and ";16" in str([tile.args for tile in image.tile]):
+    if has_range and image.mode not in _GRAY_16_MODES and ";16" in layout:
         raise DataError(
-            f"{path}: 16-bit colors, of which only the upper 8 bits can be read from this format, so value_range "
-            "cannot apply; save it as .npy or TIFF",
+            f"{path}: value_range cannot apply, since only the upper 8 bits of 16-bit colors can be read from this "
+            "format; save it as .npy or TIFF",
             "range",
         )
     if image_format.channels in (1, 3):

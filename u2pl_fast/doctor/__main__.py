@@ -1,16 +1,16 @@
-"""``python -m u2pl_fast.doctor --dataset D --data-root DIR``: everything that is wrong with a data set, and the fixes.
+"""List every problem of a data set, with its fix.
 
-The flags that choose the data are those of the training. Every file is decoded, and nothing is written to the data set.
-Exit status 0: a training can start; 1: it cannot.
+Flags that select the data are those of the training. Every file is decoded; nothing is written to the data set. The
+exit status is 0 if a training can start, else 1.
 """
 
 import json
 import sys
 
-import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from ..config.command_line import parse
 from ..utils.atomic import write_text
 from . import checks, report
 from .evidence import Evidence, gather
@@ -19,10 +19,10 @@ from .settings import DoctorConfig, settings_of
 
 
 def run(config: DoctorConfig) -> tuple[Evidence, list[Finding]]:
-    """Look at the data and find.
+    """Check the data. Return what was read and the findings.
 
     Raises:
-        ValueError: an argument, rather than the data, can't be used.
+        ValueError: a setting cannot be used. Problems of the data are findings.
     """
     if config.max_files is not None and config.max_files < 1:
         raise ValueError(f"max_files: expected at least 1, got {config.max_files}")
@@ -37,9 +37,9 @@ def run(config: DoctorConfig) -> tuple[Evidence, list[Finding]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse flags, look, and tell."""
-    config = tyro.cli(DoctorConfig, args=arguments, prog="python -m u2pl_fast.doctor", description=__doc__)
+    """Parse flags, check the data and print the findings."""
     try:
+        config = parse(DoctorConfig, arguments, command="doctor", description=__doc__)
         evidence, found = run(config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

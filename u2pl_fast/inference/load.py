@@ -33,7 +33,7 @@ def load_model(
     state = weights_file.load_network(Path(path)) if is_export else checkpoint.load(path)
     checkpoint.check_layout(state, path)
     try:
-        config = TrainConfig.from_dict(state["config"])
+        config = TrainConfig.from_saved(state["config"])
         model = build_model(config, state["num_classes"], load_encoder_weights=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path}: no network can be built from its config ({error})") from error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from .. import mixing
-from ..config import TrainConfig
+from ..config import TrainConfig, class_capacities
 from ..criterion import Losses, U2PLCriterion
 from ..gates import PseudoLabels
 from ..inference import load_model
@@ -93,7 +93,7 @@ class Learner:
         self.config, self.num_classes, self.device, self.group = config, num_classes, device, group
         self.steps, self.steps_per_epoch, self.teacher_start = steps, steps_per_epoch, teacher_start
         self.rank = rank(group)
-        self.amp_dtype = autocast_dtype(config.amp, getattr(torch, config.amp_dtype), device)
+        self.amp_dtype = autocast_dtype(config.amp, device)
 
         torch.manual_seed(stream(config.seed, "weights"))
         self.student = build_model(config, num_classes).to(device)
@@ -372,18 +372,13 @@ def build_criterion(
     kind: type[U2PLCriterion] = U2PLCriterion,
 ) -> U2PLCriterion:
     """The criterion of a resolved config, of class ``kind``; without a bank unless the method is u2pl."""
-    capacities = [config.bank_capacity] * num_classes
-    if config.background_class is not None:
-        if not 0 <= config.background_class < num_classes:
-            raise ValueError(f"background_class: expected 0..{num_classes - 1}, got {config.background_class}")
-        capacities[config.background_class] = config.background_capacity
     return kind(
         num_classes,
         config.representation_dim if config.method == "u2pl" else None,
         ignore_index=ignore_index,
         gate=config.gate,
         confidence_threshold=config.confidence_threshold,
-        alpha_0=config.alpha_0,
+        alpha_0=config.alpha,
         unsupervised_weight=config.unsupervised_weight,
         unsupervised_weight_cap=config.unsupervised_weight_cap,
         contrastive_weight=config.contrastive_weight,
@@ -396,14 +391,14 @@ def build_criterion(
         temperature=config.temperature,
         key_encoder=config.key_encoder,
         labeled_probs=config.labeled_probs,
-        bank_capacity=capacities,
+        bank_capacity=class_capacities(config.bank_capacity, num_classes),
         max_keys_per_step=config.max_keys_per_step,
         bank_dtype=getattr(torch, config.bank_dtype),
         bank_scope=config.bank_scope,
         class_weight=class_weight,
         weigh_pseudo_labels=config.weigh_pseudo_labels,
         label_smoothing=config.label_smoothing,
-        ohem=(config.ohem_threshold, config.ohem_min_kept) if config.ohem else None,
+        ohem=config.ohem,
         align_corners=config.align_corners,
         group=group,
     )

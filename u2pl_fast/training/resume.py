@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from ..config import FREE_ON_RESUME, TrainConfig, read_settings
+from ..config import FREE_ON_RESUME, TrainConfig, read_settings, upgraded
 from ..data.image_format import normalization
 from ..saving import checkpoint
 from ..utils.distributed import Group, rank
@@ -117,7 +117,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, world: int, path:
         ValueError: naming the settings.
     """
     # A setting that the run did not know yet had its default's effect.
-    saved, now = read_settings(TrainConfig().to_dict() | state["config"]), read_settings(config.to_dict())
+    saved, now = read_settings(TrainConfig().to_dict() | upgraded(state["config"])), read_settings(config.to_dict())
     for values in (saved, now):  # None and the numbers it stood for are the same
         mean_and_std = normalization(values["in_channels"], values["image_mean"], values["image_std"])
         values["image_mean"], values["image_std"] = map(list, mean_and_std)
@@ -137,7 +137,7 @@ def load_initial_weights(student: nn.Module, config: TrainConfig) -> None:
     path = config.init_from
     state = checkpoint.load(path)
     checkpoint.check_layout(state, path)
-    theirs = TrainConfig.from_dict(state["config"])
+    theirs = TrainConfig.from_saved(state["config"])
     if theirs.in_channels == config.in_channels and theirs.normalization != config.normalization:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in theirs.normalization)
         raise ValueError(

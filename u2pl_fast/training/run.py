@@ -111,7 +111,7 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
         last = trainer.folder.last
         source = f"; the {state} is in {last}, for --init-from" if last.exists() else ""
         raise FloatingPointError(
-            f"{error}{source}. Start a new run with a lower --lr, --clip-norm 1 or --amp-dtype bfloat16"
+            f"{error}{source}. Start a new run with a lower --lr, --clip-norm 1 or --amp bfloat16"
         ) from error
     finally:
         log.close()

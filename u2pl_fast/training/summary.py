@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from .. import ops
-from ..utils.precision import refusal
+from ..utils.precision import amp_ignored
 from .trainer import Trainer
 
 FEW_IMAGES = 1000
@@ -27,11 +27,11 @@ def summarize(say: Callable[[str], None], trainer: Trainer) -> None:
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
-    network += [str(trainer.device)] + [config.amp_dtype] * (learner.amp_dtype is not None)
+    network += [str(trainer.device)] + [config.amp] * (learner.amp_dtype is not None)
     say(", ".join(network + ["channels_last"] * config.channels_last))
     say(f"ops: {backends(trainer.device)}")
-    if config.amp and learner.amp_dtype is None:
-        say(refusal(getattr(torch, config.amp_dtype)))
+    if config.amp != "off" and learner.amp_dtype is None:
+        say(amp_ignored(config.amp))
 
     labeled, unlabeled = config.batch_size * trainer.world, config.unlabeled_images * trainer.world
     say(f"{trainer.steps} steps = {trainer.steps / trainer.steps_per_epoch:.1f} epochs of {trainer.steps_per_epoch}")

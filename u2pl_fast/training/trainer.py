@@ -179,7 +179,7 @@ class Trainer:
                 num_classes=self.num_classes,
                 ignore_index=self.ignore_index,
                 device=self.device,
-                protocol=self.config.eval_protocol,
+                protocol=self.config.protocol,
                 window=self.config.crop_size,
                 amp_dtype=self.learner.amp_dtype,
                 channels_last=self.config.channels_last,
@@ -224,7 +224,7 @@ class Trainer:
         return pseudo_label_quality(
             self.learner.teacher.module,
             data.evaluation_samples(self.split.dataset, self.config.resize, self.rank, self.world, self._measured),
-            alpha=unreliable_share(self.config.alpha_0, self.step // self.steps_per_epoch, self.epochs),
+            alpha=unreliable_share(self.config.alpha, self.step // self.steps_per_epoch, self.epochs),
             low_rank=self.learner.criterion.ranks["low_rank"],
             high_rank=self.learner.criterion.ranks["high_rank"],
             num_classes=self.num_classes,

@@ -61,21 +61,30 @@ def broadcast_buffers(module: nn.Module, group: Group) -> None:
             buffer.copy_(part.view_as(buffer))
 
 
-@contextmanager
-def session(device: str) -> Iterator[tuple[torch.device, Group]]:
-    """(device, group) of this process: torchrun's group where torchrun started us, none otherwise.
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name; ``auto`` is a GPU if there is one, else the CPU.
 
-    ``device`` is ``auto`` (a GPU where there is one), or a torch device; with several processes ``auto`` and ``cuda``
-    take the GPU of the local rank.
+    Raises:
+        ValueError: no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device: {device!r} is no torch device; use auto, cpu or cuda") from error
+        raise ValueError(f"device: {device!r} is not a torch device; use auto, cpu or cuda") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device} asked for, but torch sees no GPU; use --device cpu or auto")
+        raise ValueError(f"device: torch finds no GPU for {device}; use cpu or auto")
+    return chosen
+
+
+@contextmanager
+def session(device: str) -> Iterator[tuple[torch.device, Group]]:
+    """Yield (device, group) of this process; the group is None unless torchrun started the process.
+
+    With several processes ``auto`` and ``cuda`` mean the GPU of the local rank.
+    """
+    chosen = choose_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield chosen, None
         return

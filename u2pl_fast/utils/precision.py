@@ -1,25 +1,29 @@
-"""What the networks compute in."""
+"""Choose the type that networks compute in."""
+
+from typing import Literal
 
 import torch
 
+Precision = Literal["off", "bfloat16", "float16"]
 
-def autocast_dtype(amp: bool, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
-    """The type that networks are autocast to, or None for float32.
 
-    A CPU whose convolutions have no kernels for ``dtype`` keeps float32: torch would emulate it, ten times slower.
+def autocast_dtype(amp: Precision, device: torch.device) -> torch.dtype | None:
+    """Return the type that networks are autocast to, or None for float32.
+
+    A CPU without native support for the type keeps float32: torch would emulate it, ten times slower.
     """
-    if not amp or device.type == "cpu" and not cpu_computes_in(dtype):
+    if amp == "off" or device.type == "cpu" and not cpu_computes_in(getattr(torch, amp)):
         return None
-    return dtype
+    return getattr(torch, amp)
 
 
-def refusal(dtype: torch.dtype) -> str:
-    """What is told where ``autocast_dtype`` keeps float32 in spite of ``amp``."""
-    return f"float32 in spite of --amp: this CPU has no fast {str(dtype).removeprefix('torch.')}"
+def amp_ignored(amp: Precision) -> str:
+    """Return the warning for a CPU that keeps float32."""
+    return f"--amp ignored: this CPU has no native {amp}; using float32"
 
 
 def cpu_computes_in(dtype: torch.dtype) -> bool:
-    """Whether oneDNN, which computes torch's convolutions on CPUs, has kernels for ``dtype`` on this one."""
+    """Return whether oneDNN, which computes torch's convolutions on CPUs, has kernels for ``dtype`` on this CPU."""
     name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
-    supported = getattr(torch.ops.mkldnn, name, None)  # no public name tells it
+    supported = getattr(torch.ops.mkldnn, name, None)  # torch has no public name for it
     return supported is not None and supported()

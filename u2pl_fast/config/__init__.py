@@ -1,0 +1,38 @@
+"""Read, complete and check the settings of a training."""
+
+from .capacity import class_capacities
+from .fields import help_texts, setting, typed_values
+from .renamed import upgraded
+from .resolve import (
+    RECIPE_FILES,
+    RECIPES,
+    find_config,
+    read_settings,
+    resolve,
+    resolve_for_data,
+    training_steps,
+)
+from .settings import BOUNDS, CRITERION, DATA_SETTINGS, FALLBACKS, FREE_ON_RESUME, DeviceSettings, TrainConfig, resolved
+
+__all__ = [
+    "BOUNDS",
+    "CRITERION",
+    "DATA_SETTINGS",
+    "FALLBACKS",
+    "FREE_ON_RESUME",
+    "RECIPES",
+    "RECIPE_FILES",
+    "DeviceSettings",
+    "TrainConfig",
+    "class_capacities",
+    "find_config",
+    "help_texts",
+    "read_settings",
+    "resolve",
+    "resolve_for_data",
+    "resolved",
+    "setting",
+    "training_steps",
+    "typed_values",
+    "upgraded",
+]
