@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import DeviceSettings, setting, typed_values
-from .config.command_line import parse
 from .data import build_dataset, evaluation_samples
 from .inference import InferenceSettings, Network, choose_resize, choose_window, evaluate_model, load_model
 from .utils.atomic import write_text
 from .utils.callable_module import make_callable
+from .utils.command_line import parse
 from .utils.distributed import rank, session, world_size
 from .utils.precision import amp_ignored, autocast_dtype
 

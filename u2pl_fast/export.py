@@ -15,10 +15,10 @@ from typing import Any, Literal
 from torch import nn
 
 from .config import setting
-from .config.command_line import parse
 from .config.settings import SIZE
 from .inference import Network, load_model
 from .saving import programs, weights_file
+from .utils.command_line import parse
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 SUFFIXES: dict[Format, str] = {"safetensors": weights_file.SUFFIX, "onnx": ".onnx", "torch-export": ".pt2"}

@@ -27,13 +27,13 @@ from PIL import Image
 from rich.progress import track
 
 from .config import DeviceSettings, setting
-from .config.command_line import parse
 from .data import DataError, read_image
 from .data.image_format import viewable
 from .inference import InferenceSettings, Network, Predictor, choose_resize, choose_window, load_model
 from .inference.input_files import find_images, result_names
 from .pictures import prediction
 from .pictures.gallery import Gallery
+from .utils.command_line import parse
 from .utils.distributed import session
 from .utils.precision import amp_ignored, autocast_dtype
 

@@ -16,13 +16,13 @@ import numpy as np
 import tyro
 import yaml
 
-from .config import setting
-from .config.command_line import parse
 from .pictures import charts, html_page
 from .pictures.palette import palette
 from .training.record import Run
 from .utils.atomic import write_text
 from .utils.class_names import numbered_classes
+from .utils.command_line import parse
+from .utils.fields import setting
 
 STYLE = """
 h1 { font-size: 1.6rem; margin-bottom: 0 }

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig, find_config
-from .config.command_line import parse as parse_flags
 from .data import DataError
 from .doctor.settings import doctor_command
 from .training.record import Run
 from .training.run import run
 from .utils.callable_module import make_callable
+from .utils.command_line import parse as parse_flags
 
 __all__ = ["main", "parse", "run", "train"]
 

@@ -281,10 +281,12 @@ def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path
     config.stop_after, config.resume = None, True
     assert run(config)["steps"] == 4
     assert Image.open(out / "pictures" / "labeled-image.png").mode == "RGB"
-    scores = evaluate.run(evaluate.EvaluateConfig(out / "last.pt", device="cpu"))
+    scores = evaluate.run(evaluate.EvaluateConfig(checkpoint=out / "last.pt", device="cpu"))
     assert scores["miou"] == pytest.approx(checkpoint.load(out / "last.pt")["scores"]["miou"])
     images = (str(root / "images" / "val"),)
-    done, failures = predict.run(predict.PredictConfig(images, out / "last.pt", tmp_path / "seen", device="cpu"))
+    done, failures = predict.run(
+        predict.PredictConfig(images=images, checkpoint=out / "last.pt", out=tmp_path / "seen", device="cpu")
+    )
     assert (done, failures) == (2, [])
     assert Image.open(tmp_path / "seen" / "0_mask.png").size == (64, 48)
     assert Image.open(tmp_path / "seen" / "0_overlay.png").mode == "RGB"

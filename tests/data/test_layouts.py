@@ -469,7 +469,7 @@ def test_a_label_map_is_kept_by_evaluate_and_resume(tmp_path):
     metrics = two_steps("folder", root, run, "--label-map", str(file), "--stop-after", "1")
     metrics = two_steps("folder", root, run, "--label-map", "0:0", "255:1", "--resume")
     file.unlink()
-    result = evaluate.run(evaluate.EvaluateConfig(run / "last.pt", device="cpu"))
+    result = evaluate.run(evaluate.EvaluateConfig(checkpoint=run / "last.pt", device="cpu"))
     assert result["confusion"] == metrics["confusion"] and len(result["confusion"]) == 2
     with pytest.raises(SystemExit, match="label_map was .* now "):
         two_steps("folder", root, run, "--label-map", "0:1", "255:0", "--resume")

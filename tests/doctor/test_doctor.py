@@ -340,7 +340,7 @@ def test_arguments_that_a_training_would_refuse(tmp_path, diagnose):
     diagnose("folder", root, "--num-labeled", "99").found("error", "--num-labeled must be 1 .. 6")
     for flags, message in (
         (["--value-range", "5", "5"], "value_range: expected two numbers"),
-        (["--num-labeled", "2", "--labeled-fraction", "1/2"], "give one of labeled_fraction, num_labeled"),
+        (["--num-labeled", "2", "--labeled-fraction", "1/2"], "set only one of labeled_fraction, num_labeled"),
         (["--label-map", "a:b"], "'a:b' is no VALUE:CLASS"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -412,7 +412,7 @@ def test_training_points_to_the_doctor(tmp_path):
         train.main(flags)
     first, second = str(stop.value).splitlines()
     assert first.startswith("error: ") and "--label-map 0:0 255:1" in first
-    assert second.endswith(f"python -m u2pl_fast.doctor --dataset folder --data-root '{root}' --num-labeled 2")
+    assert second.endswith(f"u2pl doctor --dataset folder --data-root '{root}' --num-labeled 2")
     with pytest.raises(SystemExit) as stop:
         train.main(["--dataset", "folder", "--data-root", str(tmp_path / "gone"), "--out", str(tmp_path / "run")])
     assert "doctor" not in str(stop.value)

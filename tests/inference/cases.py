@@ -61,5 +61,5 @@ def failure(command, arguments):
 
 
 def run_predict(trained, out, *images, **options):
-    config = predict.PredictConfig(tuple(map(str, images)), trained, out, device="cpu", **options)
+    config = predict.PredictConfig(images=tuple(map(str, images)), checkpoint=trained, out=out, device="cpu", **options)
     return predict.run(config)

@@ -48,7 +48,7 @@ def test_evaluate_writes_the_score_of_the_network_that_was_trained(trained, root
 
 def test_evaluate_options_change_what_they_should(trained, root, monkeypatch, capsys):
     def confusion(**options):
-        return evaluate.run(evaluate.EvaluateConfig(trained, device="cpu", **options))["confusion"]
+        return evaluate.run(evaluate.EvaluateConfig(checkpoint=trained, device="cpu", **options))["confusion"]
 
     teacher = confusion()
     assert confusion(network="teacher", data_root=root, dataset="folder", batch_size=1) == teacher
@@ -67,16 +67,18 @@ def test_evaluate_options_change_what_they_should(trained, root, monkeypatch, ca
     monkeypatch.setattr(precision, "cpu_computes_in", lambda dtype: False)
     capsys.readouterr()
     assert confusion(channels_last=True, amp="bfloat16") == confusion(channels_last=True) != rounded
-    assert capsys.readouterr().err.strip() == "float32 in spite of --amp: this CPU has no fast bfloat16"
+    assert capsys.readouterr().err.strip() == "--amp ignored: this CPU has no native bfloat16; using float32"
 
 
 def test_evaluate_takes_size_and_protocol_from_the_training(root, tmp_path):
     path = make_checkpoint(tmp_path / "a.pt", root, resize=(40, 56), protocol="slide", teacher=False)
-    default = evaluate.run(evaluate.EvaluateConfig(path, device="cpu"))
+    default = evaluate.run(evaluate.EvaluateConfig(checkpoint=path, device="cpu"))
     assert (default["protocol"], default["network"]) == ("slide", "student")
-    explicit = evaluate.EvaluateConfig(path, resize=(40, 56), protocol="slide", window=(48, 48), device="cpu")
+    explicit = evaluate.EvaluateConfig(
+        checkpoint=path, resize=(40, 56), protocol="slide", window=(48, 48), device="cpu"
+    )
     assert evaluate.run(explicit)["confusion"] == default["confusion"]
-    own_size = evaluate.EvaluateConfig(path, resize=(0, 0), device="cpu")
+    own_size = evaluate.EvaluateConfig(checkpoint=path, resize=(0, 0), device="cpu")
     assert evaluate.run(own_size)["confusion"] != default["confusion"]
 
 
@@ -179,7 +181,7 @@ def test_predict_goes_on_after_unreadable_images(trained, tmp_path, capsys):
     message = failure(
         predict, [folder, tmp_path / "gone.png", "--checkpoint", trained, "--out", out, "--device", "cpu"]
     )
-    assert message == "error: 2 inputs could not be used, named above"
+    assert message == "error: 2 inputs could not be used; they are listed above"
     errors = capsys.readouterr().err.splitlines()
     assert (
         len(errors) == 2 and "broken.jpg: not a readable image" in errors[0] and "gone.png: no such file" in errors[1]

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.inference.cases import failure, make_checkpoint, run_predict
 from u2pl_fast import predict
 from u2pl_fast.data.files import read_mask
-from u2pl_fast.inference import load_model, predict_labels
+from u2pl_fast.inference import load_model, predict_labels, predictor
 from u2pl_fast.inference.input_files import find_images
 from u2pl_fast.pictures import gallery, prediction
 from u2pl_fast.pictures.gallery import Gallery
@@ -23,8 +23,8 @@ from u2pl_fast.reference import PixelStats
 
 
 def stats_of(entropy, label=None):
-    entropy = torch.as_tensor(entropy, dtype=torch.float32)[None]
-    label = torch.zeros_like(entropy, dtype=torch.uint8) if label is None else torch.as_tensor(label)[None]
+    entropy = torch.as_tensor(entropy, dtype=torch.float32)
+    label = torch.zeros_like(entropy, dtype=torch.uint8) if label is None else torch.as_tensor(label)
     return PixelStats(label, torch.ones_like(entropy), entropy)
 
 
@@ -192,7 +192,7 @@ def test_too_large_for_the_memory_is_named(trained, root, tmp_path, monkeypatch,
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return predict_labels(model, image, size, **options)
 
-    monkeypatch.setattr(predict, "predict_labels", no_memory)
+    monkeypatch.setattr(predictor, "predict_labels", no_memory)
     done, failures = run_predict(trained, tmp_path, root / "images" / "val")
     assert done == 3 and len(failures) == 1
     assert "2.png: too large for the memory of cpu; use --protocol slide" in failures[0] == capsys.readouterr().err[:-1]
@@ -264,9 +264,9 @@ def test_a_run_that_is_stopped_leaves_the_gallery_of_what_it_did(trained, root, 
             raise KeyboardInterrupt
         return predict_labels(*arguments, **options)
 
-    monkeypatch.setattr(predict, "predict_labels", stop)
+    monkeypatch.setattr(predictor, "predict_labels", stop)
     common = [str(root / "images" / "val"), "--checkpoint", str(trained), "--device", "cpu", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match="interrupted: what is done lies in"):
+    with pytest.raises(SystemExit, match="interrupted; finished results are in"):
         predict.main(common)
     text = (tmp_path / "gallery.html").read_text()
     assert text.count("<article") == 2 and "2 of 4 given" in text

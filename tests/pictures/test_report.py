@@ -17,7 +17,7 @@ from u2pl_fast.training.record import Run
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = ["Losses", "Validation", "Classes", "Pseudo-labels", "Memory bank", "Confusion", "Last eval"]
+SECTIONS = ["Losses", "Validation", "Classes", "Pseudo-labels", "Memory bank", "Confusion", "Images at the last evaluation"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_refusals_name_the_file(finished, tmp_path):
         main([str(tmp_path)])
     with pytest.raises(SystemExit, match="cannot write .*nowhere"):
         main([str(finished), "--out", str(tmp_path / "nowhere" / "r.html")])
-    assert ReportConfig(finished).out is None
+    assert ReportConfig(run=finished).out is None
 
 
 def logged(*lines: dict, metrics: dict | None = None, **config) -> Run:
@@ -82,11 +82,11 @@ HEALTHY |= {"pseudo_accuracy_reliable": 0.9, "pseudo_accuracy_unreliable": 0.5}
     [
         ({}, ""),
         ({"skipped": 3}, "3 updates were skipped"),
-        ({"loader_wait_seconds": 30.0}, "60% of the time went by waiting for images"),
+        ({"loader_wait_seconds": 30.0}, "60% of the time was spent waiting for images"),
         ({"anchors": [5, 0, 0]}, "No anchor in the last quarter of the log: road, &lt;car&gt;."),
         ({"anchors": [0, 0, 0]}, "No class has an anchor"),
-        ({"bank_turnover": [1.0, 1.0, 1.0]}, "little more than one step"),
-        ({"pseudo_accuracy_reliable": 0.4}, "not better than the others"),
+        ({"bank_turnover": [1.0, 1.0, 1.0]}, "little more than the keys of one step"),
+        ({"pseudo_accuracy_reliable": 0.4}, "no more accurate than unreliable ones"),
     ],
     ids=lambda x: "-".join(x) or "healthy" if isinstance(x, dict) else "",
 )

@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("network", ["auto", "student"])
 def test_predicts_as_before(trained, tmp_path, network):
     out = tmp_path / "model.safetensors"
-    run(ExportConfig(trained, out, network))
+    run(ExportConfig(checkpoint=trained, out=out, network=network))
     before, config, _ = load_model(trained, network=network)
     after, same_config, state = load_model(out)
     assert same_config == config and state["network"] == ("teacher" if network == "auto" else network)
@@ -37,11 +37,11 @@ def test_refusals_name_the_file(trained, tmp_path, capsys):
     with pytest.raises(SystemExit, match="out: expected a name that ends in .safetensors, .onnx, .pt2"):
         main(["--checkpoint", str(trained), "--out", str(tmp_path / "model.pt")])
     with pytest.raises(ValueError, match="cannot write .*nowhere"):
-        run(ExportConfig(trained, tmp_path / "nowhere" / "m.safetensors"))
+        run(ExportConfig(checkpoint=trained, out=tmp_path / "nowhere" / "m.safetensors"))
     state = checkpoint.load(trained) | {"teacher": None}
     checkpoint.save(tmp_path / "no-teacher.pt", state)
     with pytest.raises(ValueError, match="no-teacher.pt holds no teacher"):
-        run(ExportConfig(tmp_path / "no-teacher.pt", tmp_path / "m.safetensors"))
+        run(ExportConfig(checkpoint=tmp_path / "no-teacher.pt", out=tmp_path / "m.safetensors"))
     with pytest.raises(checkpoint.CheckpointError, match="no file"):
         load_model(tmp_path / "absent.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -53,7 +53,7 @@ def test_refusals_name_the_file(trained, tmp_path, capsys):
 
 
 def test_the_student_of_a_teachers_file_is_not_there(trained, tmp_path):
-    run(ExportConfig(trained, tmp_path / "m.safetensors"))
+    run(ExportConfig(checkpoint=trained, out=tmp_path / "m.safetensors"))
     assert weights_file.load_network(tmp_path / "m.safetensors")["network"] == "teacher"
     with pytest.raises(checkpoint.CheckpointError, match="holds no student"):
         load_model(tmp_path / "m.safetensors", network="student")

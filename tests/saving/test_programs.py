@@ -234,7 +234,7 @@ def test_an_onnx_file_describes_itself(labels_file):
 def test_a_pt2_file_of_another_architecture_and_head_by_way_of_its_weights(root, tmp_path, capsys):
     settings = {"arch": "fpn", "recipe": "paper", "align_corners": True, "auxiliary": True}
     path = make_checkpoint(tmp_path / "a.pt", root, **settings)
-    assert run(ExportConfig(path, tmp_path / "a.safetensors", "student")) is None
+    assert run(ExportConfig(checkpoint=path, out=tmp_path / "a.safetensors", network="student")) is None
     out = tmp_path / "model.pt2"
     export.main(["--checkpoint", str(tmp_path / "a.safetensors"), "--out", str(out), "--size", "40", "60"])
     printed = capsys.readouterr().out
@@ -251,7 +251,7 @@ def test_a_pt2_file_of_another_architecture_and_head_by_way_of_its_weights(root,
 
 def test_supervised_networks_without_a_teacher(root, tmp_path):
     path = make_checkpoint(tmp_path / "a.pt", root, method="supervised", teacher=False)
-    written = run(ExportConfig(path, tmp_path / "a.pt2"))
+    written = run(ExportConfig(checkpoint=path, out=tmp_path / "a.pt2"))
     assert written.axes == (0, 2, 3) and written.multiple == 16 and written.difference.relative < 1e-5
     assert export._takes(written) == "any batch, any height and width, multiples of 16"
 

@@ -16,9 +16,9 @@ from u2pl_fast.config import (
     resolve_for_data,
     training_steps,
 )
-from u2pl_fast.config.fields import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE
 from u2pl_fast.data import ViewOptions
 from u2pl_fast.doctor.settings import DoctorConfig, doctor_command, settings_of
+from u2pl_fast.utils.fields import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE
 
 
 def test_what_the_fields_say():
@@ -45,9 +45,10 @@ def test_a_number_out_of_bounds_is_refused_by_name(name):
 
 def test_the_criterion_s_defaults_are_those_of_a_training():
     config = resolve(TrainConfig(dataset="folder", encoder_weights="none"))
-    own = {f.name for f in dataclasses.fields(config)} & set(CRITERION) - {"ohem", "bank_dtype"}
-    assert len(own) > 20
+    own = {f.name for f in dataclasses.fields(config)} & set(CRITERION) - {"ohem", "bank_dtype", "bank_capacity"}
+    assert len(own) >= 20
     assert {name: getattr(config, name) for name in own} == {name: CRITERION[name] for name in own}
+    assert config.alpha == CRITERION["alpha_0"] and config.bank_capacity == (str(CRITERION["bank_capacity"]),)
     assert getattr(torch, config.bank_dtype) == CRITERION["bank_dtype"]
 
 

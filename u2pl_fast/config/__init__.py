@@ -1,8 +1,8 @@
 """Read, complete and check the settings of a training."""
 
+from ..utils.fields import help_texts, setting, typed_values
+from ..utils.renamed import upgraded
 from .capacity import class_capacities
-from .fields import help_texts, setting, typed_values
-from .renamed import upgraded
 from .resolve import (
     RECIPE_FILES,
     RECIPES,

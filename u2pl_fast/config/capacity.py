@@ -1,7 +1,9 @@
 """Read ``bank_capacity``: keys of each class, as one number and exceptions."""
 
+import re
 from collections.abc import Sequence
 
+_EXCEPTION = re.compile("[0-9]+:[1-9][0-9]*")
 _FORM = "expected the keys of each class, then exceptions CLASS:KEYS, such as 30000 0:50000"
 
 
@@ -13,11 +15,9 @@ def capacity_entries(given: int | str | Sequence[int | str]) -> tuple[str, ...]:
     """
     words = [given] if isinstance(given, int | str) else list(given)
     entries = tuple("".join(str(word).split()) for word in words)
-    numbers = [number for entry in entries for number in entry.partition(":")[::2] if number or ":" in entry]
-    common = [entry for entry in entries if ":" not in entry]
-    classes = [entry.partition(":")[0] for entry in entries if ":" in entry]
-    valid = all(number.isascii() and number.isdigit() for number in numbers) and len(set(classes)) == len(classes)
-    if not valid or common != list(entries[:1]) or any(int(entry.rpartition(":")[2]) < 1 for entry in entries):
+    common, exceptions = entries[:1], entries[1:]
+    valid = re.fullmatch("[1-9][0-9]*", "".join(common)) and all(_EXCEPTION.fullmatch(entry) for entry in exceptions)
+    if not valid or len({entry.partition(":")[0] for entry in exceptions}) < len(exceptions):
         raise ValueError(f"bank_capacity: {_FORM}; at least 1 each, got {' '.join(entries) or 'nothing'}")
     return entries
 

@@ -11,20 +11,20 @@ import yaml
 from ..criterion import U2PLCriterion
 from ..data import LabelChoice, LoaderOptions, SegmentationDataset, ViewOptions, build_dataset
 from ..data.image_format import ImageFormat, mean_color, normalization
-from ..utils.precision import Precision
-from .fields import (
+from ..utils.fields import (
     AT_LEAST_1,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     Bound,
+    Precision,
     noted,
     ordered_fields,
     primitive,
     setting,
     typed_values,
 )
-from .renamed import refuse_renamed, upgraded
+from ..utils.renamed import refuse_renamed, upgraded
 
 # Defaults of U2PLCriterion. TrainConfig reuses them, and those of ViewOptions, so that each is written once.
 CRITERION = {name: parameter.default for name, parameter in inspect.signature(U2PLCriterion).parameters.items()}

@@ -10,8 +10,8 @@ import sys
 from rich.console import Console
 from rich.progress import Progress
 
-from ..config.command_line import parse
 from ..utils.atomic import write_text
+from ..utils.command_line import parse
 from . import checks, report
 from .evidence import Evidence, gather
 from .findings import Finding

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data import read_image
+from ..data.arrays import to_channels
 from ..data.files import image_pixels
 from ..data.loader import to_tensor
 from ..data.views import resize_image
 from ..reference import PixelStats
 from ..utils.class_names import numbered_classes
 from ..utils.distributed import choose_device
-from ..utils.precision import Precision, autocast_dtype
+from ..utils.fields import Precision
+from ..utils.precision import autocast_dtype
 from .load import choose_resize, choose_window, load_model
 from .predict import Protocol, predict_labels
 
@@ -144,8 +146,7 @@ class Predictor:
             return to_tensor(image_pixels(image, image_format))
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
             pixels = image[:, :, None] if image.ndim == 2 else image
-            gray = pixels.shape[2] == 1 and image_format.channels == 3
-            return to_tensor(np.repeat(pixels, 3, 2) if gray else pixels)
+            return to_tensor(to_channels(pixels, image_format, "image"))
         given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise TypeError(f"image: expected a path, a PIL image, a tensor or a uint8 array (H, W, channels), got {given}")
 

@@ -39,16 +39,16 @@ class Maps:
 
 
 def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: float | None = None) -> Maps:
-    """The maps of one image's ``stats``, each (1, H, W).
+    """Return the maps of one image's ``stats``, each (H, W).
 
     A pixel is reliable where H < γ and unreliable where H > γ, as in training, with γ the (1 − alpha) quantile of this
     image's entropies H, or ``gamma`` in nats. Training takes the quantile over the pixels of a whole step.
     """
-    entropy = stats.entropy[0]
+    entropy = stats.entropy
     every = torch.ones_like(entropy, dtype=torch.bool)
     reliable, unreliable, threshold = gates.reliability(entropy, every, 1 - alpha, gamma=gamma)
     return Maps(
-        stats.label[0].cpu().numpy(),
+        stats.label.cpu().numpy(),
         (entropy / math.log(max(num_classes, 2))).cpu().numpy(),
         (RELIABLE * reliable.byte() + UNRELIABLE * unreliable.byte()).cpu().numpy(),
         float(threshold),

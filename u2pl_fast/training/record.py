@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
-from ..inference import Predictor, load
-from .resume import BEST, LAST
+from ..saving.file_names import BEST, LAST
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
 
 
 @dataclass
@@ -38,7 +39,6 @@ class Run:
             ValueError: the folder holds no run; the message names the file that is missing or broken.
         """
         folder = Path(folder)
-        config = yaml.safe_load(_text(folder / "config.yaml"))
         lines = _text(folder / "log.jsonl").splitlines()
         log = []
         for number, line in enumerate(lines):
@@ -50,7 +50,7 @@ class Run:
         metrics, names = folder / "metrics.json", folder / "classes.json"
         return cls(
             folder,
-            config,
+            yaml.safe_load(_text(folder / "config.yaml")),
             log,
             json.loads(_text(metrics)) if metrics.exists() else {},
             json.loads(_text(names)) if names.exists() else [],
@@ -67,8 +67,10 @@ class Run:
         best = self.folder / BEST
         return best if best.exists() else self.folder / LAST
 
-    def load(self, device: torch.device | str = "auto") -> Predictor:
+    def load(self, device: str = "auto") -> "Predictor":
         """Return the network of ``checkpoint``; see :func:`u2pl_fast.load`."""
+        from ..inference import load  # torch, which reading a run does not need
+
         return load(self.checkpoint, device)
 
     def series(self, name: str) -> tuple[list[int], list[Any]]:

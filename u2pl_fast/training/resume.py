@@ -10,9 +10,9 @@ from torch import nn
 from ..config import FREE_ON_RESUME, TrainConfig, read_settings, upgraded
 from ..data.image_format import normalization
 from ..saving import checkpoint
+from ..saving.file_names import BEST, LAST, PREVIOUS
 from ..utils.distributed import Group, rank
 
-LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 RESUME_ONLY = ("bank", "optimizer", "whole_images")  # the largest part of a checkpoint, which nobody reads in best.pt
 RINGS_KEPT = 2  # steps whose rings stay: those of last.pt and previous.pt
 

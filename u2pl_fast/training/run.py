@@ -15,9 +15,10 @@ import yaml
 
 from .. import data
 from ..config import TrainConfig, resolve
+from ..saving.file_names import PREVIOUS
 from ..utils.atomic import write_text
 from ..utils.distributed import Group, rank, session
-from .resume import PREVIOUS, RunFolder
+from .resume import RunFolder
 from .run_log import RunLog
 from .summary import summarize
 from .trainer import Trainer

@@ -1,10 +1,8 @@
 """Choose the type that networks compute in."""
 
-from typing import Literal
-
 import torch
 
-Precision = Literal["off", "bfloat16", "float16"]
+from .fields import Precision
 
 
 def autocast_dtype(amp: Precision, device: torch.device) -> torch.dtype | None:

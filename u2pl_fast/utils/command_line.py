@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from ..utils.precision import Precision
-from .fields import groups, help_texts
+from .fields import Precision, groups, help_texts
 from .renamed import RENAMED
 
 Settings = TypeVar("Settings")
@@ -68,7 +67,7 @@ def parse(
 def _completed(arguments: list[str]) -> list[str]:
     """Return the arguments with ``bfloat16`` after a bare ``--amp``; refuse flags that have a new name."""
     words = []
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in RENAMED:
             raise ValueError(f"{word.partition('=')[0]} has a new name; use {RENAMED[name]}")

@@ -10,6 +10,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+Precision = Literal["off", "bfloat16", "float16"]
+
 
 @dataclass(frozen=True)
 class Bound:
