@@ -13,11 +13,11 @@ SOURCES := $(shell find csrc -type f 2>/dev/null)
 
 demo: $(VENV)/built
 	rm -rf runs/demo
-	$(RUN) -m u2pl_fast.train --amp --channels-last --out runs/demo
-	$(RUN) -m u2pl_fast.evaluate --checkpoint runs/demo/best.pt --json runs/demo/evaluation.json
+	$(VENV)/bin/u2pl train --amp --channels-last --out runs/demo
+	$(VENV)/bin/u2pl evaluate --checkpoint runs/demo/best.pt --json runs/demo/evaluation.json
 	$(RUN) -m u2pl_fast.data.export_shapes --count 4 --out runs/demo/images
-	$(RUN) -m u2pl_fast.predict runs/demo/images --checkpoint runs/demo/best.pt --out runs/demo/predictions
-	@echo "checkpoints, log and TensorBoard in runs/demo; pictures in runs/demo/predictions"
+	$(VENV)/bin/u2pl predict runs/demo/images --checkpoint runs/demo/best.pt --out runs/demo/predictions
+	@echo "checkpoints, log and TensorBoard files: runs/demo; predictions: runs/demo/predictions/gallery.html"
 
 # The Triton kernels need no GPU here: they are compiled ahead of time, and run in triton's interpreter, which is a
 # matter of the process.

@@ -23,7 +23,7 @@ HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 HTML_ANCHOR = re.compile(r"<a (?:id|name)=\"([^\"]+)\"")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 MODULE, SCRIPT = r"(?:u2pl_fast|benchmarks|tests)[\w.]*", r"(?:examples|benchmarks|tests)/[\w/]+\.py"
-RUN = re.compile(rf"(?:-m +({MODULE})|python3? +({SCRIPT}))(.*)")
+RUN = re.compile(rf"(?:-m +({MODULE})|python3? +({SCRIPT})|(?:^|[\s`/])u2pl +([a-z]\w*))(.*)")
 KEPT = ("Nd", "Pc")  # digits and underscores stay in an anchor, superscripts do not
 MAKE = re.compile(r"(?:^|[\s`])make ([a-z][\w-]*)")
 
@@ -123,7 +123,8 @@ def wrong_commands(page: Path) -> list[str]:
         if run is None:
             alone += [line] if FLAG.match(line) else []
         else:
-            program, rest = run[1] or run[2], re.split(r"[|;>#]|&&", run[3])[0]
+            program = run[1] or run[2] or f"u2pl_fast.{run[3]}"
+            rest = re.split(r"[|;>#]|&&", run[4])[0]
             flags = flags_of(program)
             if flags is None:
                 complaints.append(f"{page.name}: {program}: no such program")

@@ -62,6 +62,8 @@ def test_links_that_lead_somewhere_pass(written):
     [
         ("`python -m u2pl_fast.trane --amp`", "u2pl_fast.trane: no such program"),
         ("`python -m u2pl_fast.train --ampp`", "u2pl_fast.train has no --ampp"),
+        ("`u2pl train --ampp`", "u2pl_fast.train has no --ampp"),
+        ("```sh\nu2pl trane --amp\n```", "u2pl_fast.trane: no such program"),
         (
             "```sh\ntorchrun --nproc-per-node=2 -m u2pl_fast.train \\\n  --ampp | tee x\n```",
             "u2pl_fast.train has no --ampp",
