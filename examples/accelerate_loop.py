@@ -1,9 +1,9 @@
-"""Hugging Face transformers in an Accelerate loop: one call before the model is built, and the loop is as it was.
+"""Use the fused loss of Hugging Face's SegFormer in an Accelerate loop.
 
     python examples/accelerate_loop.py
 
-``apply()`` puts the fused loss into SegFormer's ``forward``. ``Accelerator.prepare`` keeps the ``forward`` that it
-finds, hence the order.
+The only change is one call of ``apply()``, which puts the fused loss into SegFormer's ``forward``. Call it before
+``Accelerator.prepare``, which keeps the ``forward`` that it finds. Needs transformers and accelerate.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A FixMatch or UniMatch loop: weak views give the labels, two strong views learn those that are confident.
+"""Train as FixMatch and UniMatch do: weak views give pseudo-labels for two strong views.
 
     python examples/consistency_loop.py
 
-``pixel_stats`` gives label and confidence of every pixel from the low-resolution logits, and
-``upsampled_cross_entropy`` takes the confident ones as a mask. As in UniMatch the sum is divided by all valid pixels.
+``pixel_stats`` computes label and confidence of every pixel from the low-resolution logits. The mask of confident
+pixels is the ``pixel_weight`` of ``upsampled_cross_entropy``. As in UniMatch, the sum is divided by all valid pixels.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from u2pl_fast import ops
 
-CLASSES, THRESHOLD = 60, 0.05  # an untrained network is never sure; 0.95 in a real run
+CLASSES, THRESHOLD = 60, 0.05  # use 0.95 in a real run; an untrained network is never that confident
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

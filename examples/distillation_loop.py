@@ -1,9 +1,9 @@
-"""Distillation from a frozen teacher: its label of every pixel, weighted with its confidence.
+"""Distill a frozen teacher: its label for every pixel, weighted by its confidence.
 
     python examples/distillation_loop.py
 
-``pixel_stats`` reads label and confidence from the teacher's low-resolution logits: one byte and one float a pixel are
-kept, not a number a class.
+``pixel_stats`` computes label and confidence from the teacher's low-resolution logits. It stores one byte and one float
+per pixel instead of one float per pixel and class.
 """
 
 import argparse

@@ -1,7 +1,12 @@
-"""What the examples share: run a loop before and after its change, in processes of their own, and print both.
+"""Run a training loop before and after a change and compare them. The examples share this module.
 
-The processes take turns. Each makes one step to warm up, then times the others one by one and reads how far memory rose
-above what the process held before them (``u2pl_fast.utils.peak_memory``; on a GPU, what torch allocated).
+    from measure import compare
+
+    compare(__doc__, build, size=512, batch=4)
+
+Each version runs in separate processes, in alternation. A process takes one warm-up step, then times each further step
+and measures how far memory rises above its level before them (``u2pl_fast.utils.peak_memory``; torch's allocator on a
+GPU).
 """
 
 import argparse
@@ -24,7 +29,7 @@ Build = Callable[[str, argparse.Namespace], Callable[[], Tensor]]
 
 
 def small_network(classes: int) -> nn.Module:
-    """Logits at a quarter of the image's size, as most decoders give them."""
+    """Return a network whose logits have a quarter of the image size, as with most decoders."""
     return nn.Sequential(
         nn.Conv2d(3, 24, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -35,23 +40,26 @@ def small_network(classes: int) -> nn.Module:
 
 
 def autocast(a: argparse.Namespace) -> torch.autocast:
-    """bfloat16 with ``--amp``, nothing without."""
+    """Return a bfloat16 autocast context, enabled by ``--amp``."""
     return torch.autocast(a.device, torch.bfloat16, enabled=a.amp)
 
 
 def compare(description: str, build: Build, **settings: int) -> None:
-    """The command line of an example.
+    """Run the command line of an example.
 
-    ``build(version, arguments)`` makes the loop of a version: a function that takes one training step and returns its
-    loss. ``settings`` become flags with these defaults.
+    Args:
+        description: the text of ``--help``.
+        build: called with the version and the parsed arguments; returns a function that runs one training step and
+            returns its loss.
+        settings: further flags with their defaults.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--steps", type=int, default=6, help="of each process; the first one warms up")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each version")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network (minutes on a CPU)")
-    parser.add_argument("--only", choices=VERSIONS, help="run one of the two here, and print its numbers as JSON")
+    parser.add_argument("--steps", type=int, default=6, help="steps per process; the first is a warm-up")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per version")
+    parser.add_argument("--amp", action="store_true", help="use bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true", help="compile the network (takes minutes on a CPU)")
+    parser.add_argument("--only", choices=VERSIONS, help="run one version in this process and print JSON")
     for name, default in settings.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
@@ -68,7 +76,7 @@ def compare(description: str, build: Build, **settings: int) -> None:
             command = [sys.executable, "-W", "ignore", *sys.argv, "--only", version]
             run = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True)
             if run.returncode:
-                sys.exit(f"error: the process for {version!r} ended with exit status {run.returncode}")
+                sys.exit(f"error: the {version!r} process failed with exit status {run.returncode}")
             results[version].append(json.loads(run.stdout.splitlines()[-1]))
     _report(results)
 
@@ -76,14 +84,14 @@ def compare(description: str, build: Build, **settings: int) -> None:
 def _run(step: Callable[[], Tensor], arguments: argparse.Namespace) -> dict:
     losses, seconds = [float(step())], []
 
-    def others() -> None:
+    def timed_steps() -> None:
         for _ in range(arguments.steps - 1):
             began = time.perf_counter()
-            losses.append(float(step()))  # reading the loss waits for the device
+            losses.append(float(step()))  # float() waits for the device
             seconds.append(time.perf_counter() - began)
 
     growth = allocator_growth if arguments.device == "cuda" else resident_growth
-    return {"memory": growth(others) * MIB_TO_MB, "losses": losses, "seconds": seconds}
+    return {"memory": growth(timed_steps) * MIB_TO_MB, "losses": losses, "seconds": seconds}
 
 
 def _report(results: dict[str, list[dict]]) -> None:
@@ -92,10 +100,10 @@ def _report(results: dict[str, list[dict]]) -> None:
         milliseconds[version] = 1e3 * statistics.median(second for run in runs for second in run["seconds"])
         memory[version] = statistics.median(run["memory"] for run in runs)
         losses = "  ".join(f"{loss:.5f}" for loss in runs[0]["losses"])
-        print(f"{version:7} {milliseconds[version]:7.0f} ms a step  {memory[version]:6.0f} MB  losses {losses}")
+        print(f"{version:7} {milliseconds[version]:7.0f} ms per step  {memory[version]:6.0f} MB  losses {losses}")
     pairs = zip(*(runs[0]["losses"] for runs in results.values()), strict=True)
     print(
-        f"largest difference of a loss: {max(abs(a - b) for a, b in pairs):.1e}; "
+        f"largest loss difference: {max(abs(a - b) for a, b in pairs):.1e}; "
         f"memory saved: {memory['before'] - memory['after']:.0f} MB; "
-        f"time saved: {milliseconds['before'] - milliseconds['after']:.0f} ms a step"
+        f"time saved: {milliseconds['before'] - milliseconds['after']:.0f} ms per step"
     )

@@ -1,11 +1,10 @@
-"""A MoCo-style queue with ``ring_push``: the case of one class.
+"""Keep a MoCo-style queue with ``ring_push``.
 
     python examples/moco_queue.py
 
-``before`` is the usual queue: columns overwritten at a pointer that lives on the device and is read back to slice,
-with a capacity that the batch must divide; and cloned in every step, since the loss must still see the old keys.
-``ring_push`` takes any number of keys, normalizes them itself and waits for nothing; pushed after the update, they
-need no clone.
+The usual queue reads its pointer from the device, needs a capacity that is a multiple of the batch, and is cloned in
+every step because the backward pass needs the old keys. ``ring_push`` accepts any number of keys, normalizes them and
+never waits for the device. The loop pushes after the update, so it needs no clone.
 """
 
 import argparse
@@ -49,7 +48,7 @@ class After(nn.Module):
         return self.queue.T
 
     def push(self, keys: Tensor) -> None:
-        every = torch.ones(len(keys), 1, dtype=torch.int32, device=keys.device)  # bit 0: the one class
+        every = torch.ones(len(keys), 1, dtype=torch.int32, device=keys.device)  # bit 0: class 0
         ops.ring_push(self.queue, self.offsets, self.pushed, keys, every)
 
 

@@ -1,9 +1,9 @@
-"""An ordinary supervised segmentation loop, and the one line that changes in it.
+"""Change one line of an ordinary supervised segmentation loop.
 
     python examples/plain_loop.py
 
-Runs the same loop from the same weights and on the same data, once with ``interpolate`` + ``cross_entropy`` and once
-with ``upsampled_cross_entropy``. Prints the time of a step, what it adds to the memory at its peak, and the losses.
+Trains with ``interpolate`` and ``cross_entropy``, then with ``upsampled_cross_entropy``, from the same weights on the
+same data. Prints time per step, extra memory at the peak, and losses of both.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""segmentation-models-pytorch: its heads upsample inside, so take the logits before.
+"""Use the low-resolution logits of a segmentation-models-pytorch network.
 
     python examples/smp_loop.py
 
-A head is ``Sequential(convolution, upsampling, activation)``, and its upsampling aligns corners. The loss needs the
-convolution alone; ``model(images)`` stays what it was for everything else.
+A head is ``Sequential(convolution, upsampling, activation)`` with aligned corners. The fused loss needs only the
+convolution. ``model(images)`` still works everywhere else. Needs segmentation-models-pytorch.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""torchvision's ``deeplabv3_resnet50``: its ``forward`` interpolates, so call backbone and classifier by hand.
+"""Use the low-resolution logits of torchvision's ``deeplabv3_resnet50``.
 
     python examples/torchvision_loop.py
 
-The logits are an eighth of the image's size; torchvision upsamples them with ``align_corners=False``.
+``forward`` upsamples the logits from 1/8 of the image size, with ``align_corners=False``. To skip that, the loop calls
+backbone and classifiers directly. Needs torchvision.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def build(version: str, a: argparse.Namespace) -> Callable[[], Tensor]:
     model = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True).to(a.device)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # so that both versions draw the same: none
+            module.p = 0.0  # so that both versions compute the same loss
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images = torch.rand(a.batch, 3, a.size, a.size, device=a.device)
     labels = (images.mean(1) * CLASSES).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""compat.transformers: the same loss and gradients as transformers' own, for each model that it knows."""
+"""Test that compat.transformers gives the loss and gradients of transformers for every supported model."""
 
 import inspect
 
@@ -41,7 +41,7 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True)
-def _undone():
+def undo_after_each_test():
     yield
     compat.undo()
 
@@ -57,7 +57,7 @@ def build(name: str, base: type | None = None, **settings: object) -> nn.Module:
     for key, value in settings.items():
         setattr(config, key, value)
     model = (base or class_of(name))(config)
-    with torch.no_grad():  # logits that differ from class to class, in the auxiliary head too
+    with torch.no_grad():  # so that logits differ between classes, also in the auxiliary head
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return model
@@ -80,7 +80,7 @@ def run(model: nn.Module, *args: object, **kwargs: object) -> tuple[object, list
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     output = model(*args, **kwargs)
     loss_of(output).backward()
-    with torch.no_grad():  # batch norm must not see two steps
+    with torch.no_grad():  # undo the update of batch norm
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     return output, [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -96,7 +96,7 @@ def assert_same(before: tuple[object, list[Tensor]], after: tuple[object, list[T
 
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """The shapes that the fused loss was called with: a test in which it never ran would prove nothing."""
+    """Record the shapes of each call of the fused loss, so that a test can check that it ran."""
     calls: list[tuple] = []
 
     def counted(logits: Tensor, labels: Tensor, **kwargs: object) -> Tensor:
@@ -107,12 +107,12 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     return calls
 
 
-def test_every_known_model_is_tested():
+def test_every_supported_model_is_tested():
     assert sorted(compat._MODELS) == sorted(f"{name}ForSemanticSegmentation" for name in MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_gradients_and_outputs_are_those_of_transformers(name: str, fused_calls: list[tuple]):
+def test_loss_gradients_and_outputs_equal_transformers(name: str, fused_calls: list[tuple]):
     model, inputs = build(name), batch()
     heads = 2 if getattr(model, "auxiliary_head", None) is not None else 1
     forms = (
@@ -141,7 +141,7 @@ def test_loss_gradients_and_outputs_are_those_of_transformers(name: str, fused_c
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_positional_labels_and_no_labels(name: str, fused_calls: list[tuple]):
+def test_positional_labels_and_missing_labels(name: str, fused_calls: list[tuple]):
     model, inputs = build(name).eval(), batch()
     place = list(inspect.signature(type(model).forward).parameters).index("labels") - 1
     args = (inputs["pixel_values"], *[None] * (place - 1), inputs["labels"])
@@ -154,7 +154,7 @@ def test_positional_labels_and_no_labels(name: str, fused_calls: list[tuple]):
     torch.testing.assert_close(after.logits, without.logits)
 
 
-def test_auxiliary_weight_and_ignore_index_are_the_configurations():
+def test_auxiliary_weight_and_ignore_index_come_from_the_configuration():
     for settings in ({"auxiliary_loss_weight": 2.5}, {"semantic_loss_ignore_index": -100}):
         model = build("DPT", **settings).eval()
         inputs = batch(model.config.semantic_loss_ignore_index)
@@ -164,7 +164,7 @@ def test_auxiliary_weight_and_ignore_index_are_the_configurations():
         compat.undo()
 
 
-def test_a_class_may_be_the_ignored_one():
+def test_ignore_index_can_be_a_class():
     model, inputs = build("Segformer", semantic_loss_ignore_index=0).eval(), batch(0)
     before = run(model, **inputs)
     compat.apply()
@@ -172,7 +172,7 @@ def test_a_class_may_be_the_ignored_one():
     assert_same(before, run(model, inputs["pixel_values"], inputs["labels"].to(torch.uint8)))
 
 
-def test_labels_of_other_integer_types_and_a_batch_without_labels():
+def test_integer_label_dtypes_and_a_batch_without_labels():
     model, inputs = build("Segformer").eval(), batch()
     before = run(model, **inputs)
     compat.apply()
@@ -181,14 +181,14 @@ def test_labels_of_other_integer_types_and_a_batch_without_labels():
     assert loss_of(nothing).item() == 0 and all(float(grad.abs().max()) == 0 for grad in grads)
 
 
-def test_dpt_without_its_auxiliary_head():
+def test_dpt_without_auxiliary_head():
     model, inputs = build("DPT", use_auxiliary_head=False).eval(), batch()
     compat.apply()
     output = model(**inputs)
     torch.testing.assert_close(output.loss, op(output.logits, inputs["labels"]))
 
 
-def test_other_losses_stay_what_they_are(fused_calls: list[tuple]):
+def test_unsupported_losses_are_not_replaced(fused_calls: list[tuple]):
     inputs = batch()
     one = build("Segformer", num_labels=1).eval()  # binary
     own = build("Beit").eval()
@@ -208,21 +208,21 @@ def test_other_losses_stay_what_they_are(fused_calls: list[tuple]):
         build("MobileViT", num_labels=1)(**inputs)
 
 
-def test_subclasses_follow_the_forward_they_inherit(fused_calls: list[tuple]):
-    class Heir(hf.SegformerForSemanticSegmentation):
+def test_subclasses_use_the_forward_they_inherit(fused_calls: list[tuple]):
+    class Inherits(hf.SegformerForSemanticSegmentation):
         pass
 
-    class Own(hf.SegformerForSemanticSegmentation):
+    class OwnForward(hf.SegformerForSemanticSegmentation):
         def forward(self, pixel_values: Tensor, labels: Tensor) -> object:
             output = super().forward(pixel_values, labels=labels)
             output.loss = 3 * output.loss
             return output
 
-    class Loss(hf.Data2VecVisionForSemanticSegmentation):
+    class OwnLoss(hf.Data2VecVisionForSemanticSegmentation):
         def compute_loss(self, logits: Tensor, auxiliary_logits: Tensor, labels: Tensor) -> Tensor:
             return 0.5 * super().compute_loss(logits, auxiliary_logits, labels)
 
-    for base, name, calls in ((Heir, "Segformer", 1), (Own, "Segformer", 1), (Loss, "Data2VecVision", 0)):
+    for base, name, calls in ((Inherits, "Segformer", 1), (OwnForward, "Segformer", 1), (OwnLoss, "Data2VecVision", 0)):
         model = build(name, base).eval()
         before = run(model, **batch())
         compat.apply()
@@ -232,7 +232,7 @@ def test_subclasses_follow_the_forward_they_inherit(fused_calls: list[tuple]):
         compat.undo()
 
 
-def test_apply_twice_and_undo_restore_the_very_functions():
+def test_undo_restores_the_original_functions_after_repeated_apply():
     originals = {name: class_of(name).__dict__["forward"] for name in MODELS}
     signatures = {name: inspect.signature(forward) for name, forward in originals.items()}
     assert compat.apply(hf.BeitForSemanticSegmentation) == ("BeitForSemanticSegmentation",)
@@ -241,14 +241,14 @@ def test_apply_twice_and_undo_restore_the_very_functions():
     for name in MODELS:
         fused = class_of(name).__dict__["forward"]
         assert fused is not originals[name] and fused.__wrapped__ is originals[name]
-        assert inspect.signature(fused) == signatures[name]  # Trainer reads the names of the arguments
+        assert inspect.signature(fused) == signatures[name]  # Trainer reads the argument names
     compat.undo()
     compat.undo()
     assert all(class_of(name).__dict__["forward"] is originals[name] for name in MODELS)
     assert all(not head._forward_hooks for head in [build("DPT").auxiliary_head])
 
 
-def test_a_forward_replaced_after_apply_is_not_overwritten():
+def test_undo_keeps_a_forward_replaced_after_apply():
     cls = class_of("Segformer")
     original = cls.forward
     compat.apply(cls)
@@ -263,27 +263,27 @@ def test_a_forward_replaced_after_apply_is_not_overwritten():
 
 
 @pytest.mark.parametrize("version", ["5.22.3", "5.230.0", "6.0.0", "4.57.1"])
-def test_another_version_is_refused_and_nothing_changes(version: str, monkeypatch: pytest.MonkeyPatch):
+def test_unsupported_version_raises_and_changes_nothing(version: str, monkeypatch: pytest.MonkeyPatch):
     original = class_of("Segformer").forward
     monkeypatch.setattr("transformers.__version__", version)
-    with pytest.raises(RuntimeError, match=f"transformers {version} is not known.*nothing was changed"):
+    with pytest.raises(RuntimeError, match=f"does not support transformers {version}.*nothing was changed"):
         compat.apply()
     assert class_of("Segformer").forward is original
 
 
-def test_another_class_is_refused_and_nothing_changes():
+def test_unsupported_class_raises_and_changes_nothing():
     original = class_of("Segformer").forward
     for other in (hf.UperNetForSemanticSegmentation, hf.SegformerForImageClassification, "segformer"):
-        with pytest.raises(ValueError, match="is not known; choose among .*SegformerForSemanticSegmentation"):
+        with pytest.raises(ValueError, match="is not supported; choose from .*SegformerForSemanticSegmentation"):
             compat.apply(class_of("Segformer"), other)
     assert class_of("Segformer").forward is original
 
 
-def test_the_hook_goes_when_the_model_fails():
+def test_hook_is_removed_when_the_model_raises():
     model = build("DPT").eval()
     compat.apply()
     with pytest.raises(ValueError, match="target: .*77"):
         model(batch()["pixel_values"], labels=torch.full((2, 8, 8), 77))
-    with pytest.raises(Exception):  # noqa: B017  (whatever the model says of one channel)
+    with pytest.raises(Exception):  # noqa: B017  (the type depends on the model)
         model(batch()["pixel_values"][:, :1], labels=batch()["labels"])
     assert not model.auxiliary_head._forward_hooks

@@ -1,4 +1,4 @@
-"""compat.u2pl: the release's names and arguments, the method's numbers, in the release's own kind of loop."""
+"""Test that compat.u2pl takes the arguments of the public U²PL release and computes the method's losses."""
 
 import copy
 import io
@@ -38,7 +38,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class Lists(NamedTuple):
-    """The bank as the release's trainer builds it."""
+    """Hold a memory bank as the release's trainer builds it."""
 
     memobank: list
     queue_ptrlis: list
@@ -56,7 +56,7 @@ def lists(size: int = 40, first: int = 60, classes: int = CLASSES, dtype: torch.
 
 
 class Step(NamedTuple):
-    """One batch on the grid of the logits; unlabeled pixels that are neither certain nor uncertain exist."""
+    """Hold one batch at the resolution of the logits. Some unlabeled pixels are in neither mask."""
 
     rep: Tensor
     ids: Tensor
@@ -72,7 +72,7 @@ def step(seed: int = 0, classes: int = CLASSES, present: tuple[int, ...] = (1, 4
     ids = torch.tensor(present)[torch.randint(0, len(present), (images, *GRID), generator=g)]
     ids[LABELED:] = prob[LABELED:].argmax(1)
     ids[0, :2] = 255
-    ids[-1, :, :3] = 255  # cut out
+    ids[-1, :, :3] = 255  # removed by CutMix
     kept, entropy = ids != 255, torch.rand(images, *GRID, generator=g)
     low, high = kept & (entropy < 0.4), kept & (entropy > 0.6)
     low[:LABELED] = high[:LABELED] = kept[:LABELED]
@@ -81,7 +81,7 @@ def step(seed: int = 0, classes: int = CLASSES, present: tuple[int, ...] = (1, 4
 
 
 def one_hot(ids: Tensor, classes: int = CLASSES) -> Tensor:
-    """(B, C, h, w), nothing hot where ignored."""
+    """Return one-hot maps (B, C, h, w), all 0 at ignored pixels."""
     return F.one_hot(torch.where(ids == 255, classes, ids.long()), classes + 1)[..., :classes].movedim(-1, 1)
 
 
@@ -95,7 +95,7 @@ def arguments(s: Step, bank: Lists | MemoryBank, hot: bool = True, cfg: dict | N
 
 
 def expected(s: Step, bank: MemoryBank, seed: int, classes: int = CLASSES) -> ops.ContrastiveLoss:
-    """The project's own branch on the same draws."""
+    """Return the result of ``ops.contrastive_loss`` with the same random numbers."""
     draws = ops.contrastive_draws(classes, seeded(seed), num_anchors=6, num_negatives=5)
     masks = (m[:, 0] > 0 for m in (s.low, s.high))
     with ops.use_backend("reference"):
@@ -119,7 +119,7 @@ def own_bank(held: Lists) -> MemoryBank:
 
 @pytest.mark.parametrize("hot", [True, False], ids=["one-hot", "class-ids"])
 @pytest.mark.parametrize("kind", ["lists", "MemoryBank"])
-def test_the_contrastive_loss_is_the_methods_over_several_steps(hot: bool, kind: str):
+def test_contrastive_loss_equals_the_op_over_several_steps(hot: bool, kind: str):
     held = lists()
     bank, mine = own_bank(held), held if kind == "lists" else own_bank(held)
     for i in range(4):
@@ -139,11 +139,11 @@ def test_the_contrastive_loss_is_the_methods_over_several_steps(hot: bool, kind:
         for c, start in enumerate(bank.offsets[:-1].tolist()):
             assert len(held.memobank[c]) == 1 and type(new_keys[c]) is int
             torch.testing.assert_close(held.memobank[c][0], bank.bank[start : start + int(bank.fill[c])])
-    assert (bank.pushed > torch.tensor(held.queue_size)).any()  # some ring came round
+    assert (bank.pushed > torch.tensor(held.queue_size)).any()  # at least one ring wrapped around
 
 
-def test_it_is_the_criterions_contrastive_loss():
-    """Teacher's keys and probabilities, literal bank: the published configuration, from full-size maps."""
+def test_losses_equal_the_criterion():
+    """Use the published setup: keys and probabilities of the teacher, no cap on keys, full-resolution maps."""
     g, images = seeded(3), LABELED + UNLABELED
     logits, teacher_logits = (3 * torch.randn(images, CLASSES, *GRID, generator=g) for _ in range(2))
     features = torch.randn(images, DIM, *GRID, generator=g, requires_grad=True)
@@ -204,7 +204,7 @@ def oracle_unsupervised(predict: Tensor, target: Tensor, percent: float, pred_te
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.int32], ids=str)
 @pytest.mark.parametrize("percent", [0.5, 64.0, 80, 100])
-def test_the_unsupervised_loss_and_its_gradient(dtype: torch.dtype, percent: float):
+def test_unsupervised_loss_and_gradient(dtype: torch.dtype, percent: float):
     g = seeded(1)
     predict = torch.randn(2, CLASSES, 13, 17, generator=g, requires_grad=True)
     teacher = 2 * torch.randn(2, CLASSES, 13, 17, generator=g)
@@ -220,7 +220,7 @@ def test_the_unsupervised_loss_and_its_gradient(dtype: torch.dtype, percent: flo
     assert torch.equal(target, before)
 
 
-def test_logits_of_the_networks_own_size():
+def test_low_resolution_logits():
     g = seeded(2)
     predict, teacher = (2 * torch.randn(2, CLASSES, *GRID, generator=g) for _ in range(2))
     full, full_teacher = (F.interpolate(x, SIZE, mode="bilinear", align_corners=True) for x in (predict, teacher))
@@ -230,7 +230,7 @@ def test_logits_of_the_networks_own_size():
     torch.testing.assert_close(compute_unsupervised_loss(full, target, 80, teacher), want, rtol=1e-4, atol=1e-5)
 
 
-def test_no_reliable_pixel_is_a_loss_of_zero():
+def test_no_reliable_pixel_gives_zero_loss():
     predict = torch.randn(1, CLASSES, 5, 5, requires_grad=True)
     teacher = torch.randn(1, CLASSES, 5, 5)
     for target, percent in ((torch.full((1, 5, 5), 255), 80), (teacher.argmax(1), 0)):
@@ -240,7 +240,7 @@ def test_no_reliable_pixel_is_a_loss_of_zero():
         assert loss.item() == 0 and predict.grad.abs().max() == 0
 
 
-def test_everything_ignored_gives_zero_and_leaves_the_bank_empty():
+def test_only_ignored_pixels_give_zero_loss_and_an_empty_bank():
     s, held = step(), lists()
     s = s._replace(ids=torch.full_like(s.ids, 255), low=torch.zeros_like(s.low), high=torch.zeros_like(s.high))
     new_keys, loss = compute_contra_memobank_loss(*arguments(s, held))
@@ -249,7 +249,7 @@ def test_everything_ignored_gives_zero_and_leaves_the_bank_empty():
     assert new_keys == [0] * CLASSES and all(len(queue[0]) == 0 for queue in held.memobank)
 
 
-def test_without_a_generator_torchs_own_is_used():
+def test_default_generator_is_used_without_a_generator():
     values = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -257,7 +257,7 @@ def test_without_a_generator_torchs_own_is_used():
     assert values[0] == values[1] != values[2]
 
 
-def test_a_threshold_below_one_leaves_out_likely_negatives():
+def test_negative_threshold_below_one_drops_likely_negatives():
     s, held = step(), lists(size=1000)
     new_keys, _ = compute_contra_memobank_loss(
         *arguments(s, held, cfg=CFG | {"current_class_negative_threshold": 0.02})
@@ -275,12 +275,12 @@ def test_a_threshold_below_one_leaves_out_likely_negatives():
         torch.testing.assert_close(queue[0], F.normalize(rows, dim=1))
 
 
-def test_the_momentum_prototype():
+def test_momentum_prototype():
     old = torch.randn(CLASSES, 6, 1, DIM).mean(1, keepdim=True).repeat(1, 6, 1, 1)
     old[4] = 0
     s = step(present=(1, 4))
     low = s.low.clone()
-    low[LABELED:] = 0  # anchors of classes 1 and 4 alone
+    low[LABELED:] = 0  # only classes 1 and 4 have anchors
     s = s._replace(low=low)
     keep = s.low[:, 0].bool() & (s.prob.gather(1, s.ids.clamp(max=CLASSES - 1)[:, None])[:, 0] > 0.3)
     for i_iter, momentum in ((0, 0.999), (1, 0.0), (4, 0.75), (5000, 0.999)):
@@ -300,7 +300,7 @@ def test_the_momentum_prototype():
     assert (again[[0, 2, 3, 5, 6]] == 0).all()
 
 
-def test_queues_stay_one_bank_and_survive_copies_and_files():
+def test_queues_share_one_bank_and_survive_copying_and_saving():
     held = lists()
     compute_contra_memobank_loss(*arguments(step(0), held), generator=seeded(0))
     base = held.memobank[0][0]._base
@@ -320,13 +320,13 @@ def test_queues_stay_one_bank_and_survive_copies_and_files():
         torch.testing.assert_close(a[0], c[0])
 
 
-def test_queues_filled_by_the_release_are_taken_over():
-    """Unnormalized rows on the CPU, oldest first, its pointer at the capacity once full."""
+def test_queues_filled_by_the_release_are_converted():
+    """Use the release's format: unnormalized rows, oldest first; the pointer of a full queue is the capacity."""
     held, rows = lists(size=5), torch.randn(CLASSES, 8, DIM)
     for c in range(CLASSES):
         held.memobank[c][0], held.queue_ptrlis[c][0] = rows[c, :5] if c else rows[c, :3], 5 if c else 3
     s = step()
-    few = s._replace(high=torch.zeros_like(s.high), ids=torch.full_like(s.ids, 255))  # no new key
+    few = s._replace(high=torch.zeros_like(s.high), ids=torch.full_like(s.ids, 255))  # no new keys
     compute_contra_memobank_loss(*arguments(few, held))
     for c in range(CLASSES):
         torch.testing.assert_close(held.memobank[c][0], F.normalize(rows[c, : 5 if c else 3], dim=1))
@@ -334,7 +334,7 @@ def test_queues_filled_by_the_release_are_taken_over():
     torch.testing.assert_close(held.memobank[1][0], F.normalize(rows[1, [5, 6, 2, 3, 4]], dim=1))
 
 
-def test_a_smaller_queue_keeps_the_newest():
+def test_shrinking_a_queue_keeps_the_newest_keys():
     rows, pointer = torch.randn(9, DIM), torch.tensor([9])
     queue = [rows]
     dequeue_and_enqueue(rows[:0], queue, pointer, 4)
@@ -367,11 +367,11 @@ def test_dequeue_and_enqueue_is_first_in_first_out(dtype: torch.dtype):
 
 
 def release_loop(hot: bool, anchor_ema: bool, steps: int = 3) -> tuple[list[float], Lists]:
-    """A re-creation of how the release's trainer calls: everything upsampled, masks and labels sampled to the grid."""
+    """Train as the release's loop does: upsample all logits, then sample masks and labels at their resolution."""
     torch.manual_seed(0)
     np.random.seed(0)
     net = nn.Conv2d(3, CLASSES + DIM, 5, stride=4, padding=2)
-    net.weight.data[:CLASSES] *= 20  # probabilities that exceed the anchors' threshold
+    net.weight.data[:CLASSES] *= 20  # so that probabilities exceed the threshold of anchors
     teacher = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
     held, history = lists(), []
@@ -385,7 +385,7 @@ def release_loop(hot: bool, anchor_ema: bool, steps: int = 3) -> tuple[list[floa
 
     for epoch in range(steps):
         label_u_aug = large(teacher(image_u)[:, :CLASSES]).softmax(1).max(1)[1]
-        label_u_aug[:, 10:15, 10:15] = 255  # cut out
+        label_u_aug[:, 10:15, 10:15] = 255  # removed by CutMix
         out = net(torch.cat((image_l, image_u)))
         pred_all, rep_all = out[:, :CLASSES], out[:, CLASSES:]
         sup_loss = F.cross_entropy(large(pred_all[:2]), label_l.clone(), ignore_index=255)
@@ -430,13 +430,13 @@ def release_loop(hot: bool, anchor_ema: bool, steps: int = 3) -> tuple[list[floa
         with torch.no_grad():
             for t, s in zip(teacher.parameters(), net.parameters(), strict=True):
                 t.data = 0.9 * t.data + 0.1 * s.data
-        assert net.weight.grad[CLASSES:].abs().max() > 0, "L_c reached no representation"
+        assert net.weight.grad[CLASSES:].abs().max() > 0, "L_c has no gradient for the representations"
         assert len(new_keys) == CLASSES
         history += [sup_loss.item(), unsup_loss.item(), contra_loss.item()]
     return history, held
 
 
-def test_the_releases_loop_runs_as_it_is(tmp_path):
+def test_loop_of_the_release_runs_unchanged(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         for anchor_ema in (False, True):
@@ -464,7 +464,7 @@ def test_half_precision_representations():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"cfg": {k: v for k, v in CFG.items() if k != "low_rank"}}, KeyError, "cfg: no low_rank"),
+        ({"cfg": {k: v for k, v in CFG.items() if k != "low_rank"}}, KeyError, "cfg: missing low_rank"),
         ({"cfg": CFG | {"low_rank": CLASSES}}, ValueError, r"cfg\['low_rank'\]: 7 with 7 classes"),
         ({"label_l": torch.zeros(2, 3, *GRID)}, ValueError, r"label_l: expected one-hot \(B, 7, h, w\)"),
         ({"label_l": torch.zeros(2, *GRID)}, TypeError, "label_l: expected class ids of an integer dtype"),
@@ -473,14 +473,14 @@ def test_half_precision_representations():
         ({"low_mask": torch.ones(5, *GRID)}, ValueError, "low_mask: expected"),
         ({"rep_teacher": torch.ones(5, DIM + 1, *GRID)}, ValueError, "rep_teacher: expected"),
         ({"memobank": [[torch.ones(2, 3)]] * CLASSES}, ValueError, r"memobank\[0\]\[0\]: expected \(n, D\) with D = 8"),
-        ({"queue_size": [5]}, ValueError, "expected one entry a class in each, got"),
+        ({"queue_size": [5]}, ValueError, "expected one entry per class in each, got"),
         ({"queue_size": [0] * CLASSES}, ValueError, r"queue_size\[0\]: expected at least 1"),
         ({"memobank": MemoryBank([3] * 2, DIM)}, ValueError, "memobank: expected 7 classes"),
         ({"momentum_prototype": torch.zeros(3, 6, 1, DIM)}, ValueError, "momentum_prototype: expected"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_refusals_name_the_argument_and_leave_the_bank(change: dict, error: type, message: str):
+def test_errors_name_the_argument_and_leave_the_bank_unchanged(change: dict, error: type, message: str):
     names = (
         *("rep", "label_l", "label_u", "prob_l", "prob_u", "low_mask", "high_mask", "cfg"),
         *("memobank", "queue_prtlis", "queue_size", "rep_teacher"),
@@ -492,7 +492,7 @@ def test_refusals_name_the_argument_and_leave_the_bank(change: dict, error: type
     assert all(len(queue[0]) == 0 for queue in held.memobank)
 
 
-def test_refusals_of_the_other_two():
+def test_errors_of_the_other_functions():
     x = torch.zeros(1, CLASSES, 4, 4)
     for arguments_, message in (
         ((x, torch.zeros(1, 4, 4), 101, x), "percent: "),

@@ -79,7 +79,7 @@ def test_plain_loop_prints_the_same_losses_and_less_memory():
     ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    difference, saved = re.search(r"difference of a loss: (\S+); memory saved: (\S+) MB", run.stdout).groups()
+    difference, saved = re.search(r"largest loss difference: (\S+); memory saved: (\S+) MB", run.stdout).groups()
     assert float(difference) < 1e-4 and float(saved) > 100, run.stdout
 
 

@@ -1,1 +1,1 @@
-"""One line in other people's projects: ``compat.transformers`` and ``compat.u2pl``, each imported by its own name."""
+"""Use the fused losses in other projects: import ``compat.transformers`` or ``compat.u2pl``."""

@@ -1,14 +1,14 @@
-"""The fused loss inside Hugging Face transformers: ``apply()`` before the model is built, ``undo()`` takes it back.
+"""Use the fused loss in Hugging Face transformers. ``apply()`` turns it on, ``undo()`` turns it off.
 
     from u2pl_fast.compat import transformers as fused_loss
 
     fused_loss.apply()
-    model = SegformerForSemanticSegmentation.from_pretrained(...)  # and the training code as it was
+    model = SegformerForSemanticSegmentation.from_pretrained(...)  # the training code is unchanged
 
-The models here upsample their logits to the labels' size and take the cross-entropy with their configuration's
-``semantic_loss_ignore_index``; BEiT, Data2Vec and DPT add that of an auxiliary head. ``apply`` wraps the class's
-``forward``: the model runs without labels, so it makes no loss, and ``upsampled_cross_entropy`` of its logits is put in
-the loss's place. Nothing else of the model is touched.
+The supported models upsample their logits to the size of the labels and compute the cross-entropy with
+``config.semantic_loss_ignore_index``; BEiT, Data2Vec and DPT add the loss of an auxiliary head. ``apply`` wraps the
+``forward`` of a class: it calls the model without labels, so that the model computes no loss, and adds the
+``upsampled_cross_entropy`` of the logits to the output. Nothing else in the model changes.
 """
 
 import functools
@@ -29,13 +29,16 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a class makes its loss: in ``forward`` itself, or in an attribute that a user may have replaced."""
+    """Name the auxiliary head of a class, and the attribute with its loss function, which a user may replace.
+
+    None: the class has no such head, or computes the loss inside ``forward``.
+    """
 
     auxiliary_head: str | None = None
     loss: str | None = None
 
 
-# Read in the source of each version in VERSIONS. UperNet is not among them: it upsamples its logits for the output.
+# Taken from the source code of each version in VERSIONS. UperNet is not supported: its output has upsampled logits.
 _MODELS = {
     "BeitForSemanticSegmentation": _Source("auxiliary_head", "loss_function"),
     "DPTForSemanticSegmentation": _Source("auxiliary_head"),
@@ -48,35 +51,36 @@ _MODELS = {
     "Tipsv2DptForSemanticSegmentation": _Source(loss="loss_function"),
 }
 
-_applied: dict[type, tuple[Callable, Callable]] = {}  # class → (its own forward, the one in its place)
+_applied: dict[type, tuple[Callable, Callable]] = {}  # class → (original forward, fused forward)
 
 
 def apply(*models: type) -> tuple[str, ...]:
-    """Use the fused loss in ``models``, or in every model class that is known; a second call changes nothing.
+    """Use the fused loss in ``models``, or in all supported model classes. Calling it twice has no further effect.
 
-    Same loss and gradients up to rounding. What differs:
+    Loss and gradients are equal up to rounding. Differences:
 
-    - a batch without a labeled pixel has loss 0 with a gradient of 0, where torch gives NaN;
-    - labels may have any integer dtype, and the loss is float32 where the model runs in half precision;
-    - DPT without an auxiliary head has its main loss, where transformers fails for want of the other;
-    - the loss can be differentiated once.
+    - The loss of a batch without labeled pixels is 0 with zero gradient; in transformers it is NaN.
+    - Labels can have any integer dtype, and the loss of a half-precision model is float32.
+    - DPT without an auxiliary head returns its main loss; in transformers it raises an error.
+    - The loss can be differentiated once.
 
-    The model's own loss still runs where it is another: one class (SegFormer's binary loss), labels that are no
-    integer (B, H, W), a ``loss_function`` or ``compute_loss`` that somebody replaced.
+    The model's own loss still runs for one class (SegFormer's binary loss), for labels that are not integers of shape
+    (B, H, W), and for a ``loss_function`` or ``compute_loss`` that was replaced.
 
-    Call it before anything captures ``forward``: ``Accelerator.prepare``, ``dispatch_model``, ``torch.compile``. The
-    compiler breaks the graph where a model has an auxiliary head, whose output is caught by a hook.
+    Call it before ``Accelerator.prepare``, ``dispatch_model`` and ``torch.compile``, which keep the ``forward`` that
+    they find. ``torch.compile`` breaks the graph of a model with an auxiliary head, whose output comes from a hook.
 
     Args:
-        models: classes of transformers, or none for all. A subclass follows the class it inherits ``forward`` from.
+        models: classes of transformers; none for all. A subclass that inherits ``forward`` from one of them uses the
+            fused loss too.
 
     Returns:
-        The names of the classes that now use it.
+        The names of the classes that now use the fused loss.
 
     Raises:
         ImportError: transformers is not installed.
-        RuntimeError: a version that this module does not know; nothing is changed.
-        ValueError: a class that it does not know; nothing is changed.
+        RuntimeError: this version of transformers is not supported. Nothing is changed.
+        ValueError: a class is not supported. Nothing is changed.
 
     Source: ``modeling_*.py`` of transformers 5.23.
     """
@@ -85,7 +89,7 @@ def apply(*models: type) -> tuple[str, ...]:
     for model in models:
         if model not in known:
             name = getattr(model, "__qualname__", repr(model))
-            raise ValueError(f"models: {name} is not known; choose among the transformers classes {', '.join(_MODELS)}")
+            raise ValueError(f"models: {name} is not supported; choose from {', '.join(_MODELS)} of transformers")
     chosen = models or tuple(known)
     for model in chosen:
         if model not in _applied:
@@ -97,10 +101,10 @@ def apply(*models: type) -> tuple[str, ...]:
 
 
 def undo() -> None:
-    """Give every class its own ``forward`` back; does nothing where ``apply`` was not called.
+    """Restore the original ``forward`` of every class that ``apply`` changed.
 
     Raises:
-        RuntimeError: something else has replaced a ``forward`` since; undo that first. The others are given back.
+        RuntimeError: a ``forward`` was replaced after ``apply``. Undo that first. All other classes are restored.
     """
     replaced = []
     for model, (original, fused) in list(_applied.items()):
@@ -111,7 +115,7 @@ def undo() -> None:
             replaced.append(model.__name__)
     if replaced:
         names = ", ".join(replaced)
-        raise RuntimeError(f"forward of {names} was replaced after apply(); undo that, then call this again")
+        raise RuntimeError(f"forward of {names} was replaced after apply(); undo that, then call undo() again")
 
 
 def _library() -> ModuleType:
@@ -121,15 +125,15 @@ def _library() -> ModuleType:
         raise ImportError("u2pl_fast.compat.transformers needs transformers: pip install transformers") from error
     if ".".join(transformers.__version__.split(".")[:2]) not in VERSIONS:
         raise RuntimeError(
-            f"transformers {transformers.__version__} is not known to u2pl_fast.compat.transformers, which was read "
-            f"against {', '.join(VERSIONS)}: nothing was changed. Install transformers=={VERSIONS[-1]}.*, or call "
-            "u2pl_fast.ops.upsampled_cross_entropy(output.logits, labels) in place of passing labels"
+            f"u2pl_fast.compat.transformers does not support transformers {transformers.__version__}, only "
+            f"{', '.join(VERSIONS)}: nothing was changed. Install transformers=={VERSIONS[-1]}.*, or call the model "
+            "without labels and then u2pl_fast.ops.upsampled_cross_entropy(output.logits, labels)"
         )
     return transformers
 
 
 def _with_fused_loss(original: Callable, source: _Source, own_loss: object) -> Callable:
-    """``forward`` that makes the loss itself where it knows how, and leaves the call as it is elsewhere."""
+    """Return a ``forward`` that computes the fused loss if it applies and calls ``original`` otherwise."""
     place = list(inspect.signature(original).parameters).index("labels") - 1  # without self
 
     @functools.wraps(original)
@@ -150,7 +154,7 @@ def _with_fused_loss(original: Callable, source: _Source, own_loss: object) -> C
             loss = loss + self.config.auxiliary_loss_weight * _cross_entropy(each, labels, self.config)
         if isinstance(output, tuple):
             return loss, *output
-        return type(output)(loss=loss, **output)  # made anew: the loss comes first, and setting None adds no key
+        return type(output)(loss=loss, **output)  # a new output, so that the loss is its first key
 
     return forward
 
@@ -160,7 +164,7 @@ def _is_label_map(labels: object) -> bool:
 
 
 def _makes_loss_itself(model: nn.Module, source: _Source, own_loss: object) -> bool:
-    """Whether nobody has put a loss of their own where the class looks for it."""
+    """Return whether ``model`` uses the loss function of its class, not one that a user set."""
     if source.loss is None:
         return True
     if source.loss == "loss_function":
@@ -172,14 +176,14 @@ def _makes_loss_itself(model: nn.Module, source: _Source, own_loss: object) -> b
 
 @contextmanager
 def _outputs_of(head: nn.Module | None) -> Iterator[list[Tensor]]:
-    """What ``head`` returns meanwhile, in a list."""
+    """Yield a list that collects the outputs of ``head`` inside the context."""
     outputs: list[Tensor] = []
     if head is None:
         yield outputs
         return
 
     def keep(module: nn.Module, _: object, output: Tensor) -> None:
-        if module is head:  # replicas of nn.DataParallel share one table of hooks
+        if module is head:  # replicas of nn.DataParallel share their hooks
             outputs.append(output)
 
     handle = head.register_forward_hook(keep)
@@ -191,6 +195,6 @@ def _outputs_of(head: nn.Module | None) -> Iterator[list[Tensor]]:
 
 def _cross_entropy(logits: Tensor, labels: Tensor, config: object) -> Tensor:
     ignore_index = config.semantic_loss_ignore_index
-    if 0 <= ignore_index < logits.shape[1]:  # torch lets a class be the one that is ignored, the op does not
+    if 0 <= ignore_index < logits.shape[1]:  # torch can ignore a class, the op cannot
         labels, ignore_index = torch.where(labels == ignore_index, -1, labels.long()), -1
     return ops.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)

@@ -1,33 +1,35 @@
-"""The loss functions of the public U²PL release by their names and arguments, with the paper's semantics and fused ops.
+"""Replace the loss functions of the public U²PL release, with the same names and arguments.
 
     from u2pl.utils.loss_helper import get_criterion
     from u2pl_fast.compat.u2pl import compute_contra_memobank_loss, compute_unsupervised_loss
 
-and the training loop stays as it is. What differs from the release, and why:
+The training loop needs no other change. The functions use the fused ops and follow the paper, which makes these
+differences from the release:
 
 compute_unsupervised_loss
-  1. The numerator of the weight counts the pixels of ``target`` that are not ignored, the release all B·H·W.
-  2. No reliable pixel: 0 with a gradient of 0. The release divides by zero.
-  3. ``target`` is left as it is. The release writes 255 into it.
-  4. Logits may come at the network's own size: they are then upsampled on the way, with aligned corners.
+  1. The numerator of the weight counts the pixels of ``target`` that are not ignored. The release counts all B·H·W.
+  2. Without a reliable pixel, the loss is 0 with zero gradient. The release divides by zero.
+  3. ``target`` is not modified. The release writes 255 into it.
+  4. Logits can be smaller than ``target``. They are upsampled with aligned corners.
 
 compute_contra_memobank_loss
-  5. Negatives of class c on labeled images are pixels of another class, and on unlabeled ones any unreliable pixel of
-     the right rank. The release also asks that the pixel *be* of class c: labeled images then give none at all.
-  6. Every class with an anchor and a key takes part, whichever and however many are present. The release looks
-     anchors and centers up by position among the present classes, keys by class, and stops where only one is present.
-  7. The loss is the mean over the classes that take part. The release divides by the number of present ones.
-  8. A class center is the mean over the class's anchors, confident (δ_p) ones. The release's is over all its pixels.
-  9. A first step with an empty bank, a class without pixels and labels that are all ignored give 0, never NaN.
- 10. ``low_rank`` ≥ the number of classes is refused: it leaves no unlabeled negative.
- 11. Keys are normalized as they enter, which no cosine notices, and stay on the device of ``rep``. They are those of
-     this process; the release collects those of all. A ``MemoryBank(scope="gather")`` does that with a fixed traffic.
- 12. ``momentum_prototype``: a class that is absent keeps its prototype, one without any takes the step's center, and
-     ``i_iter=0``, which is what the release's loop passes, means a momentum of 0.999. The release sets absent classes
-     to zero and divides by zero.
+  5. Negatives of class c are, in labeled images, pixels of another class and, in unlabeled images, unreliable pixels,
+     if c has the right rank. The release also requires that the pixel has class c, so labeled images give none.
+  6. Every class with an anchor and a key is used. The release indexes anchors and centers by position among the present
+     classes but keys by class, and computes nothing if only one class is present.
+  7. The loss is the mean over the classes that are used. The release divides by the number of present classes.
+  8. A class center is the mean of the anchors of the class (p > δ_p). The release takes all its pixels in the mask.
+  9. With an empty bank, a class without pixels or only ignored labels, the loss is 0, never NaN.
+ 10. ``low_rank`` ≥ the number of classes raises an error, because it leaves no unlabeled negatives.
+ 11. Keys are normalized when stored, which does not change cosine similarities, and stay on the device of ``rep``. Only
+     keys of this process are stored; the release collects those of all processes, as ``MemoryBank(scope="gather")``
+     does.
+ 12. ``momentum_prototype``: an absent class keeps its prototype, and a class without a prototype takes the center of
+     this step. ``i_iter=0``, which the release's loop passes, means a momentum of 0.999. The release sets absent
+     classes to zero and divides by zero.
 
 dequeue_and_enqueue
- 13. ``queue_ptr`` counts the keys ever taken, and once full the queue is a ring: rows are not in the order of age.
+ 13. ``queue_ptr`` counts all keys ever pushed. A full queue is a ring buffer, so its rows are not sorted by age.
 
 Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022, and the
 arguments of its public code, ``u2pl/utils/loss_helper.py`` and ``train_semi.py``.
@@ -65,24 +67,23 @@ def compute_unsupervised_loss(
     ignore_index: int = 255,
     align_corners: bool = True,
 ) -> Tensor:
-    """L_u = λ_u · mean cross-entropy over reliable pixels, λ_u = #valid / #reliable.
+    """Return L_u = λ_u · mean cross-entropy over the reliable pixels, λ_u = #valid / #reliable.
 
-    Valid: not ignored in ``target``. Reliable: valid, and the teacher's entropy is below the ``percent``-th percentile
-    of the valid ones.
+    Valid pixels are not ignored in ``target``. Reliable pixels are valid pixels whose teacher entropy is below the
+    ``percent``-th percentile of all valid pixels.
 
     Args:
-        predict: the student's logits, (B, C, H, W), or (B, C, h, w) as the network gives them, which saves the memory
-            of the large ones.
-        target: (B, H, W), any integer dtype: pseudo-labels. Not changed.
+        predict: logits of the student, (B, C, H, W), or (B, C, h, w) at the network's resolution to save memory.
+        target: pseudo-labels (B, H, W) of any integer dtype. Not modified.
         percent: in [0, 100].
-        pred_teacher: the teacher's logits for the same images, of either size.
-        ignore_index: the label of pixels left out. align_corners: how smaller logits are upsampled.
+        pred_teacher: logits of the teacher for the same images, of either size.
+        ignore_index: the label of ignored pixels. align_corners: as in ``interpolate``, for smaller logits.
 
     Returns:
         A 0-d float32 tensor, differentiable once with respect to ``predict``.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or value, naming the argument.
+        ValueError, TypeError: an argument has a wrong shape, dtype or value.
 
     Source: Eqs. 3-5 of U2PL (Wang et al., CVPR 2022).
     """
@@ -92,7 +93,7 @@ def compute_unsupervised_loss(
         raise ValueError(f"target: expected class ids (B, H, W), got {tuple(target.shape)}")
     if pred_teacher.shape[:2] != predict.shape[:2]:
         raise ValueError(
-            f"pred_teacher: expected {tuple(predict.shape[:2])} images and classes as predict has, got "
+            f"pred_teacher: expected the images and classes of predict, {tuple(predict.shape[:2])}, got "
             f"{tuple(pred_teacher.shape[:2])}"
         )
     size = target.shape[-2:]
@@ -127,41 +128,41 @@ def compute_contra_memobank_loss(
     ignore_index: int = 255,
     generator: torch.Generator | None = None,
 ) -> tuple[list, Tensor] | tuple[Tensor, list, Tensor]:
-    """L_c of one step, and its negatives into the memory bank.
+    """Return L_c of one step and add its negatives to the memory bank.
 
-    With p the teacher's probabilities, O(c) the rank of class c among them and y the (pseudo-)label:
+    With p the teacher's probabilities, O(c) the rank of class c in p and y the (pseudo-)label:
 
         anchor of c:    y = c, low_mask and p(c) > current_class_threshold;
         negative of c:  labeled image: y ≠ c, y not ignored, O(c) < low_rank;
                         unlabeled image: high_mask and low_rank ≤ O(c) < high_rank;
-                        either: p(c) < current_class_negative_threshold, where that is below 1.
+                        both: p(c) < current_class_negative_threshold, if that is below 1.
 
-    ``num_queries`` anchors of each class meet the class's center and ``num_negatives`` keys each.
+    Compares ``num_queries`` anchors of each class with the class center and ``num_negatives`` keys per anchor.
 
     Args:
-        rep: (B, D, h, w), the student's representations of labeled, then unlabeled images; the gradient goes there.
-        label_l, label_u: one-hot (B_l, C, h, w) and (B_u, C, h, w), nothing hot where ignored; or class ids
-            (B_l, h, w) and (B_u, h, w) with ``ignore_index``, which spares the one-hot maps.
-        prob_l, prob_u: (B_l, C, h, w), (B_u, C, h, w), the teacher's probabilities.
-        low_mask, high_mask: (B, 1, h, w), 0 or 1: pixels certain enough for anchors, uncertain enough for negatives.
-            On labeled images a pixel with ``low_mask`` 0 is ignored, and ``high_mask`` is not read.
-        cfg: the keys of the release's ``trainer.contrastive`` section.
-        memobank: ``[[keys], …]``, one list a class with a (n, D) tensor in it, as the release starts them with
-            ``torch.zeros(0, 256)``. At the first call the tensors become views of one bank of all ``queue_size`` rows
-            on the device, in their own dtype; the lists, ``queue_prtlis`` and all they say stay up to date, which costs
-            one read from the device a call. Or a ``MemoryBank``, which costs none; the next two are then not used.
-        queue_prtlis: one int64 tensor (1) a class. queue_size: the capacity of each class.
+        rep: representations (B, D, h, w) of the student, labeled images first. Gets the gradient.
+        label_l, label_u: one-hot maps (B_l, C, h, w) and (B_u, C, h, w), all 0 at ignored pixels; or class ids
+            (B_l, h, w) and (B_u, h, w) with ``ignore_index``, which need less memory.
+        prob_l, prob_u: probabilities of the teacher, (B_l, C, h, w) and (B_u, C, h, w).
+        low_mask, high_mask: (B, 1, h, w), 0 or 1: pixels that can be anchors, and pixels that can be negatives. In
+            labeled images, pixels with ``low_mask`` 0 are ignored and ``high_mask`` is not used.
+        cfg: the ``trainer.contrastive`` section of the release's configuration.
+        memobank: ``[[keys], …]``, one list per class with a tensor (n, D), which the release initializes with
+            ``torch.zeros(0, 256)``. The first call allocates one bank with all ``queue_size`` rows on the device and
+            makes the tensors views of it, with the same dtype. Each call updates the lists and ``queue_prtlis``, which
+            needs one read from the device. Or a ``MemoryBank``, which needs none and ignores the next two arguments.
+        queue_prtlis: one int64 tensor (1) per class. queue_size: the capacity of each class.
         rep_teacher: (B, D, h, w), for centers and keys. No gradient.
-        momentum_prototype: (C, num_queries, 1, D), a moving average of the centers that takes their place.
-        i_iter: the number of the step, for that average: momentum min(1 − 1/i_iter, 0.999).
-        generator: of the random draws, on the device; None = torch's own.
+        momentum_prototype: (C, num_queries, 1, D), a moving average of the centers to use instead of the centers.
+        i_iter: the step number; the momentum of that average is min(1 − 1/i_iter, 0.999).
+        generator: the random generator, on the device; None for torch's default generator.
 
     Returns:
-        ``new_keys, loss``, or with ``momentum_prototype`` ``prototype, new_keys, loss``. new_keys: how many negatives
-        each class found (ints; 0-d tensors where ``memobank`` is a ``MemoryBank``).
+        ``new_keys, loss``, or ``prototype, new_keys, loss`` with ``momentum_prototype``. new_keys: the number of
+        negatives of each class (ints; 0-d tensors with a ``MemoryBank``).
 
     Raises:
-        ValueError, TypeError, KeyError: a wrong shape, dtype or setting, naming the argument.
+        ValueError, TypeError, KeyError: an argument has a wrong shape or dtype, or a setting is missing or wrong.
 
     Source: Section 3.3 and Algorithm 1 of U2PL (Wang et al., CVPR 2022).
     """
@@ -178,7 +179,7 @@ def compute_contra_memobank_loss(
     )
     if label.shape != grid:
         raise ValueError(
-            f"label_l, label_u: expected {grid} pixels together, as prob_l and prob_u have, got {tuple(label.shape)}"
+            f"label_l, label_u: expected {grid} pixels together, like prob_l and prob_u, got {tuple(label.shape)}"
         )
     label[:num_labeled].masked_fill_(~low[:num_labeled], ignore_index)
     masks = ops.contrast_masks(
@@ -199,7 +200,7 @@ def compute_contra_memobank_loss(
     if not isinstance(memobank, MemoryBank):
         bank = _Queues(memobank, queue_prtlis, queue_size, rep.shape[1], rep.device)
     if bank.pushed.numel() != num_classes:
-        raise ValueError(f"memobank: expected {num_classes} classes as prob_l has, got {bank.pushed.numel()}")
+        raise ValueError(f"memobank: expected {num_classes} classes like prob_l, got {bank.pushed.numel()}")
     draws = ops.contrastive_draws(
         num_classes,
         _torch_generator(rep.device) if generator is None else generator,
@@ -226,19 +227,19 @@ def compute_contra_memobank_loss(
 
 
 def dequeue_and_enqueue(keys: Tensor, queue: Queue, queue_ptr: Tensor, queue_size: int) -> int:
-    """Append ``keys`` to one class's queue, L2-normalized; the newest ``queue_size`` stay.
+    """Append L2-normalized ``keys`` to the queue of one class and keep the newest ``queue_size``.
 
     Args:
         keys: (n, D), float32, bfloat16 or float16.
-        queue: ``[rows]``; its tensor becomes a view of a ring of ``queue_size`` rows on the keys' device.
-        queue_ptr: int64 (1), the keys ever taken; moved in place.
+        queue: ``[rows]``. Its tensor becomes a view of a ring buffer of ``queue_size`` rows on the device of the keys.
+        queue_ptr: int64 (1), the number of keys ever pushed. Updated in place.
         queue_size: the capacity.
 
     Returns:
         n.
 
     Raises:
-        ValueError, TypeError: a wrong shape or dtype, naming the argument.
+        ValueError, TypeError: an argument has a wrong shape or dtype.
 
     Source: the category-wise memory bank of U2PL (Wang et al., CVPR 2022, Section 3.4).
     """
@@ -252,10 +253,10 @@ def dequeue_and_enqueue(keys: Tensor, queue: Queue, queue_ptr: Tensor, queue_siz
 
 
 class _Queues:
-    """The release's lists as the rings of one bank, as ``ops.contrastive_loss`` takes it, for one call.
+    """Present the release's lists as one bank of rings, the form that ``ops.contrastive_loss`` needs, for one call.
 
-    Queue i is rows offsets[i] .. offsets[i] + fill of the bank, and its pointer the keys ever taken. So the tensors
-    themselves tell whether they are already such views; anything else, also what comes from a file, is copied in.
+    Queue i is a view of rows offsets[i] .. offsets[i] + fill of the bank, and its pointer is the number of keys ever
+    pushed. Tensors that are not such views, such as those loaded from a file, are copied into a new bank.
     """
 
     def __init__(
@@ -268,7 +269,7 @@ class _Queues:
     ) -> None:
         if queues is None or pointers is None or sizes is None or not len(queues) == len(pointers) == len(sizes):
             counts = [None if x is None else len(x) for x in (queues, pointers, sizes)]
-            raise ValueError(f"memobank, queue_prtlis, queue_size: expected one entry a class in each, got {counts}")
+            raise ValueError(f"memobank, queue_prtlis, queue_size: expected one entry per class in each, got {counts}")
         for i, (queue, size) in enumerate(zip(queues, sizes, strict=True)):
             if queue[0].dim() != 2 or (len(queue[0]) and queue[0].shape[1] != dim):
                 raise ValueError(f"memobank[{i}][0]: expected (n, D) with D = {dim}, got {tuple(queue[0].shape)}")
@@ -286,11 +287,11 @@ class _Queues:
         self.pushed = torch.tensor(counts, device=device)
 
     def push(self, features: Tensor, mask: Tensor, *, draw: Tensor | None = None, gate: Tensor | None = None) -> None:
-        """Append all keys: the release's queues have no cap, so there is nothing to draw."""
+        """Append all keys. ``draw`` is not used, because the release does not limit the keys per step."""
         ops.ring_push(self.bank, self.offsets, self.pushed, features, mask, gate=gate)
 
     def write_back(self, keys: Tensor) -> list[int]:
-        """Bring lists and pointers up to date; ``keys`` as numbers, read on the same way."""
+        """Update lists and pointers, and return ``keys`` as numbers. Both need one read from the device."""
         pushed, keys = torch.stack((self.pushed, keys)).tolist()
         for queue, pointer, count, start, size in zip(
             self.queues, self.pointers, pushed, self.starts[:-1], self.sizes, strict=True
@@ -301,7 +302,7 @@ class _Queues:
 
     @staticmethod
     def _count(queue: Queue, pointer: Tensor, size: int) -> int:
-        """Keys ever taken. A pointer that contradicts the queue, as after a change of its size, is not believed."""
+        """Return the number of keys ever pushed: the pointer, or the rows if they contradict it (after a resize)."""
         rows, count = min(len(queue[0]), size), int(pointer[0])
         return count if min(count, size) == rows else rows
 
@@ -316,7 +317,7 @@ class _Queues:
     def _copied(self, dim: int, device: torch.device) -> Tensor:
         bank = torch.zeros(self.starts[-1], dim, dtype=self.queues[0][0].dtype, device=device)
         for queue, start, size in zip(self.queues, self.starts[:-1], self.sizes, strict=True):
-            if len(queue[0]):  # an empty one may have any width
+            if len(queue[0]):  # an empty queue can have any width
                 rows = F.normalize(queue[0][-size:].detach().to(device).float(), dim=1, eps=reference.NORM_EPS)
                 bank[start : start + len(rows)] = rows
         return bank
@@ -325,14 +326,14 @@ class _Queues:
 def _settings(cfg: Mapping[str, float]) -> dict[str, float]:
     missing = [name for name in SETTINGS if name not in cfg]
     if missing:
-        raise KeyError(f"cfg: no {', '.join(missing)}; expected the settings of the release's trainer.contrastive")
+        raise KeyError(f"cfg: missing {', '.join(missing)}; expected the settings of the release's trainer.contrastive")
     return {name: cfg[name] for name in SETTINGS}
 
 
 def _check_shapes(grid: tuple[int, int, int], settings: dict[str, float], num_classes: int, **tensors: Tensor) -> None:
     if settings["low_rank"] >= num_classes:
         raise ValueError(
-            f"cfg['low_rank']: {settings['low_rank']} with {num_classes} classes leaves no unlabeled negative; use at "
+            f"cfg['low_rank']: {settings['low_rank']} with {num_classes} classes leaves no unlabeled negatives; use at "
             f"most {num_classes - 1}"
         )
     for name, x in tensors.items():
@@ -351,7 +352,7 @@ def _check_prototype(prototype: Tensor | None, num_classes: int, dim: int) -> No
 
 
 def _class_map(name: str, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """int32 (B, h, w) from one-hot maps or class ids."""
+    """Return int32 class ids (B, h, w) for one-hot maps or class ids."""
     if label.dim() == 3:
         if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
             raise TypeError(f"{name}: expected class ids of an integer dtype, got {label.dtype}")
@@ -365,13 +366,13 @@ def _class_map(name: str, label: Tensor, num_classes: int, ignore_index: int) ->
 
 
 def _below(masks: ops.ContrastMasks, probability: Tensor, threshold: float) -> ops.ContrastMasks:
-    """Without the negatives whose class is likelier than that."""
+    """Return the masks without negatives whose class has at least the probability ``threshold``."""
     keys = ops.unpack_mask(masks.mask, probability.shape[1]) & (reference.pixel_rows(probability) < threshold)
     return masks._replace(mask=ops.pack_mask(keys), keys=keys.sum(0))
 
 
 def _moved(prototype: Tensor, centers: Tensor, present: Tensor, i_iter: int) -> Tensor:
-    """(C, D): the moving average of the centers, and a center itself where there was none yet."""
+    """Return the moving average (C, D) of the centers. A class without a prototype takes its center."""
     old = prototype.detach().to(centers.dtype).reshape(centers.shape[0], -1, centers.shape[1])[:, 0]
     momentum = min(1 - 1 / i_iter, PROTOTYPE_MOMENTUM) if i_iter > 0 else PROTOTYPE_MOMENTUM
     known = (old != 0).any(1)
@@ -380,7 +381,7 @@ def _moved(prototype: Tensor, centers: Tensor, present: Tensor, i_iter: int) -> 
 
 
 def _torch_generator(device: torch.device) -> torch.Generator:
-    """The one that ``torch.manual_seed`` seeds."""
+    """Return the default generator, which ``torch.manual_seed`` seeds."""
     if device.type != "cuda":
         return torch.default_generator
     return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
