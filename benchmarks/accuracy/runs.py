@@ -49,7 +49,7 @@ def record(experiment: Experiment, out: Path) -> dict[str, Any]:
         "labels": experiment.labels,
         "seed": experiment.seed,
         "flags": list(experiment.flags),
-        "miou": {"last": metrics["last_miou"], "best": metrics["best_miou"], "network": metrics["network"]},
+        "miou": {"last": metrics["miou"], "best": metrics["best_miou"], "network": metrics["network"]},
         "iou_per_class": metrics["iou_per_class"],
         "evaluations": [
             {k: v for k, v in line.items() if k == "step" or k.startswith(("miou_", "pseudo_"))}

@@ -87,7 +87,7 @@ def main() -> None:
     rows = [summary(run, logs[run.name]) for run in arguments.runs]
     (arguments.out / "runs.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
-        print(f"{row['run']:14} last {row['last_miou']:.4f}  best {row['best_miou']:.4f}  {row['network']}")
+        print(f"{row['run']:14} last {row['miou']:.4f}  best {row['best_miou']:.4f}  {row['network']}")
 
 
 if __name__ == "__main__":

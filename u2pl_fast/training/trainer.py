@@ -312,9 +312,9 @@ class Trainer:
         )
 
     def metrics(self) -> dict:
+        """Return what ``metrics.json`` holds: ``miou`` is that of the last evaluation."""
         return {
             "miou": self.scores.get("miou"),
-            "last_miou": self.scores.get("miou"),
             "best_miou": self.best_miou if self.best_miou >= 0 else None,
             "iou_per_class": self.scores.get("iou_per_class"),
             "network": self.scores.get("network"),
