@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -99,9 +100,11 @@ def typed_values(cls: type, values: Mapping[str, Any], source: str) -> dict[str,
         ValueError: an unknown name, or a value of another type; the message begins with ``source``.
     """
     hints = get_type_hints(cls)
-    unknown = [str(name) for name in values if name not in hints]
-    if unknown:
-        raise ValueError(f"{source}: unknown setting {', '.join(unknown)}; u2pl --help lists the commands and theirs")
+    for name in values:
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            advice = f"did you mean {near[0]}?" if near else "--help of the command lists all"
+            raise ValueError(f"{source}: unknown setting {name}; {advice}")
     converted = {}
     for name, value in values.items():
         try:
@@ -127,7 +130,10 @@ _ENTRIES = {
 def _expected(hint: Any, name: str) -> str:
     if name in _ENTRIES:
         return _ENTRIES[name]
-    return hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.", "", str(hint))
+    hint = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return re.sub(r"\w+\.", "", str(hint)) if get_args(hint) else hint.__name__
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
