@@ -126,7 +126,7 @@ setup(
     # kernels/ lies at the top of the repository; in a checkout u2pl_fast/kernels is a link to it.
     packages=[*packages, "u2pl_fast.kernels"],
     package_dir={"u2pl_fast.kernels": "kernels"},
-    package_data={"u2pl_fast": ["recipes/*.yaml"]},
+    package_data={"u2pl_fast": ["py.typed", "recipes/*.yaml"]},
     include_package_data=False,  # else setuptools takes recipes/ for a package that was forgotten
     ext_modules=ext_modules,
     cmdclass=cmdclass,
