@@ -111,7 +111,7 @@ def test_a_fixed_size_is_raised_to_what_the_network_needs(kind, tmp_path):
 def test_a_network_of_one_size_says_so(kind, tmp_path):
     written = write(path_of(tmp_path, kind), OneSize(), kind)
     assert written.axes == (0,) and written.size == (24, 36) and written.reason
-    assert "24×36 only; not any size, since" in export._takes(written)
+    assert "24×36 only; not any size, because" in export._takes(written)
 
 
 @onnx_only
@@ -260,8 +260,8 @@ def test_refusals_name_the_flag(trained, tmp_path, monkeypatch):
     cases = [
         (["--out", "m.onnx", "--format", "torch-export"], "out: a torch-export file's name ends in .pt2"),
         (["--out", "m"], "out: expected a name that ends in"),
-        (["--out", "m.safetensors", "--outputs", "labels"], "outputs, size: a .safetensors file holds weights alone"),
-        (["--out", "m.safetensors", "--size", "8", "8"], "outputs, size: a .safetensors file holds weights alone"),
+        (["--out", "m.safetensors", "--outputs", "labels"], "outputs, size: a .safetensors file holds only weights"),
+        (["--out", "m.safetensors", "--size", "8", "8"], "outputs, size: a .safetensors file holds only weights"),
         (["--out", "m.pt2", "--tolerance", "0"], "tolerance: expected a positive number"),
         (["--out", "m.pt2", "--size", "0", "8"], "size: expected a height and width of at least 1"),
         (["--out", "nowhere/m.pt2"], "no folder nowhere"),

@@ -262,7 +262,7 @@ def test_refusals_name_the_setting(tmp_path):
         ({"unlabeled_batch_size": 0}, "unlabeled_batch_size: expected at least 1"),
         ({"batch_size": 1}, "batch-size 2"),
         ({"epochs": 1.0}, "steps or epochs"),
-        ({"labeled_fraction": "1/4"}, "not several"),
+        ({"labeled_fraction": "1/4"}, "set only one of labeled_fraction, num_labeled"),
         ({"class_weights": tmp_path / "absent"}, "class_weights"),
         ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*add class_weights"),
         ({"projection": "conv"}, "key_encoder: .*use projection pointwise or key_encoder teacher"),
