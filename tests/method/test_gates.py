@@ -58,7 +58,7 @@ def test_each_class_keeps_its_share_however_unsure_it_is():
 
 
 def test_the_confidence_gate_wants_its_map():
-    with pytest.raises(ValueError, match="pseudo: the gate confidence reads its map of confidence"):
+    with pytest.raises(ValueError, match="pseudo: the gate 'confidence' requires a map of confidence"):
         gated("confidence", maps()._replace(confidence=None))
 
 

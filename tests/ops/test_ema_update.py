@@ -87,7 +87,7 @@ def test_parameters_may_want_gradients():
 
 @pytest.mark.parametrize("other", [torch.zeros(2, 1), torch.zeros(2, dtype=torch.int32)])
 def test_tensors_that_differ_are_refused(other):
-    with pytest.raises(ValueError, match=r"student: expected torch.float32 \(2,\) in place 1"):
+    with pytest.raises(ValueError, match=r"student: expected torch.float32 \(2,\) at index 1"):
         ema_update([torch.zeros(3), torch.zeros(2)], [torch.zeros(3), other], 0.5)
 
 
