@@ -146,7 +146,7 @@ class U2PLCriterion(nn.Module):
         high_rank = min(20, num_classes) if high_rank is None else high_rank
         if low_rank >= num_classes:
             raise ValueError(
-                f"low_rank: {low_rank} leaves no unlabeled negative with {num_classes} classes; "
+                f"low_rank: {low_rank} with {num_classes} classes leaves no unlabeled negative; "
                 f"use at most {num_classes - 1}, or None for the default"
             )
         if not 0 <= low_rank < high_rank:

@@ -217,7 +217,7 @@ def test_class_weights_weigh_labels_and_where_asked_pseudo_labels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*give class_weight"),
+        ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*pass class_weight"),
         ({"ignore_index": 3}, "ignore_index: 3 is a class"),
         ({"low_rank": 5}, "low_rank: 5 with 5 classes.*use at most 4"),
         ({"low_rank": 3, "high_rank": 3}, "high_rank"),
