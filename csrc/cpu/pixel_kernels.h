@@ -56,7 +56,7 @@ struct Cells {
   int64_t full;
   int64_t blocks;
   const CellBlock* block;
-  const int32_t* column;      // (entries, lanes): the full column, or `full` where the cell has no more
+  const int32_t* column;      // (entries, lanes): the full column, or `full` if the cell has no more
   const float* left_weight;   // (entries, lanes)
   const float* right_weight;  // (entries, lanes)
 };

@@ -1,7 +1,7 @@
-"""``python -m tests.faults.sigkill``: kill a training at random moments; it must end as if nothing had been.
+"""Kill a training at random moments and check the result: ``python -m tests.faults.sigkill``.
 
-Starts a small training, kills it with SIGKILL after a random time, starts it again with ``--resume``, and so on; then
-lets it finish and compares weights, optimizer, teacher and bank with those of an undisturbed run, bit for bit.
+Start a small training, kill it with SIGKILL after a random time, and start it again with ``--resume``, several times.
+Then let it finish, and compare weights, optimizer, teacher and bank with those of an undisturbed run, bit for bit.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def step_of(out: Path) -> int:
 
 
 def differing(one: object, other: object, name: str = "state") -> list[str]:
-    """Names of what is not equal bit for bit."""
+    """Return the names of entries that are not equal bit for bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
         same = same and torch.equal(
