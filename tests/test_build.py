@@ -68,15 +68,15 @@ def test_wheel_without_compiler_reports_what_is_missing(wheel: tuple[Path, str])
     assert "u2pl_fast._C" in log and "U2PL_FAST_BUILD=0" in log
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is no CUDA build")
-def test_an_nvcc_of_another_cuda_leaves_the_cuda_sources_out(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not a CUDA build")
+def test_nvcc_of_another_cuda_skips_the_cuda_sources(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "include").mkdir()
     (tmp_path / "include/cuda_runtime.h").touch()
     (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 9.2, V9.2.88'\n")
     (tmp_path / "bin/nvcc").chmod(0o755)
     said = run(sys.executable, "setup.py", "--name", cwd=ROOT, CUDA_HOME=str(tmp_path), U2PL_FAST_CUDA="")
-    assert "left out: nvcc in" in said and f"is of CUDA 9.2, torch of {torch.version.cuda}" in said
+    assert "the CUDA sources: nvcc in" in said and f"has CUDA 9.2, but torch has {torch.version.cuda}" in said
 
 
 def test_wheel_contains_every_module(wheel: tuple[Path, str]) -> None:

@@ -27,8 +27,8 @@ from benchmarks.aot.launches import (  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-# (registers per lane, bytes of shared memory per program), the larger of triton 3.6's and 3.8's. On gfx942 registers are
-# vector registers, of 512.
+# (registers per lane, bytes of shared memory per program), the larger of triton 3.6's and 3.8's. On gfx942,
+# registers are vector registers, up to 512.
 BUDGET = {
     "contrast_masks_fwd_kernel": (208, 1024),
     "block_counts_kernel": (48, 1024),

@@ -27,10 +27,8 @@ from benchmarks.aot.launches import record  # noqa: E402
 
 BUDGET = 36
 LAUNCHES_NONE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
-SEVERAL = {
-    "cumsum": 2,
-    "sort": 11,
-}  # CUB: a scan has two kernels; a sort of 64-bit keys has two, and one for every eight bits
+# CUB: a scan has two kernels; a sort of 64-bit keys has two, and one for every eight bits.
+SEVERAL = {"cumsum": 2, "sort": 11}
 
 
 class Launches(TorchDispatchMode):

@@ -59,9 +59,8 @@ def test_quantile_of_nothing_or_of_nan_is_nan():
     x = torch.tensor([1.0, math.nan, 3.0])
     assert reference.masked_quantile(x, torch.zeros(3, dtype=torch.bool), 0.5).isnan()
     assert reference.masked_quantile(x, torch.tensor([True, True, False]), 0.0).isnan()
-    assert (
-        reference.masked_quantile(x, torch.tensor([True, False, True]), 0.5).item() == 2
-    )  # a NaN outside the mask is not read
+    # A NaN outside the mask is not read.
+    assert reference.masked_quantile(x, torch.tensor([True, False, True]), 0.5).item() == 2
     assert reference.masked_quantile(x[:0], torch.zeros(0, dtype=torch.bool), 0.5).isnan()
 
 

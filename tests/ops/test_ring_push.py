@@ -308,9 +308,7 @@ def test_cuda_graph_replays_pushes(backend: str, device: torch.device) -> None:
     features, mask = make_features(batch, 64).to(device), make_mask(21, batch.pixels).to(device)
     gate = torch.tensor(True, device=device)
     rings, expected = make_rings([500] * 21, 64).to(device), make_rings([500] * 21, 64)
-    ops.ring_push(
-        *rings.clone(), features, mask, gate=gate
-    )  # the setup of a first launch must not be part of the graph
+    ops.ring_push(*rings.clone(), features, mask, gate=gate)  # keep the setup of a first launch out of the graph
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     torch.cuda.set_sync_debug_mode("error")
