@@ -25,13 +25,13 @@ class Losses:
     """Hold the losses of one step, as scalars on the device.
 
     Attributes:
-        total: L_s + L_u + λ_c · L_c, with the gradient.
+        total: L_s + λ_u · L_u + λ_c · L_c, with the gradient.
         supervised: L_s.
-        unsupervised: λ_u times the cross-entropy of the reliable pixels.
+        unsupervised: λ_u · L_u.
         contrastive: L_c, without λ_c.
         finite: bool; false if an output of a network or a loss is NaN or infinite.
         statistics: tensors by name: ``gamma``, ``lambda_u``, ``reliable_share``, ``anchors``, ``negatives``,
-            ``bank_fill`` and ``bank_turnover``, as far as this step computes them.
+            ``bank_fill`` and ``bank_turnover``, those that this step computes.
         taught: bool (B_u, H, W), the pixels of L_u; None without pseudo-labels.
     """
 

@@ -58,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--longest", type=float, help="seconds before a kill at most; unset: twice those of a start")
+    parser.add_argument(
+        "--longest", type=float, help="maximum of seconds before a kill; default: twice the startup time"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
@@ -74,7 +76,7 @@ def main() -> None:
             try:
                 process.wait(moment)
                 finish(process)
-                print(f"kill {kill + 1}: not needed, the run was over before {moment:.1f} s")
+                print(f"kill {kill + 1}: not needed, the run finished before {moment:.1f} s")
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -85,7 +87,7 @@ def main() -> None:
         wrong = [d for name in STATE for d in differing(states[0][name], states[1][name], name)]
     if wrong:
         raise SystemExit(f"{len(wrong)} entries differ from the undisturbed run, first {wrong[0]}")
-    print(f"{arguments.steps} steps end bit for bit as undisturbed")
+    print(f"{arguments.steps} steps equal the undisturbed run bit for bit")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def last_step(log: Path) -> int:
 
 def expect_running(process: subprocess.Popen) -> None:
     if process.poll() is not None:
-        raise SystemExit(f"the training ended by itself with exit status {process.returncode}")
+        raise SystemExit(f"the training ended early with exit status {process.returncode}")
 
 
 def watch(process: subprocess.Popen, log: Path, seconds: float, every: float) -> dict[str, list]:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every", type=float, default=2, help="seconds between two samples")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report-only", action="store_true", help="do not fail, however it grows")
+    parser.add_argument("--report-only", action="store_true", help="do not fail if it grows")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     run = arguments.out / "run"

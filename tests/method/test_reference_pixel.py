@@ -43,7 +43,7 @@ def random_target(shape: tuple[int, ...], classes: int, ignore_index: int, seed:
 
 def test_upsample_two_columns_by_hand():
     row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
-    # Half-pixel centers: output j of 4 looks at (j + 1/2) / 2 - 1/2 = -1/4 (clamped to 0), 1/4, 3/4, 5/4 (held at 1).
+    # Half-pixel centers: output j of 4 reads (j + 1/2) / 2 - 1/2 = -1/4 (clamped to 0), 1/4, 3/4, 5/4 (held at 1).
     assert reference.upsample(row, (1, 4), align_corners=False).flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
     # Aligned corners: 0, 1/4, 2/4, 3/4, 1 of the way for 5 outputs.
     assert reference.upsample(row, (1, 5), align_corners=True).flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
