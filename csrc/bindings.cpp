@@ -1,4 +1,4 @@
-// The one translation unit that knows torch. Every op adds itself from the header of its name in bindings/.
+// The only translation unit that includes torch. Every op registers itself in bindings/<op>.h.
 #include "bindings/class_sample.h"
 #include "bindings/class_sum.h"
 #include "bindings/contrast_masks.h"

@@ -1,4 +1,4 @@
-"""What the contrastive branch does between its ops: one order of the anchors for two of them, weights of classes."""
+"""Fuse the steps of the contrastive branch between its ops: one sort of the anchors for two ops, and class weights."""
 
 import torch
 import triton
@@ -8,12 +8,12 @@ from torch import Tensor
 from . import _counting, class_sample, class_sum
 from ._launch import guard
 
-CLASSES = 1024  # looked at at once
+CLASSES = 1024  # classes per iteration
 
 
 @triton.jit
 def takes_part(p_anchors, p_offsets, p_pushed, o_class, m_class):
-    """1 where a class has an anchor and a key, else 0."""
+    """Return 1 where a class has an anchor and a key, else 0."""
     b_anchors = tl.load(p_anchors + o_class, mask=m_class, other=0)
     b_pushed = tl.load(p_pushed + o_class, mask=m_class, other=0)
     b_capacity = tl.load(p_offsets + o_class + 1, mask=m_class, other=0)
@@ -42,7 +42,7 @@ def class_weight_kernel(
 
 
 def class_weight(anchors: Tensor, offsets: Tensor, pushed: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(weight, active, taken), as ``ops.contrastive_loss`` has them."""
+    """Return (weight, active, taken) as ``ops.contrastive_loss`` defines them."""
     weight = anchors.new_empty(anchors.shape, dtype=torch.float32)
     active, taken = anchors.new_empty(()), torch.empty_like(pushed)
     classes = min(CLASSES, triton.next_power_of_2(anchors.numel()))
@@ -54,6 +54,6 @@ def class_weight(anchors: Tensor, offsets: Tensor, pushed: Tensor, before: Tenso
 
 
 def sum_and_sample(keys: Tensor, anchor_label: Tensor, num_classes: int, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """(``class_sum``, ``class_sample``)."""
+    """Return the results of ``class_sum`` and ``class_sample``."""
     pixels = _counting.class_order(anchor_label, num_classes)
     return class_sum.class_sum_in_order(keys, pixels), class_sample.class_sample_in_order(pixels, draws)

@@ -1,22 +1,22 @@
-"""Geometry that the pixel kernels share: who computes which full-resolution pixels, and how they are blended.
+"""Define the geometry that the pixel kernels share: how full-resolution pixels are assigned to lanes and blended.
 
-A *cell* is what lies between four neighboring logits: the full-resolution rows whose source position falls in
-[y, y+1) and the columns whose source position falls in [x, x+1). One lane owns one cell: per class it reads four
-corners and blends all of the cell's pixels from them, so that a logit is read about four times, not once a pixel, and
-the fold of the gradient back onto the corners stays within the lane. Without aligned corners there are pixels before
-the first source position: they form the cells of row or column −1, which lean wholly on their inner corner, as the
-cells of the last row and column do. So no border costs the others anything.
+A *cell* is the area between four neighboring logits: the full-resolution rows whose source position falls in [y, y+1)
+and the columns whose source position falls in [x, x+1). One lane owns one cell. For each class it reads four corners
+and blends all pixels of the cell from them. A logit is therefore read about four times, not once per pixel, and the
+gradient folds back onto the corners within the lane. Without aligned corners there are pixels before the first source
+position. They form the cells of row or column −1, whose weight lies entirely on their inner corner, as in the cells of
+the last row and column. Other cells therefore need no code for borders.
 
-Cells are numbered (image, row, column) in one run and cut into blocks of ``CELLS`` lanes, whatever the width of the
-grid. Pixels of a cell are cut into chunks of at most ``R`` rows × ``S`` columns, one program each; the chunks of a
-block follow one another. (A second axis of a launch takes 65,535 programs at most.)
+Cells are numbered (image, row, column) in one sequence and divided into blocks of ``CELLS`` lanes, whatever the width
+of the grid. Pixels of a cell are divided into chunks of at most ``R`` rows × ``S`` columns, one program each; the
+chunks of a block are consecutive. (A second launch axis is limited to 65,535 programs.)
 
-Bilinear weights are convex: no pixel of a cell is above the largest logit at the cell's corners. That bound, found
-once a cell, is subtracted at the corners, so that a sum of exponentials needs no running maximum at each pixel: a
-product, an exponential and an addition remain of an online step. A pixel far below the bound, halfway between two
-corners that are sure of different classes, would lose digits. Where a block holds one (``TINY``), its sums are taken
-again relative to the pixel's own maximum, and so are those of a single class, which are exactly 1. Below ``SHIFTED``
-pixels a lane the bound costs more than it saves.
+Bilinear weights are convex, so no pixel of a cell exceeds the largest logit at the cell's corners. This bound is
+computed once per cell and subtracted at the corners, so that a sum of exponentials needs no running maximum per pixel.
+Of an online step, a product, an exponential and an addition remain. A pixel far below the bound, halfway between two
+corners that are sure of different classes, would lose digits. If a block holds such a pixel (``TINY``), its sums are
+recomputed relative to the maximum of each pixel. So are the sums of a single class, which must be exactly 1. Below
+``SHIFTED`` pixels per lane, the bound costs more than it saves.
 """
 
 import math
@@ -31,14 +31,14 @@ from . import _launch
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
 MAX_SIDE = 16384  # 2 · side² must fit int32
-TINY = tl.constexpr(2.0**-24)  # a smaller sum of exponentials is taken again
-SHIFTED = tl.constexpr(4)  # pixels of a cell's chunk from which on the corners' maximum is subtracted
-LOWEST = tl.constexpr(-1e30)  # the least that is subtracted, so that a class at −∞ stays finite
-WIDEST = 4  # rows and columns of a cell's chunk: with more pixels a lane, values spill from registers
+TINY = tl.constexpr(2.0**-24)  # a smaller sum of exponentials is recomputed
+SHIFTED = tl.constexpr(4)  # pixels per chunk of a cell, from which the corners' maximum is subtracted
+LOWEST = tl.constexpr(-1e30)  # lower bound of what is subtracted, so that a class at −∞ stays finite
+WIDEST = 4  # rows and columns of a cell's chunk: with more pixels per lane, registers spill
 
 
 class Axis(NamedTuple):
-    """One axis: ``out`` positions over ``size`` logits; the cell of logit i begins at ⌈(i·step + shift) / unit⌉."""
+    """Describe one axis: ``out`` positions over ``size`` logits; cell i begins at ⌈(i·step + shift) / unit⌉."""
 
     size: int
     out: int
@@ -49,7 +49,7 @@ class Axis(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """The most positions that a cell can hold."""
+        """Return the maximum of positions in a cell."""
         return -(-self.step // self.unit)
 
     @property
@@ -62,7 +62,10 @@ class Axis(NamedTuple):
 
 
 def axis(size: int, out: int, align_corners: bool) -> Axis:
-    """Source positions as ``interpolate`` has them; where one cell begins is exact, in integers."""
+    """Return the source positions of ``interpolate``.
+
+    The start of each cell is computed in integers, so that it is exact.
+    """
     if max(size, out) > MAX_SIDE:
         raise ValueError(f"size: the triton kernels take sides up to {MAX_SIDE}, got {max(size, out)}")
     if not align_corners:
@@ -73,10 +76,10 @@ def axis(size: int, out: int, align_corners: bool) -> Axis:
 
 
 class Geometry(NamedTuple):
-    """How one call is cut into programs. A cell has ``chunks`` of pixels, ``column_chunks`` of them side by side.
+    """Describe how one call is divided into programs.
 
-    Kernels take it whole, as one argument. Triton's launcher specializes the numbers in a tuple one by one, as it does
-    with separate arguments.
+    A cell has ``chunks`` chunks of pixels, ``column_chunks`` of them side by side. Kernels take the tuple as one
+    argument; Triton's launcher specializes its numbers one by one, as it does with separate arguments.
     """
 
     cells: int
@@ -87,7 +90,7 @@ class Geometry(NamedTuple):
 
 
 def geometry(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Geometry, dict[str, int]]:
-    """The geometry of one call, and the constants and options that its kernel is launched with."""
+    """Return the geometry of one call, and the constants and options of its kernel launch."""
     batch, _, *size = logits.shape
     rows, columns = (axis(low, full, align_corners) for low, full in zip(size, (height, width), strict=True))
     ghost = 0 if align_corners else 1
@@ -98,19 +101,19 @@ def geometry(logits: Tensor, height: int, width: int, align_corners: bool) -> tu
     return Geometry(cells, rows, columns, columns.chunks, rows.chunks * columns.chunks), constants
 
 
-# --- In the kernels ---------------------------------------------------------------------------------------------------
+# --- Inside the kernels -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def cell_start(i, axis):
-    """The first output position of the cell of logit i; cells past the last begin at the end."""
+    """Return the first output position of cell i; cells past the last begin at the end."""
     start = (tl.maximum(i * axis.step + axis.shift, 0) + axis.unit - 1) // axis.unit
     return tl.where(i >= axis.size, axis.out, tl.minimum(start, axis.out))
 
 
 @triton.jit
 def cell_weight(o_out, i, axis, ALIGN: tl.constexpr):
-    """Weight of corner i + 1 at output position ``o_out``, in fp32 as ``interpolate`` computes it."""
+    """Return the weight of corner i + 1 at output position ``o_out``, in fp32 as ``interpolate`` computes it."""
     if ALIGN:
         position = o_out.to(tl.float32) * axis.scale
     else:
@@ -121,7 +124,7 @@ def cell_weight(o_out, i, axis, ALIGN: tl.constexpr):
 
 @triton.jit
 def cell_position(o_cell, geometry, ALIGN: tl.constexpr):
-    """(image, row, column) of cells by number; row and column begin at −1 without aligned corners."""
+    """Return (image, row, column) of cells by number; row and column begin at −1 without aligned corners."""
     GHOST: tl.constexpr = 0 if ALIGN else 1
     line = o_cell // (geometry.columns.size + GHOST)
     i_x = o_cell - line * (geometry.columns.size + GHOST) - GHOST
@@ -131,8 +134,10 @@ def cell_position(o_cell, geometry, ALIGN: tl.constexpr):
 
 
 class Pixels(NamedTuple):
-    """One chunk of the pixels of each cell (CELLS): the flat offset of the first, how many rows and columns remain from
-    there, 0 for a cell that does not exist, and the offset from row to row.
+    """Describe one chunk of the pixels of each cell (CELLS).
+
+    ``first`` is the flat offset of its first pixel; ``rows_left`` and ``columns_left`` are the rows and columns of the
+    cell from there on, 0 for a cell that does not exist; ``pitch`` is the offset from row to row.
     """
 
     first: Tensor
@@ -143,7 +148,7 @@ class Pixels(NamedTuple):
 
 @triton.jit
 def cell_pixels(o_cell, i_chunk, geometry, ALIGN: tl.constexpr, R: tl.constexpr, S: tl.constexpr):
-    """Position of the cells, one chunk of their pixels, and the weights of those by row and by column."""
+    """Return the position of the cells, one chunk of their pixels, and its weights by row and by column."""
     position = cell_position(tl.minimum(tl.maximum(o_cell, 0), geometry.cells - 1), geometry, ALIGN)
     i_image, i_y, i_x = position
     row_first = cell_start(i_y, geometry.rows) + i_chunk // geometry.column_chunks * R
@@ -167,7 +172,7 @@ def load_pixel(p_x, pixels, other, ROW: tl.constexpr, COL: tl.constexpr):
 
 @triton.jit
 def load_row(p_x, pixels, other, ROW: tl.constexpr, S: tl.constexpr):
-    """(CELLS, S): one row of the cells' pixels."""
+    """Load one row of the cells' pixels: (CELLS, S)."""
     b_0 = load_pixel(p_x, pixels, other, ROW, 0)
     if S == 1:
         b_row = tl.expand_dims(b_0, 1)
@@ -184,11 +189,11 @@ def load_row(p_x, pixels, other, ROW: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def load_pixels(p_x, pixels, other, R: tl.constexpr, S: tl.constexpr):
-    """(R, S, CELLS) of a full-resolution map, ``other`` past the end of a cell.
+    """Load (R, S, CELLS) of a full-resolution map, with ``other`` past the end of a cell.
 
-    Loaded pixel by pixel, a lane a cell, and put together in registers. A load of the whole block would have the
-    compiler choose a layout for coalescing these few accesses, with pixels across lanes, carry it through the kernel
-    and exchange every class's values through shared memory.
+    Load pixel by pixel, one cell per lane, and join in registers. For a load of the whole block, the compiler would
+    choose a layout that coalesces these few accesses, with pixels across lanes. It would keep that layout for the whole
+    kernel and exchange the values of every class through shared memory.
     """
     tl.static_assert(R <= 4 and S <= 4)
     b_0 = load_row(p_x, pixels, other, 0, S)
@@ -207,10 +212,10 @@ def load_pixels(p_x, pixels, other, R: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def store_pixels(p_x, b_x, pixels, R: tl.constexpr, S: tl.constexpr):
-    """Store (R, S, CELLS) to a full-resolution map, columns innermost: neighboring threads write neighbors.
+    """Store (R, S, CELLS) to a full-resolution map, columns innermost: neighboring threads write neighboring elements.
 
-    The minimum, without effect under the mask, hides that columns are adjacent. The compiler would otherwise prefer
-    this store's layout for the whole kernel (see ``load_pixels``).
+    The minimum has no effect under the mask. It hides from the compiler that columns are adjacent, since the compiler
+    would otherwise choose the layout of this store for the whole kernel (see ``load_pixels``).
     """
     o_row = tl.arange(0, R)[:, None, None]
     o_col = tl.arange(0, S)[None, None, :]
@@ -222,8 +227,9 @@ def store_pixels(p_x, b_x, pixels, R: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def corner_offsets(position, geometry, stride_b, stride_h, stride_w):
-    """Where class 0 of the four corners lies (upper left, upper right, lower left, lower right), each (CELLS); a
-    corner outside is its neighbor inside, with weight 0.
+    """Return the offsets of class 0 at the corners, each (CELLS): upper left, upper right, lower left, lower right.
+
+    A corner outside the grid is replaced by its neighbor inside, with weight 0.
     """
     i_image, i_y, i_x = position
     image = i_image.to(tl.int64) * stride_b
@@ -241,8 +247,10 @@ def corner_pointers(p_x, o_corners):
 
 @triton.jit
 def load_corners(p_corners, offset):
-    """The four corners of the class that begins at ``offset``. Loops add up the offset: a product of class and stride
-    would be 64 bits wide, and so would every comparison of a label with the class.
+    """Load the four corners of the class that begins at ``offset``.
+
+    Loops add to the offset. A product of class and stride would be 64 bits wide, and so would every comparison of a
+    label with the class.
     """
     return (
         tl.load(p_corners[0] + offset).to(tl.float32),
@@ -254,14 +262,14 @@ def load_corners(p_corners, offset):
 
 @triton.jit
 def corners(p_corners, offset, b_top):
-    """The four corners of one class in units of log 2, since exp2 is what the hardware has, minus ``b_top``."""
+    """Return the four corners of one class minus ``b_top``, in units of log 2, since hardware computes exp2."""
     b_ul, b_ur, b_ll, b_lr = load_corners(p_corners, offset)
     return b_ul * LOG2E - b_top, b_ur * LOG2E - b_top, b_ll * LOG2E - b_top, b_lr * LOG2E - b_top
 
 
 @triton.jit
 def corner_maximum(p_corners, num_classes, stride_c):
-    """(CELLS): the largest logit of any class at a cell's corners, in units of log 2; at least ``LOWEST``."""
+    """Return (CELLS): the largest logit at a cell's corners, in units of log 2; at least ``LOWEST``."""
     b_top = tl.full(p_corners[0].shape, LOWEST, tl.float32)
     offset = tl.zeros((), tl.int64)
     for _ in range(0, num_classes):
@@ -273,7 +281,7 @@ def corner_maximum(p_corners, num_classes, stride_c):
 
 @triton.jit
 def blend(b_corners, b_wy, b_wx):
-    """(R, S, CELLS) values from corners (CELLS), row weights (R, 1, CELLS) and column weights (1, S, CELLS)."""
+    """Return values (R, S, CELLS) of corners (CELLS), with row (R, 1, CELLS) and column weights (1, S, CELLS)."""
     b_ul, b_ur, b_ll, b_lr = b_corners
     upper = b_ul[None, None, :] + (b_ur - b_ul)[None, None, :] * b_wx
     lower = b_ll[None, None, :] + (b_lr - b_ll)[None, None, :] * b_wx
@@ -282,7 +290,10 @@ def blend(b_corners, b_wy, b_wx):
 
 @triton.jit
 def load_labels(p_target, pixels, m_own, p_errors, num_classes, ignore_index, R: tl.constexpr, S: tl.constexpr):
-    """The labels of pixels as int32, −1 where ignored. Counts those of own cells that are no class nor the ignored."""
+    """Load the labels of pixels as int32, −1 where ignored.
+
+    Count labels in own cells that are neither a class nor ``ignore_index``.
+    """
     label = load_pixels(p_target, pixels, 0, R, S)
     m_pixel = tl.arange(0, R)[:, None, None] < pixels.rows_left[None, None, :]
     m_pixel = m_pixel & (tl.arange(0, S)[None, :, None] < pixels.columns_left[None, None, :])
@@ -296,7 +307,10 @@ def load_labels(p_target, pixels, m_own, p_errors, num_classes, ignore_index, R:
 
 @triton.jit
 def log_sum_exp_step(b_max, b_sum, b_value):
-    """One class of an online log2-sum-exp2 with one exp2: either the old sum shrinks or the new term is small."""
+    """Add one class to an online log2-sum-exp2.
+
+    One exp2 is enough: it scales either the old sum or the new term.
+    """
     delta = b_value - b_max
     e = tl.exp2(-tl.abs(delta))
     b_sum = tl.where(delta > 0, b_sum * e + 1.0, b_sum + e)
@@ -305,7 +319,7 @@ def log_sum_exp_step(b_max, b_sum, b_value):
 
 @triton.jit
 def online_log_sum_exp(p_corners, num_classes, stride_c, b_top, b_wy, b_wx):
-    """(R, S, CELLS): log2 Σ exp2 of the values minus ``b_top``, whatever their size."""
+    """Return (R, S, CELLS): log2 Σ exp2 of the values minus ``b_top``, for values of any size."""
     b_max = blend(corners(p_corners, 0, b_top), b_wy, b_wx)
     b_sum = tl.full(b_max.shape, 1.0, tl.float32)
     offset = tl.zeros((), tl.int64)
@@ -317,8 +331,10 @@ def online_log_sum_exp(p_corners, num_classes, stride_c, b_top, b_wy, b_wx):
 
 @triton.jit
 def label_sweep(p_corners, num_classes, stride_c, b_label, b_wy, b_wx, R: tl.constexpr, S: tl.constexpr):
-    """One sweep over the classes: what is subtracted from the logits (CELLS), log2 Σ exp2 of what remains, and the
-    label's value of it, both (R, S, CELLS).
+    """Sweep over the classes once.
+
+    Return the value that is subtracted from the logits (CELLS), log2 Σ exp2 of the difference (R, S, CELLS), and the
+    difference of the label's class (R, S, CELLS).
     """
     if R * S >= SHIFTED:
         b_top = corner_maximum(p_corners, num_classes, stride_c)

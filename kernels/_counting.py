@@ -1,9 +1,9 @@
-"""Counting and ordering pixels by class, without atomics and without the host.
+"""Count and sort pixels by class, without atomics and without the host.
 
-A pixel's classes come as a mask of words (many classes a pixel) or as a label (one or none). Blocks of ``BLOCK`` pixels
-are counted for every class; a running sum over the blocks of each class then says how many of its pixels come before
-each block, and with the totals of the classes where it begins in a stable sort by class. Only integers, so the order of
-summation does not matter.
+The classes of a pixel come as a mask of words (any number of classes) or as a label (at most one). The first kernel
+counts the pixels of every class in blocks of ``BLOCK``. A running sum over the blocks of each class then gives the
+number of its pixels before each block; with the totals of the classes, it gives their start in a stable sort by class.
+All values are integers, so the order of summation does not matter.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,23 @@ from torch import Tensor
 
 from ._launch import guard
 
-BLOCK = 128  # pixels a program looks at
-TILE = tl.constexpr(32)  # classes a program looks at: a word of a mask
-BLOCKS = 1024  # counts that a program adds up at once
+BLOCK = 128  # pixels per program
+TILE = tl.constexpr(32)  # classes per program: one word of a mask
+BLOCKS = 1024  # counts that a program sums at once
 
 
 class Counts(NamedTuple):
-    """Both int32: (C, blocks), pixels of a class before each block; (C), pixels of a class."""
+    """Hold counts, int32: pixels of each class before each block (C, blocks), and pixels of each class (C)."""
 
     before: Tensor
     total: Tensor
 
 
 class ClassOrder(NamedTuple):
-    """All int32: (P), the pixels sorted by class, stable, those of no class left out; (C), where each class begins in
-    them, and how many it has.
+    """Hold pixels sorted by class, int32.
+
+    ``order`` (P) holds the pixels in a stable sort, without those of no class; the other two (C) hold the start of each
+    class in it and its number of pixels.
     """
 
     order: Tensor
@@ -39,7 +41,7 @@ class ClassOrder(NamedTuple):
 
 @triton.jit
 def membership(p_classes, o_pixel, m_pixel, i_tile, num_tiles, IS_MASK: tl.constexpr):
-    """(BLOCK, 32) of 0 and 1: which of the 32 classes of a tile each pixel belongs to."""
+    """Return (BLOCK, 32) of 0 and 1: the membership of each pixel in the 32 classes of a tile."""
     o_bit = tl.arange(0, TILE)
     if IS_MASK:
         b_word = tl.load(p_classes + o_pixel.to(tl.int64) * num_tiles + i_tile, mask=m_pixel, other=0)
@@ -62,7 +64,7 @@ def block_counts_kernel(p_classes, p_counts, num_pixels, num_classes, IS_MASK: t
 
 @triton.jit
 def running_counts_kernel(p_counts, p_total, num_blocks, BLOCKS: tl.constexpr):
-    """One class a program: each block's count gives way to the sum of those before it."""
+    """Replace the count of each block by the sum of the counts before it; one class per program."""
     i_class = tl.program_id(0)
     p_row = p_counts + i_class.to(tl.int64) * num_blocks
     total = 0
@@ -76,7 +78,7 @@ def running_counts_kernel(p_counts, p_total, num_blocks, BLOCKS: tl.constexpr):
 
 @triton.jit
 def class_range(p_first, p_total, o_class, m_class):
-    """(first, end) of classes in the stable sort by class."""
+    """Return (first, end) of classes in the stable sort by class."""
     b_first = tl.load(p_first + o_class, mask=m_class, other=0)
     return b_first, b_first + tl.load(p_total + o_class, mask=m_class, other=0)
 
@@ -103,7 +105,7 @@ def class_order_kernel(p_label, p_before, p_total, p_order, p_first, num_pixels,
 
 
 def count(classes: Tensor, num_classes: int) -> Counts:
-    """``classes``: int32 words (P, ⌈C/32⌉), or labels (P), −1 for none."""
+    """Count pixels by ``classes``: int32 words (P, ⌈C/32⌉), or labels (P), −1 for none."""
     pixels, blocks, tiles = classes.shape[0], triton.cdiv(classes.shape[0], BLOCK), triton.cdiv(num_classes, TILE.value)
     counts = classes.new_empty((num_classes, blocks), dtype=torch.int32)
     total = classes.new_empty((num_classes,), dtype=torch.int32)
@@ -116,7 +118,7 @@ def count(classes: Tensor, num_classes: int) -> Counts:
 
 
 def class_order(label: Tensor, num_classes: int) -> ClassOrder:
-    """``label``: (P), −1 for none."""
+    """Sort pixels by ``label`` (P), −1 for none."""
     counts = count(label, num_classes)
     blocks = counts.before.shape[1]
     order = label.new_empty(label.shape, dtype=torch.int32)

@@ -1,8 +1,9 @@
-"""The launch table: fixed choices by the shape of a block and the width of a warp; nothing is timed at run time.
+"""Define the launch table: fixed choices by block shape and warp width. Nothing is timed at run time.
 
-An autotuner picks differently from run to run, waits for the device and cannot be captured in a CUDA graph. A block of
-the pixel kernels holds no classes, which are looped over, and computes in fp32 whatever it reads, so neither the class
-count nor the dtype is a key. ``benchmarks/aot/`` compiles exactly what this table says and what ``_cells.py`` allows.
+An autotuner chooses differently from run to run, waits for the device and cannot be captured in a CUDA graph. A block
+of the pixel kernels holds no classes (they are looped over) and computes in fp32 for every input, so neither the number
+of classes nor the dtype is a key. ``benchmarks/aot/`` compiles exactly the entries of this table for the sizes that
+``_cells.py`` allows.
 """
 
 import functools
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class Launch(NamedTuple):
-    """Cells of a block, and warps of a program."""
+    """Hold the cells of a block and the warps of a program."""
 
     cells: int
     num_warps: int
@@ -21,14 +22,15 @@ class Launch(NamedTuple):
 
 @functools.cache
 def warp_size(device: torch.device) -> int:
-    """64 on CDNA, 32 elsewhere and in the interpreter."""
+    """Return 64 on CDNA, and 32 elsewhere and in the interpreter."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 def table(pixels: int, warp: int) -> Launch:
-    """One warp a program, so that shares move between lanes without shared memory, and 2 to 16 pixels a lane.
+    """Return one warp per program, with 2 to 16 pixels per lane.
 
-    ``pixels``: of a cell's chunk, 1 to 16. A lane has one cell, or two of a single pixel (no upscaling).
+    With one warp, shares move between lanes without shared memory. ``pixels`` is the number of pixels in a chunk of a
+    cell, 1 to 16. A lane has one cell, or two cells of a single pixel (no upscaling).
     """
     return Launch(warp * (1 if pixels > 1 else 2), 1)
 
@@ -38,5 +40,5 @@ def launch(pixels: int, device: torch.device) -> Launch:
 
 
 def guard(tensor: Tensor) -> torch.cuda.device:
-    """Launch on the tensor's device; does nothing for a CPU tensor in the interpreter."""
+    """Return a context that launches on the tensor's device; it does nothing for a CPU tensor in the interpreter."""
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

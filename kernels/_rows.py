@@ -1,6 +1,6 @@
-"""Reading representations in place: maps (B, D, h, w), contiguous or channels_last, and rows (R, D) alike.
+"""Read representations in place: maps (B, D, h, w), contiguous or channels_last, and rows (R, D).
 
-Pixel p in bank order (image, row, column) lies in image p // per_image; both layouts give each pixel of an image a
+Pixel p in bank order (image, row, column) lies in image p // per_image. In both layouts, the pixels of an image have a
 fixed stride, so that an offset is image · stride_b + (p mod per_image) · stride_p + d · stride_d.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """What ``row_offset`` needs, in its order, and the stride from channel to channel."""
+    """Hold the arguments of ``row_offset``, in its order, and the stride from channel to channel."""
 
     per_image: int
     stride_b: int
@@ -21,14 +21,14 @@ class Rows(NamedTuple):
 
 
 def dense(features: Tensor) -> Tensor:
-    """The tensor itself unless the rows of an image don't follow one another: then a copy."""
+    """Return the tensor, or a copy if the rows of an image are not consecutive."""
     if features.dim() == 2 or features.stride(2) == features.shape[3] * features.stride(3):
         return features
     return features.contiguous()
 
 
 def rows(features: Tensor) -> Rows:
-    """Strides of a ``dense`` tensor."""
+    """Return the strides of a ``dense`` tensor."""
     if features.dim() == 2:
         return Rows(max(features.shape[0], 1), 0, *features.stride())
     batch, _, height, width = features.shape
@@ -38,13 +38,13 @@ def rows(features: Tensor) -> Rows:
 
 
 def wide(features: Tensor) -> bool:
-    """Whether the channels of a pixel lie together, so that a lane reads several at once."""
+    """Return whether the channels of a pixel are adjacent, so that a lane reads several at once."""
     return features.stride(1) == 1
 
 
 @triton.jit
 def row_offset(o_pixel, per_image, stride_b, stride_p):
-    """Where pixels begin, in 64 bits."""
+    """Return the offsets of pixels, in 64 bits."""
     i_image = o_pixel // per_image
     return i_image.to(tl.int64) * stride_b + (o_pixel - i_image * per_image).to(tl.int64) * stride_p
 
@@ -53,8 +53,9 @@ def row_offset(o_pixel, per_image, stride_b, stride_p):
 def load_across(p_x, o_tile, m_tile, other):
     """Load a tile with its last axis across the lanes.
 
-    Of a 2-D tile whose neighbors don't lie together, versions of Triton put different axes across the lanes. A run of
-    values has one order, and the tile takes its layout from the run. (A tile of pointers cannot become one for AMD.)
+    For a 2-D tile whose neighbors are not adjacent in memory, versions of Triton put different axes across the lanes. A
+    1-D load has one possible order, and the tile takes its layout from it. (For AMD, a tile of pointers cannot be
+    reshaped, so offsets are.)
     """
     SIZE: tl.constexpr = o_tile.shape[0] * o_tile.shape[1]
     b_run = tl.load(p_x + tl.reshape(o_tile, (SIZE,)), mask=tl.reshape(m_tile, (SIZE,)), other=other)

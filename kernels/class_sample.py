@@ -1,4 +1,4 @@
-"""Draws from the pixels of each class: a stable sort by class, then one look-up a draw."""
+"""Draw from the pixels of each class: one stable sort by class, then one lookup per draw."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from . import _counting
 from ._counting import ClassOrder, class_range
 from ._launch import guard
 
-DRAWS = 128  # draws a program looks up
+DRAWS = 128  # draws per program
 
 
 @triton.jit
@@ -25,12 +25,12 @@ def class_sample_fwd_kernel(
 
 
 def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
-    """As ``reference.class_sample``."""
+    """Compute ``reference.class_sample``."""
     return class_sample_in_order(_counting.class_order(anchor_label.contiguous(), num_classes), draws)
 
 
 def class_sample_in_order(pixels: ClassOrder, draws: Tensor) -> Tensor:
-    """``class_sample`` of pixels that are sorted already."""
+    """Compute ``class_sample`` of sorted pixels."""
     draws = draws.contiguous()
     index = torch.empty_like(draws)
     with guard(draws):

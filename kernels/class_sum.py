@@ -1,7 +1,8 @@
-"""Sums of representations by class: pixels sorted by class, cut into chunks of one class each, added in order.
+"""Sum representations by class: sort pixels by class, divide them into chunks of one class each, add in order.
 
-A class of n pixels has ⌈n / CHUNK⌉ chunks; the first kernel gives each chunk and run of channels to a program, the
-second adds a class's chunks. Which pixels meet in which sum depends on the labels alone: the same bits on every run.
+A class of n pixels has ⌈n / CHUNK⌉ chunks. The first kernel runs one program per chunk and range of channels; the
+second adds the chunks of each class. The labels alone determine which pixels each sum adds, so every run gives the same
+bits.
 """
 
 import torch
@@ -14,15 +15,15 @@ from ._counting import ClassOrder, class_range
 from ._launch import guard
 from ._rows import load_across, row_offset
 
-CHUNK = 512  # pixels of a partial sum
-PIXELS = 64  # that a program reads at once
-CHANNELS = 32  # that a program sums
-PARTIALS = 64  # partial sums that a program adds at once
+CHUNK = 512  # pixels per partial sum
+PIXELS = 64  # pixels that a program reads at once
+CHANNELS = 32  # channels per program
+PARTIALS = 64  # partial sums added at once
 
 
 @triton.jit
 def class_chunks(p_first, p_total, num_classes, CLASSES: tl.constexpr, CHUNK: tl.constexpr):
-    """For all classes: number, first pixel and end in the order, first chunk and end."""
+    """Return number, first pixel, end in the order, first chunk and end of all classes."""
     o_class = tl.arange(0, CLASSES)
     b_first, b_end = class_range(p_first, p_total, o_class, o_class < num_classes)
     b_chunks = (b_end - b_first + CHUNK - 1) // CHUNK
@@ -32,7 +33,7 @@ def class_chunks(p_first, p_total, num_classes, CLASSES: tl.constexpr, CHUNK: tl
 
 @triton.jit
 def pick(b_values, m_chosen):
-    """The one element where ``m_chosen``."""
+    """Return the one element where ``m_chosen`` is true."""
     return tl.sum(tl.where(m_chosen, b_values, 0), 0)
 
 
@@ -59,7 +60,7 @@ def class_sum_fwd_kernel(
     _, b_first, b_end, b_chunk, b_chunk_end = class_chunks(p_first, p_total, num_classes, CLASSES, CHUNK)
     m_chosen = (b_chunk <= i_chunk) & (i_chunk < b_chunk_end)
     first = pick(b_first + (i_chunk - b_chunk) * CHUNK, m_chosen)
-    end = tl.minimum(first + CHUNK, pick(b_end, m_chosen))  # both 0 where there is no such chunk
+    end = tl.minimum(first + CHUNK, pick(b_end, m_chosen))  # first and end are both 0 if the chunk does not exist
     o_channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m_channel = o_channel < dim
     b_sum = tl.zeros((CHANNELS, PIXELS), tl.float32)
@@ -73,7 +74,7 @@ def class_sum_fwd_kernel(
         m_value = m_channel[:, None] & m_order[None, :]
         if WIDE:
             b_value = tl.load(p_features + o_value, mask=m_value, other=0)
-        else:  # the pixels of a class in order are often neighbors, its channels are a plane apart
+        else:  # sorted pixels of a class are often neighbors; their channels are a plane apart
             b_value = load_across(p_features, o_value, m_value, 0)
         b_sum += b_value.to(tl.float32)
     if end > first:
@@ -107,15 +108,15 @@ def class_sum_merge_kernel(
 
 
 def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
-    """As ``reference.class_sum``."""
+    """Compute ``reference.class_sum``."""
     return class_sum_in_order(features, _counting.class_order(anchor_label.contiguous(), num_classes))
 
 
 def class_sum_in_order(features: Tensor, pixels: ClassOrder) -> Tensor:
-    """``class_sum`` of pixels that are sorted already."""
+    """Compute ``class_sum`` of sorted pixels."""
     features, dim = _rows.dense(features), features.shape[1]
     num_classes = pixels.total.numel()
-    chunks = triton.cdiv(pixels.order.numel(), CHUNK) + num_classes  # more than that are never needed
+    chunks = triton.cdiv(pixels.order.numel(), CHUNK) + num_classes  # upper bound of the number of chunks
     partial = features.new_empty((chunks, dim), dtype=torch.float32)
     total = features.new_empty((num_classes, dim), dtype=torch.float32)
     groups, classes = triton.cdiv(dim, CHANNELS), triton.next_power_of_2(num_classes)

@@ -1,10 +1,10 @@
-"""Negatives and anchors of every class in one pass over the logits, without a sort.
+"""Find negatives and anchors of every class in one pass over the logits, without a sort.
 
-A program holds all classes of a few pixels of one image in registers, as integers in the order of the floats. The key
-of the r-th likeliest class is found by descending from one distinct value to the next: r steps of compare, select and
-maximum, so the work is linear in classes and in r (20 by default). Then a class is among the first r iff its key is
-above that one, or equal and not beaten to the last places by lower classes. Words, anchor label and the class counts
-of the block leave together; the counts are added up afterwards, in integers.
+A program holds all classes of a few pixels of one image in registers, as integers in the order of the floats. It finds
+the key of the r-th most likely class by moving from one distinct value to the next lower one: r steps of compare,
+select and maximum. The work is linear in the number of classes and in r (20 by default). A class is then among the
+first r if its key is above that one, or if it is equal and lower classes leave a place. The program stores mask words,
+anchor labels and the class counts of its block; the counts are summed afterwards, in integers.
 """
 
 import torch
@@ -18,14 +18,14 @@ from ._cells import LOG2E
 from ._launch import guard
 from ._rows import load_across
 
-LOWEST = tl.constexpr(-(2**31))  # below the key of −∞: classes that only fill up the tile
+LOWEST = tl.constexpr(-(2**31))  # below the key of −∞: padding classes of the tile
 HIGHEST = tl.constexpr(2**31 - 1)
-LANE_KEYS = 32  # keys in a lane's registers
+LANE_KEYS = 32  # keys in the registers of a lane
 
 
 @triton.jit
 def order_key(b_logit):
-    """int32 in the order of the floats: +0 and −0 are equal, NaN is the highest, as sorting in torch has it."""
+    """Return int32 in the order of the floats; +0 and −0 are equal, and NaN is highest, as in torch's sort."""
     bits = (b_logit + 0.0).to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & HIGHEST)
     return tl.where(b_logit != b_logit, HIGHEST - 1, bits)
@@ -33,7 +33,7 @@ def order_key(b_logit):
 
 @triton.jit
 def descend(b_key, b_bound, rank, steps):
-    """The key of the ``rank``-th class in descending order, at most ``steps`` distinct keys below ``b_bound``."""
+    """Return the key of the ``rank``-th highest class, at most ``steps`` distinct keys below ``b_bound``."""
     for _ in range(steps):
         lower = b_key < b_bound[None, :]
         seen = b_key.shape[0] - tl.sum(lower.to(tl.int32), 0)
@@ -44,12 +44,12 @@ def descend(b_key, b_bound, rank, steps):
 
 @triton.jit
 def tie_cut(b_key, o_class, b_bound, rank):
-    """Below which class a key equal to the bound is still among the first ``rank``: ties go to the lower class."""
+    """Return the class below which a key equal to the bound is among the first ``rank``; lower classes win ties."""
     b_room = rank - tl.sum((b_key > b_bound[None, :]).to(tl.int32), 0)
     equal = b_key == b_bound[None, :]
     b_cut = tl.full(b_bound.shape, b_key.shape[0], tl.int32)
     m_tied = tl.sum(equal.to(tl.int32), 0) > b_room
-    if tl.max(m_tied.to(tl.int32), 0) > 0:  # the largest cut that leaves no more equals than there is room for
+    if tl.max(m_tied.to(tl.int32), 0) > 0:  # find the largest cut that fits the remaining places
         b_cut = tl.where(m_tied, 0, b_cut)
         step = b_key.shape[0] // 2
         while step > 0:
@@ -62,7 +62,7 @@ def tie_cut(b_key, o_class, b_bound, rank):
 
 @triton.jit
 def among_first(b_key, o_class, b_bound, b_cut):
-    """Which classes come before a bound and its cut."""
+    """Return which classes are above a bound, or equal to it and below its cut."""
     return (b_key > b_bound[None, :]) | ((b_key == b_bound[None, :]) & (o_class[:, None] < b_cut[None, :]))
 
 
@@ -122,7 +122,7 @@ def contrast_masks_fwd_kernel(
         is_anchor &= tl.load(p_reliable + o_pixel, mask=m_pixel, other=0) != 0
         m_unreliable = tl.load(p_unreliable + o_pixel, mask=m_pixel, other=0) != 0
     m_wanted = (labeled & m_kept) | (~labeled & m_unreliable)
-    wanted = tl.max(m_wanted.to(tl.int32), 0)  # without such a pixel ranks don't matter
+    wanted = tl.max(m_wanted.to(tl.int32), 0)  # ranks are needed only if there is such a pixel
     b_low = descend(b_key, tl.full((PIXELS,), HIGHEST, tl.int32), low_rank, low_rank * wanted)
     b_low_cut = tie_cut(b_key, o_class, b_low, low_rank)
     b_high = tl.full((PIXELS,), LOWEST, tl.int32)  # below every class
@@ -150,8 +150,10 @@ def contrast_masks_fwd_kernel(
 
 
 def tile(num_classes: int, warp: int) -> tuple[int, int, int]:
-    """(classes, pixels, warps). Pixels lie across the lanes of a warp, classes in a lane's registers and, where those
-    are too many, across lanes.
+    """Return (classes, pixels, warps).
+
+    Pixels lie across the lanes of a warp. Classes lie in the registers of a lane, and across lanes if there are too
+    many.
     """
     classes, keys = max(8, triton.next_power_of_2(num_classes)), warp * LANE_KEYS
     return classes, max(1, min(warp, keys // classes)), max(1, classes // keys)
@@ -170,9 +172,9 @@ def contrast_masks(
     positive_threshold: float,
     ignore_index: int = 255,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(mask, anchor label, (2, C): keys and anchors), as ``reference.contrast_masks``.
+    """Return (mask, anchor label, (2, C): keys and anchors), as ``reference.contrast_masks``.
 
-    Any label that is no class is ignored; ``errors`` counts those that are not ``ignore_index`` either.
+    A label that is not a class is ignored; ``errors`` counts those that are not ``ignore_index`` either.
     """
     logits = _rows.dense(logits)
     batch, num_classes, height, width = logits.shape

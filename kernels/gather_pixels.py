@@ -1,10 +1,10 @@
-"""Rows of a feature map at given pixels, and the way back: a sum of the gradients of each pixel in a fixed order.
+"""Gather rows of a feature map at given pixels; in the backward pass, sum the gradients of each pixel in a fixed order.
 
-The way back needs no sort. With zeros for the whole gradient, the first kernel notes the first and the last row of each
-pixel by a maximum of integers, whose order does not matter. In the second the program of a pixel's first row goes
-through the rows up to its last and adds those of the pixel, so the sum depends on ``index`` alone. For R rows of D
-channels at P pixels that writes P·D values and 8·P bytes of notes, reads and writes R·D values, and compares as many
-rows as lie between the first and the last of each pixel: a class's draws are neighbors, so these are few.
+The backward pass needs no sort. The first kernel sets the whole gradient to zero and records the first and the last row
+of each pixel by an integer maximum, whose order does not matter. In the second kernel, the program of a pixel's first
+row scans the rows up to the last one and adds those of its pixel, so that the sum depends on ``index`` alone. For R
+rows of D channels at P pixels, this writes P·D values and 8·P bytes of records, and reads and writes R·D values. It
+compares all rows between the first and the last of each pixel. The draws of a class are consecutive, so these are few.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from ._rows import load_across, row_offset
 
 ROWS = 8  # rows read at once
 SCAN = 64  # rows compared at once
-CHANNELS = 256  # of a program, at most
-VALUES = 4096  # of the gradient that a program sets to zero
-LINKS = 128  # rows that a program notes
+CHANNELS = 256  # channels per program, at most
+VALUES = 4096  # gradient values that a program sets to zero
+LINKS = 128  # rows that a program records
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def gather_pixels_fwd_kernel(
     m_read = m_value & (o_pixel >= 0)[:, None]
     if WIDE:
         b_value = tl.load(p_features + o_value, mask=m_read, other=0)
-    else:  # as they are stored: nothing that is read lies together
+    else:  # in the layout of the store: the values that are read are not adjacent
         b_value = load_across(p_features, o_value, m_read, 0)
     tl.store(p_rows + o_row[:, None] * dim + o_channel[None, :], b_value, mask=m_value)
 
@@ -58,8 +58,10 @@ def gather_pixels_fwd_kernel(
 def gather_pixels_link_kernel(
     p_index, p_ends, p_features_grad, num_rows, numel, LINKS: tl.constexpr, VALUES: tl.constexpr
 ):
-    """Set the gradient to zero, and for each pixel that has rows ends[0] to num_rows − its first, ends[1] to its last +
-    1; both are 0 before.
+    """Set the gradient to zero, and record the first and last row of each pixel.
+
+    ends[0] becomes num_rows − first and ends[1] becomes last + 1; both are 0 before, and stay 0 for a pixel without
+    rows.
     """
     i_part = tl.program_id(0).to(tl.int64)
     o_value = i_part * VALUES + tl.arange(0, VALUES)
@@ -88,7 +90,7 @@ def gather_pixels_bwd_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The program at the first of a pixel's rows adds them all; the others have nothing to do."""
+    """Add all rows of a pixel in the program of its first row; other programs do nothing."""
     i_row = tl.program_id(0)
     pixel = tl.load(p_index + i_row)
     first = num_rows - tl.load(p_ends + tl.maximum(pixel, 0) * 2)
@@ -114,7 +116,7 @@ def gather_pixels_bwd_kernel(
 
 
 def gather_pixels(features: Tensor, index: Tensor) -> Tensor:
-    """As ``reference.gather_pixels``."""
+    """Compute ``reference.gather_pixels``."""
     features, dim, index = _rows.dense(features), features.shape[1], index.contiguous()
     rows = features.new_empty((*index.shape, dim))
     channels = min(CHANNELS, triton.next_power_of_2(dim))
@@ -140,7 +142,7 @@ def gather_pixels_backward(
     shape: Sequence[int],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Gradient of the features, (B, D, h, w) or (P, D), in the dtype of ``grad`` (…, D): each pixel's rows added up."""
+    """Return the gradient of features (B, D, h, w) or (P, D), in the dtype of ``grad`` (…, D)."""
     grad, index, dim = grad.contiguous(), index.contiguous(), shape[1]
     features_grad = torch.empty(tuple(shape), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
     rows, numel = index.numel(), features_grad.numel()

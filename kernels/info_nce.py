@@ -1,13 +1,13 @@
-"""The contrastive loss and its gradient with respect to the anchors in one pass over the keys.
+"""Compute the contrastive loss and its gradient with respect to the anchors, in one pass over the keys.
 
 With z the normalized anchor, k⁺ the normalized positive, s = ⟨z, k⟩/τ and p the softmax over the positive and the
-negatives, ℓ = log Σ e^s − s⁺ and dℓ/dz = (p⁺k⁺ + Σ_j p_j k_j − k⁺)/τ. So Σ_j e^{s_j} k_j is accumulated beside
-Σ_j e^{s_j}, both relative to a running maximum that begins at s⁺ and therefore is never infinite; at the end the
-gradient goes through the normalization: da = (g − z⟨z, g⟩)/‖a‖.
+negatives, ℓ = log Σ e^s − s⁺ and dℓ/dz = (p⁺k⁺ + Σ_j p_j k_j − k⁺)/τ. The kernels therefore accumulate Σ_j e^{s_j} k_j
+and Σ_j e^{s_j}, both relative to a running maximum. It starts at s⁺ and is thus never infinite. At the end, the
+gradient passes through the normalization: da = (g − z⟨z, g⟩)/‖a‖.
 
-``per_anchor``: a warp takes one anchor; it is bound by reading M·N rows a class. ``shared`` and ``full``: attention
-with keys = values = bank rows, a program for a tile of anchors and one of ``parts`` equal parts of what the class
-holds; a second kernel merges the parts in order. No more of a class is read than it holds.
+``per_anchor``: one warp per anchor; reading M·N rows per class is the limit. ``shared`` and ``full``: attention with
+keys = values = bank rows. A program handles a tile of anchors and one of ``parts`` equal parts of the keys of a class;
+a second kernel merges the parts in order. Only slots that hold a key are read.
 """
 
 from typing import NamedTuple
@@ -21,15 +21,15 @@ from . import _launch
 from ._cells import LN2, LOG2E
 from ._launch import guard
 
-EPS = tl.constexpr(1e-12)  # smallest norm that a vector is divided by
-LANE_VALUES = 64  # of the keys in flight, in a lane's registers
-PROGRAMS = 1024  # that ``full`` aims for: several for each multiprocessor of the largest devices
-PART_KEYS = 512  # a part is no smaller, on the average class
+EPS = tl.constexpr(1e-12)  # lower bound of the norm in a division
+LANE_VALUES = 64  # values of keys being loaded, in the registers of a lane
+PROGRAMS = 1024  # target for ``full``: several per multiprocessor of the largest devices
+PART_KEYS = 512  # lower bound of a part, for the average class
 
 
 @triton.jit
 def unit_row(p_row, o_dim, m_dim):
-    """(x / max(‖x‖, ε), ‖x‖) of one row."""
+    """Return (x / max(‖x‖, ε), ‖x‖) of one row."""
     b_row = tl.load(p_row + o_dim, mask=m_dim, other=0).to(tl.float32)
     norm = tl.sqrt(tl.sum(b_row * b_row, 0))
     return b_row / tl.maximum(norm, EPS), norm
@@ -37,7 +37,7 @@ def unit_row(p_row, o_dim, m_dim):
 
 @triton.jit
 def finish(b_z, norm, b_positive, positive, maximum, total, b_vector, share, scale):
-    """(loss, gradient) of one anchor from its sums; ``positive`` and ``maximum`` are scores in units of log 2."""
+    """Return (loss, gradient) of one anchor from its sums; ``positive`` and ``maximum`` are in units of log 2."""
     loss = (tl.log2(total) + maximum - positive) * (LN2 * share)
     b_grad = (b_vector / total - b_positive) * (scale * LN2 * share)
     b_inward = (b_grad - b_z * tl.sum(b_z * b_grad, 0)) / norm
@@ -46,7 +46,7 @@ def finish(b_z, norm, b_positive, positive, maximum, total, b_vector, share, sca
 
 @triton.jit
 def ring(p_offsets, p_pushed, i_class):
-    """(first row, rows in use) of a class in the bank."""
+    """Return (first row, rows in use) of a class in the bank."""
     first = tl.load(p_offsets + i_class)
     capacity = tl.load(p_offsets + i_class + 1) - first
     return first, tl.minimum(tl.load(p_pushed + i_class), capacity).to(tl.int32)
@@ -135,7 +135,7 @@ def info_nce_part_kernel(
     CHUNK: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """Maximum, Σ e^s and Σ e^s·k over a part of a class's keys, relative to a maximum that begins at the positive."""
+    """Compute maximum, Σ e^s and Σ e^s·k over a part of a class's keys; the maximum starts at the positive."""
     i_part, i_class = tl.program_id(1), tl.program_id(2).to(tl.int64)
     if tl.load(p_weight + i_class) != 0:
         o_anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
@@ -170,7 +170,7 @@ def info_nce_part_kernel(
             b_key = tl.load(p_key + o_dim[None, :], mask=m_key[:, None] & m_dim[None, :], other=0).to(DOT)
             if CHUNK == DIM:
                 b_score = tl.dot(b_z, tl.trans(b_key), input_precision="ieee") * scale
-            else:  # without tensor cores a lane's operands lie in registers, which hold no more than a chunk of them
+            else:  # without tensor cores, operands are in registers, which hold one chunk
                 b_score = tl.zeros((ANCHORS, KEYS), tl.float32)
                 for begin in range(0, dim, CHUNK):
                     o_chunk = begin + tl.arange(0, CHUNK)
@@ -246,7 +246,7 @@ def info_nce_merge_kernel(
 
 
 class Tile(NamedTuple):
-    """Sizes of a tile of ``info_nce_part_kernel``, and its compiler options."""
+    """Hold the sizes of a tile of ``info_nce_part_kernel``, and its compiler options."""
 
     anchors: int
     keys: int
@@ -256,10 +256,11 @@ class Tile(NamedTuple):
 
 
 def tile(dim: int, dtype: torch.dtype, warp: int) -> Tile:
-    """``dim`` a power of 2. The sums take anchors · dim registers of a program, at most 64 a lane.
+    """Return the sizes of a tile.
 
-    Keys go through shared memory, two tiles of them at once. CDNA has 64 KiB, which take one, and tiles of more than 16
-    keys would spill there.
+    ``dim`` is a power of 2. The sums take anchors · dim registers of a program, at most 64 per lane. Keys pass through
+    shared memory, two tiles of them at once. CDNA has 64 KiB, enough for one tile; tiles of more than 16 keys would
+    spill there.
     """
     anchors, keys = max(16, min(64, 16384 // dim)), max(16, min(32, dim // 2, 16384 // dim))
     warps = 8 if dim > 64 else 4
@@ -271,7 +272,10 @@ def tile(dim: int, dtype: torch.dtype, warp: int) -> Tile:
 
 
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:
-    """What the matrix products read: the bank's type; in the interpreter fp32, for it multiplies the bits of bf16."""
+    """Return the input dtype of the matrix products: the bank's.
+
+    In the interpreter it is fp32, since the interpreter multiplies the bits of bf16.
+    """
     if dtype == torch.float32 or triton.knobs.runtime.interpret:
         return tl.float32
     return tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
@@ -290,9 +294,10 @@ def info_nce_forward(
     need_grad: bool = True,
     drawn: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``reference.info_nce`` and its gradient with respect to the anchors, fp32 (C, M, D), empty unless ``need_grad``.
+    """Compute ``reference.info_nce`` and its gradient with respect to the anchors.
 
-    A slot outside what the class holds counts as no negative. ``drawn``: ``indices`` are draws.
+    The gradient is fp32 (C, M, D), empty if not ``need_grad``. A slot at or past the fill of its class is skipped. If
+    ``drawn``, ``indices`` are draws.
     """
     classes, num_anchors, dim = anchors.shape
     block = max(16, triton.next_power_of_2(dim))

@@ -1,9 +1,10 @@
-"""Exact selection by radix: four passes over order-preserving 32-bit keys, eight bits each, without a host sync.
+"""Select exactly by radix: four passes over order-preserving 32-bit keys, eight bits each, without host sync.
 
 A pass counts, per digit, the keys that begin with the digits found so far, for the lower and the upper neighbor of the
-wanted position at once; then the program that finishes last picks the digit that holds each. Counts are integers, so
-their order of addition cannot matter. Over several processes they are all-reduced before that, and a launch of its own
-picks. Eight bits and not eleven: the cost of ``tl.histogram`` grows with its bins, and four cheap passes read from L2.
+wanted position at once. The last program to finish then selects the digit of each neighbor. Counts are integers, so the
+order of addition does not matter. With several processes, the counts are all-reduced first, and a separate launch
+selects. Digits have eight bits, not eleven, since the cost of ``tl.histogram`` grows with its bins, and four cheap
+passes read from L2.
 """
 
 import functools
@@ -21,13 +22,13 @@ BITS = tl.constexpr(8)
 BINS = tl.constexpr(256)
 LEVELS = 4
 BLOCK = 1024
-PROGRAMS = 264  # two for each of 132 multiprocessors; counts merge at the end, so more only add atomics
+PROGRAMS = 264  # two per multiprocessor of 132; more would only add atomics when counts merge
 NUM_WARPS = 4
 
 
 @triton.jit
 def order_preserving_key(b_x):
-    """uint32 that sorts as the float does; every NaN becomes the largest key."""
+    """Return uint32 in the order of the floats; every NaN becomes the largest key."""
     bits = b_x.to(tl.int32, bitcast=True)
     key = (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
     return tl.where(b_x == b_x, key, 0xFFFFFFFF).to(tl.uint32)
@@ -42,7 +43,7 @@ def key_to_float(key):
 
 @triton.jit
 def descend(p_count, prefix, rank, BITS: tl.constexpr, BINS: tl.constexpr):
-    """Extend a prefix by the digit that holds the key of this rank; the rank becomes that within the digit."""
+    """Extend a prefix by the digit of the key of this rank, and make the rank relative to that digit."""
     o_bin = tl.arange(0, BINS)
     count = tl.load(p_count + o_bin).to(tl.int64)
     digit = tl.minimum(tl.sum((tl.cumsum(count, 0) <= rank).to(tl.int64)), BINS - 1)
@@ -63,9 +64,10 @@ def masked_quantile_select_kernel(
     BITS: tl.constexpr,
     BINS: tl.constexpr,
 ):
-    """One digit further for both neighbors; after the last the result. ``SMALLEST``: the min(k, n)-th smallest, 0 if
-    there is none, instead of the quantile q. state = (lower prefix, rank, upper prefix, rank, n, number of NaN,
-    programs that have counted).
+    """Select one digit for both neighbors; after the last digit, store the result.
+
+    With ``SMALLEST``, the result is the min(k, n)-th smallest, or 0 if there is none, in place of the quantile q. state
+    = (lower prefix, rank, upper prefix, rank, n, number of NaN, programs that have counted).
     """
     if LEVEL == 0:
         count = tl.sum(tl.load(p_count + tl.arange(0, BINS)).to(tl.int64))
@@ -130,9 +132,10 @@ def masked_quantile_count_kernel(
     BITS: tl.constexpr,
     BINS: tl.constexpr,
 ):
-    """count[0] and count[1] += digits of the keys that begin as the lower, upper neighbor does; at level 0 count[1, 0]
-    counts NaN. ``NONNEGATIVE``: no mask, negative elements are left out. ``SELECT``: the last program goes on with
-    ``masked_quantile_select_kernel``.
+    """Add the digits of the keys that match the lower and upper prefix to count[0] and count[1].
+
+    At level 0, count[1, 0] counts NaN. With ``NONNEGATIVE``, there is no mask, and negative elements are skipped. With
+    ``SELECT``, the last program continues with ``masked_quantile_select_kernel``.
     """
     SHIFT: tl.constexpr = 32 - BITS * (LEVEL + 1)
     low_prefix = tl.load(p_state + 0)
@@ -166,7 +169,7 @@ def masked_quantile_count_kernel(
     elif high_prefix != low_prefix:
         tl.atomic_add(p_count + BINS + o_bin, b_high, mask=b_high > 0)
     if SELECT:
-        tl.debug_barrier()  # every lane has counted
+        tl.debug_barrier()  # wait until every lane has counted
         counted = tl.atomic_add(p_state + 6, 1, sem="acq_rel", scope="gpu")
         if counted == (LEVEL + 1) * tl.num_programs(0) - 1:
             masked_quantile_select_kernel(p_count, p_state, p_q, p_result, k, LEVEL, LAST, SMALLEST, BITS, BINS)
@@ -175,9 +178,9 @@ def masked_quantile_count_kernel(
 def select(
     x: Tensor, mask: Tensor | None, q: Tensor | None, k: int, all_reduce: Callable[[Tensor], object] | None = None
 ) -> Tensor:
-    """The q-quantile of ``x[mask]``, or with no mask and no q the min(k, n)-th smallest of the n elements ≥ 0.
+    """Return the q-quantile of ``x[mask]``; without mask and q, the min(k, n)-th smallest of the n elements ≥ 0.
 
-    ``all_reduce`` adds up the counts of all processes, in place.
+    ``all_reduce`` sums the counts of all processes, in place.
     """
     if x.numel() > 2**30:
         raise ValueError(f"x: the triton backend takes up to 2**30 elements, got {x.numel()}")
@@ -219,5 +222,5 @@ def select(
 
 
 def masked_quantile(x: Tensor, mask: Tensor, q: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """0-d fp32."""
+    """Return the quantile, 0-d fp32."""
     return select(x, mask, q, 0, None if group is None else functools.partial(dist.all_reduce, group=group))

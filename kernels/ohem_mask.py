@@ -1,4 +1,4 @@
-"""p(target) of every pixel in one sweep, its exact k-th smallest by radix selection, and the comparison."""
+"""Compute p(target) of every pixel in one sweep, select its exact k-th smallest by radix, and compare."""
 
 import torch
 import triton
@@ -32,7 +32,7 @@ def ohem_mask_probability_kernel(
     S: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    """p(target), and −1 where the pixel is ignored."""
+    """Compute p(target), or −1 at ignored pixels."""
     i_block = tl.program_id(0) // geometry.chunks
     i_chunk = tl.program_id(0) - i_block * geometry.chunks
     o_cell = i_block * CELLS + tl.arange(0, CELLS)
@@ -65,7 +65,7 @@ def ohem_mask(
     ignore_index: int,
     align_corners: bool,
 ) -> Tensor:
-    """bool (B, H, W); ``errors`` counts labels out of range."""
+    """Return the mask, bool (B, H, W); ``errors`` counts labels out of range."""
     geometry, constants = _cells.geometry(logits, *target.shape[1:], align_corners)
     probability = torch.empty_like(target, dtype=torch.float32)
     keep = torch.empty_like(target, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Label, confidence and entropy in one sweep over the classes; the scheme is in ``_cells.py``."""
+"""Compute label, confidence and entropy in one sweep over the classes, with the scheme of ``_cells.py``."""
 
 import torch
 import triton
@@ -24,8 +24,9 @@ from ._launch import guard
 
 @triton.jit
 def finite_values(p_corners, offset, b_top, b_wy, b_wx):
-    """(R, S, CELLS) values minus ``b_top``, with −∞ at the corners made finite, so that blending a class that is
-    switched off gives no 0·∞; NaN stays NaN.
+    """Return values (R, S, CELLS) minus ``b_top``, with −∞ at the corners made finite.
+
+    Otherwise the blend of a class at −∞ with weight 0 would be NaN. A NaN stays NaN.
     """
     b_ul, b_ur, b_ll, b_lr = corners(p_corners, offset, b_top)
     b_ul = tl.where(b_ul < LOWEST, LOWEST, b_ul)
@@ -113,7 +114,7 @@ def pixel_stats_fwd_kernel(
 
 
 def pixel_stats(logits: Tensor, height: int, width: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(label, confidence, entropy), each (B, H, W)."""
+    """Return (label, confidence, entropy), each (B, H, W)."""
     num_classes = logits.shape[1]
     shape = (logits.shape[0], height, width)
     label = logits.new_empty(shape, dtype=torch.uint8 if num_classes <= 255 else torch.int16)

@@ -1,15 +1,15 @@
-"""Appending keys to a ring per class: counts of blocks and their running sums, the state of each ring, tiles of pixels.
+"""Append keys to a ring per class: count keys in blocks, sum the counts, compute slots, write tiles of pixels.
 
-What it must move: the row of each pixel that has a kept key is read once (D features), each kept key is written once
-(D elements of the bank), and the mask is read (4 bytes a pixel and word). A program of ``ring_push_write_kernel`` holds
-the normalized rows of its pixels in registers and stores them in rounds, each pixel to the next of its classes, so that
-most lanes of a round have a row to write. Beyond the least, it moves the mask a second time, some 50 bytes of counts
-for each class and block of 128 pixels, and in planes the pixels beside those that are wanted: with 21 classes less
-than 1 % of what the rows take.
+The minimal traffic is: the row of each pixel with a kept key read once (D features), each kept key written once (D
+elements of the bank), and the mask read once (4 bytes per pixel and word). A program of ``ring_push_write_kernel``
+holds the normalized rows of its pixels in registers and stores them in rounds, each pixel to the next of its classes,
+so that most lanes of a round have a row to write. Beyond the minimum, the kernels read the mask a second time, move
+some 50 bytes of counts per class and block of 128 pixels, and, for planes, read the pixels next to the wanted ones.
+With 21 classes this is less than 1 % of the traffic of the rows.
 
-The keys of a push are numbered within their class. ``kept_from`` is the number of the oldest one that is kept,
-``position`` its slot: one 64-bit modulo a class. Any other kept key lies as many slots further as its number is higher,
-and begins again at the ring's start where it would pass the end.
+The keys of a push are numbered within their class. ``kept_from`` is the number of the oldest kept key and ``position``
+its slot, which needs one 64-bit modulo per class. The slot of any other kept key is higher by the difference of their
+numbers, and wraps around at the end of the ring.
 """
 
 import torch
@@ -21,8 +21,8 @@ from . import _counting, _rows
 from ._counting import BLOCK, TILE, membership
 from ._launch import guard
 
-ELEMENTS = 8192  # of the rows that a program holds
-PIXELS = 32  # whose rows it holds, at most
+ELEMENTS = 8192  # elements of the rows that a program holds
+PIXELS = 32  # pixels per program, at most
 EARLIER = tl.constexpr(32)  # pixels of a block before the program's own, counted at once
 EPS = tl.constexpr(1e-12)
 
@@ -31,7 +31,7 @@ EPS = tl.constexpr(1e-12)
 def ring_push_advance_kernel(
     p_offsets, p_pushed, p_gate, p_total, p_kept_from, p_position, num_classes, HAS_GATE: tl.constexpr
 ):
-    """Where the keys of each class go, before any is written; and the counter of each class, moved on."""
+    """Compute the slot of the oldest kept key of each class, and advance the counter of the class."""
     o_class = tl.program_id(0) * TILE + tl.arange(0, TILE)
     m_class = o_class < num_classes
     b_keys = tl.load(p_total + o_class, mask=m_class, other=0).to(tl.int64)
@@ -53,7 +53,7 @@ def ring_push_advance_kernel(
 def wanted_words(
     p_mask, p_before, p_total, p_kept_from, o_pixel, m_pixel, i_block, num_blocks, i_tile, num_tiles, num_classes
 ):
-    """Words of the mask, without the classes of which the block has no key that is kept."""
+    """Return words of the mask, without classes of which the block has no kept key."""
     o_bit = tl.arange(0, TILE)
     o_class = i_tile * TILE + o_bit
     m_class = o_class < num_classes
@@ -70,7 +70,7 @@ def kept_slots(
     p_mask, p_before, p_kept_from, p_position, p_offsets, b_word, first, i_block, num_blocks, i_tile, num_tiles,
     num_classes, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(PIXELS, 32): the slot of each key; and for each pixel the word of those that are kept."""
+    """Return the slot of each key (PIXELS, 32), and for each pixel the word of the kept keys."""
     o_bit = tl.arange(0, TILE)
     o_class = i_tile * TILE + o_bit
     m_class = o_class < num_classes
@@ -81,7 +81,7 @@ def kept_slots(
         b_age += tl.sum(membership(p_mask, o_earlier, o_earlier < first, i_tile, num_tiles, True), 0)
 
     b_member = (b_word[:, None] >> o_bit[None, :]) & 1
-    b_age = b_age[None, :] + tl.cumsum(b_member, 0) - b_member  # numbers since the oldest key that is kept
+    b_age = b_age[None, :] + tl.cumsum(b_member, 0) - b_member  # number of the key, minus that of the oldest kept key
     b_end = tl.load(p_offsets + o_class + 1, mask=m_class, other=0)
     b_capacity = (b_end - tl.load(p_offsets + o_class, mask=m_class, other=0)).to(tl.int32)
     b_room = (b_end - tl.load(p_position + o_class, mask=m_class, other=0)).to(tl.int32)  # up to the ring's end
@@ -115,7 +115,7 @@ def ring_push_write_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # Unlabeled images come last and have the pixels with most keys: those programs start first.
+    # Unlabeled images come last and have the most keys per pixel: start their programs first.
     i_part = tl.num_programs(0) - 1 - tl.program_id(0)
     i_image = i_part // num_parts
     first_in_image = (i_part - i_image * num_parts) * PIXELS
@@ -137,7 +137,7 @@ def ring_push_write_kernel(
         m_channel = o_channel < dim
         p_key = p_features + i_image.to(tl.int64) * stride_b + o_in_image.to(tl.int64)[None, :] * stride_p
         p_key += o_channel.to(tl.int64)[:, None] * stride_d
-        m_read = m_pixel if PLANES else m_wanted  # of a plane, neighbors come with a pixel anyway
+        m_read = m_pixel if PLANES else m_wanted  # in a plane, neighbors share the memory transaction of a pixel
         b_key = tl.load(p_key, mask=m_channel[:, None] & m_read[None, :], other=0).to(tl.float32)
         b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_key * b_key, 0)), EPS, propagate_nan=tl.PropagateNan.ALL)
         b_key = (b_key * (1 / b_norm)[None, :]).to(p_bank.dtype.element_ty)
@@ -152,7 +152,7 @@ def ring_push_write_kernel(
                     num_tiles, num_classes, BLOCK,
                 )  # fmt: skip
                 while tl.max((b_left != 0).to(tl.int32), 0) > 0:
-                    b_bit = b_left & -b_left  # one class of each pixel that has any left
+                    b_bit = b_left & -b_left  # next class of each pixel that has one left
                     m_bit = b_bit[:, None] == (1 << tl.arange(0, TILE))[None, :]
                     o_slot = tl.sum(tl.where(m_bit, b_slot, 0), 1).to(tl.int64)
                     p_out = p_bank + o_slot[None, :] * dim + o_channel[:, None]
@@ -169,7 +169,7 @@ def ring_push(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """As ``reference.ring_push``."""
+    """Compute ``reference.ring_push``."""
     if bank.shape[0] >= 2**31:
         raise ValueError(f"bank: the triton kernel takes fewer than 2³¹ slots, got {bank.shape[0]}")
     features, offsets, mask = _rows.dense(features), offsets.contiguous(), mask.contiguous()

@@ -1,8 +1,8 @@
-"""Systematic thinning of a class's keys, in integers: block counts, their running sums, then every block on its own.
+"""Thin the keys of a class evenly, in integers: count keys in blocks, sum the counts, then process each block.
 
-⌊((r+1)k+v)/n⌋ > ⌊(rk+v)/n⌋ says the same as ((rk+v) mod n) + k ≥ n, since k ≤ n: one remainder a key. A block takes
-the remainder at its first key in full 64-bit; from there a key of local rank j needs (that + j·k) mod n, a number so
-small that the hardware's 32-bit division does, which the compiler's 64-bit division tries first.
+⌊((r+1)k+v)/n⌋ > ⌊(rk+v)/n⌋ is equivalent to ((rk+v) mod n) + k ≥ n, since k ≤ n: one remainder per key. A block
+computes the remainder at its first key in 64 bits. From there, a key of local rank j needs (remainder + j·k) mod n.
+This number is so small that the compiler's 64-bit division takes its fast path, the 32-bit division of the hardware.
 """
 
 import torch
@@ -53,7 +53,7 @@ def thin_mask_fwd_kernel(
 
 
 def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
-    """As ``reference.thin_mask``."""
+    """Compute ``reference.thin_mask``."""
     num_classes = max_keys.numel()
     mask = mask.contiguous()
     counts = _counting.count(mask, num_classes)

@@ -1,10 +1,10 @@
-"""Cross-entropy and its low-resolution gradient in one kernel without atomics; the scheme is in ``_cells.py``.
+"""Compute cross-entropy and its low-resolution gradient in one kernel without atomics; see ``_cells.py``.
 
-Sweep 1 over the classes is a log-sum-exp, sweep 2 computes the values again, forms exp(l − lse) − target and folds it
-onto the cell's corners: per lane, four shares of a sum over at most 16 pixels. The right-hand shares move one lane to
-the right, which is why a block begins one cell early (the halo) and why every share is written by one lane only. Upper
-and lower shares go to buffers of their own, and so do the shares of each chunk where cells are large; they are added in
-a fixed order. The same bits on every run.
+Sweep 1 over the classes is a log-sum-exp. Sweep 2 recomputes the values, forms exp(l − lse) − target and folds it onto
+the corners of the cell: per lane, four shares of a sum over at most 16 pixels. The right-hand shares move one lane to
+the right. Therefore a block begins one cell early (the halo), and every share is written by one lane only. Upper and
+lower shares go to separate buffers, and so do the shares of each chunk of large cells. They are added in a fixed order,
+so that every run gives the same bits.
 """
 
 import torch
@@ -82,13 +82,13 @@ def upsampled_cross_entropy_fwd_kernel(
     b_hard = b_weight
     if HAS_WEIGHT:
         b_hard = tl.zeros((R, S, CELLS), tl.float32)
-        for i_class in range(0, num_classes):  # a gather by label would choose its own layout, see load_pixels
+        for i_class in range(0, num_classes):  # a gather by label would change the layout, see load_pixels
             b_hard = tl.where(b_label == i_class, tl.load(p_weight + i_class), b_hard)
         b_hard *= b_weight
     m_count = m_kept & m_own[None, None, :]
     b_loss = b_hard * (b_lse - b_target)
     if SMOOTHING:
-        # Σ w_c and Σ w_c·l_c, which is as linear as blending: sum at the corners, blend once.
+        # Σ w_c and Σ w_c·l_c. Blending is linear: sum at the corners, blend once.
         class_weight, weight_total = 1.0, 0.0
         all_ul, all_ur, all_ll, all_lr = (tl.zeros((CELLS,), tl.float32),) * 4
         offset = tl.zeros((), tl.int64)
@@ -110,14 +110,14 @@ def upsampled_cross_entropy_fwd_kernel(
 
     if GRAD:
         # Sweep 2: pw·(p·Σ share − share_c), share_c = w_c·(hard·[c = y] + spread); unsmoothed, pw·w_y·(p − [c = y]).
-        # Without weights p is made 0 where nothing is kept, which saves a product a class and the registers of a mask.
+        # Without weights, p is set to 0 at ignored pixels, which saves a product per class and the registers of a mask.
         b_scale = b_hard
         if SMOOTHING and HAS_WEIGHT:
             b_scale = hard * b_hard + spread * weight_total * b_weight
         if not WEIGHTED:
             b_lse = tl.where(m_kept, b_lse, float("inf"))
         _, i_y, i_x = position
-        # The corners' places, in two buffers with the strides of the logits.
+        # Offsets of the corners, in two buffers with the strides of the logits.
         p_up = p_upper + i_chunk.to(tl.int64) * stride_chunk + o_corners[0]
         p_low = p_lower + i_chunk.to(tl.int64) * stride_chunk + o_corners[2]
         m_up = m_own & (i_x >= 0) & (i_y >= 0)
@@ -162,7 +162,7 @@ def upsampled_cross_entropy(
     align_corners: bool,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(num, den, gradient of num in fp32 with the strides of ``logits``); ``errors`` counts labels out of range."""
+    """Return num, den and the gradient of num, fp32 with the strides of ``logits``; ``errors`` counts bad labels."""
     num_classes = logits.shape[1]
     geometry, constants = _cells.geometry(logits, *target.shape[1:], align_corners)
     programs = triton.cdiv(geometry.cells, constants["CELLS"] - 1) * geometry.chunks
@@ -197,14 +197,14 @@ def upsampled_cross_entropy(
     num, den = partial[0].sum(), partial[1].sum()
     if not need_grad:
         return num, den, upper.flatten()
-    first = 1 if align_corners else 0  # with aligned corners no cell has row 0 as its lower one
+    first = 1 if align_corners else 0  # with aligned corners, row 0 is the lower row of no cell
     grad = _added(upper)
     grad[:, :, first:] += _added(lower)[:, :, first:]
     return num, den, grad
 
 
 def _added(parts: Tensor) -> Tensor:
-    """The sum over the first axis, with the strides of a part."""
+    """Return the sum over the first axis, with the strides of a part."""
     if parts.shape[0] == 1:
         return parts[0]
     return torch.sum(parts, 0, out=torch.empty_strided(parts.shape[1:], parts.stride()[1:], device=parts.device))

@@ -1,4 +1,4 @@
-"""The backends that can run here, and where their tensors live. Needs what the ops need: torch alone."""
+"""Choose among the backends that run here, and their devices. This file needs only torch, like the ops."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ INTERPRETED = _backend.interpreted()
 
 
 def missing(backend: str) -> str | None:
-    """Why a backend cannot run here."""
+    """Return the reason why a backend cannot run here."""
     if backend == "cpu" and _backend.extension() is None:
         return f"u2pl_fast._C is not built; {_backend.BUILD_HINT}"
     if backend == "triton" and not _backend.has_triton():
@@ -27,7 +27,7 @@ def missing(backend: str) -> str | None:
 
 @contextmanager
 def used(backend: str) -> Iterator[None]:
-    """Choose a backend, or skip the test where it cannot run."""
+    """Choose a backend, or skip the test if it cannot run."""
     reason = missing(backend)
     if reason:
         pytest.skip(reason)

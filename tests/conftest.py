@@ -1,4 +1,4 @@
-"""What all tests share: one thread, outputs that show where nothing was written, and the choice of backend."""
+"""Share fixtures among all tests: one thread, memory filled with NaN, the choice of backend, small data and a model."""
 
 import multiprocessing.process
 import os
@@ -45,7 +45,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where a test trains or starts a process and is not marked slow, so that `make quick` stays quick."""
+    """Fail a test that trains or starts a process without the mark slow, so that `make quick` stays quick."""
     if any(request.node.get_closest_marker(name) for name in ("slow", "gpu")):
         return
 
@@ -61,7 +61,7 @@ def _quick_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def filled_memory() -> Iterator[None]:
-    """Every torch.empty holds NaN, or the largest integer, so that an output left unwritten cannot pass by luck."""
+    """Fill every torch.empty with NaN or the largest integer, so that an output left unwritten fails the test."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
@@ -70,14 +70,14 @@ def filled_memory() -> Iterator[None]:
 
 @pytest.fixture(params=["triton"] if INTERPRETED else ["reference", "cpu", "triton"])
 def backend(request: pytest.FixtureRequest, filled_memory: None) -> Iterator[str]:
-    """Each backend in turn; in the interpreter only triton."""
+    """Run the test with each backend; in the interpreter with triton only."""
     with used(request.param):
         yield request.param
 
 
 @pytest.fixture
 def device(backend: str) -> torch.device:
-    """Where the backend's tensors live."""
+    """Return the device of the backend's tensors."""
     return device_of(backend)
 
 
@@ -89,7 +89,7 @@ def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four validation images of two sizes. Nobody writes there."""
+    """Make a folder of four validation images of two sizes. Tests only read it."""
     from tests.inference.cases import make_data
 
     return make_data(tmp_path_factory.mktemp("data"))
@@ -97,7 +97,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint for those images, with random weights. Nobody writes there."""
+    """Make a checkpoint for those images, with random weights. Tests only read it."""
     from tests.inference.cases import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("run") / "best.pt", root)

@@ -1,8 +1,8 @@
-"""The method of U2PL (CVPR 2022) once more, as loops over pixels, classes and keys in plain Python and NumPy float64.
+"""Compute the method of U2PL (CVPR 2022) with loops over pixels, classes and keys, in plain Python and NumPy float64.
 
-Nothing here shares a line or an idea with ``u2pl_fast.reference``: no tensor operation stands where a formula has a
-sum, so a mistake of broadcasting, ordering or masking cannot be made twice in the same way. It is slow on purpose: give
-it tens of pixels, not thousands. Arrays go in and come out; shapes are those of the functions it checks.
+This code is independent of ``u2pl_fast.reference``. It uses no tensor operation in place of a sum, so that a mistake of
+broadcasting, ordering or masking cannot occur in both. It is slow: use tens of pixels, not thousands. Arguments and
+results are arrays, with the shapes of the functions that it checks.
 """
 
 import math
@@ -10,11 +10,11 @@ from collections import deque
 
 import numpy as np
 
-EPSILON = 1e-12  # smallest norm that a vector is divided by
+EPSILON = 1e-12  # lower bound of the norm in a division
 
 
 def relative_error(actual: object, expected: object) -> float:
-    """Norm of the difference over norm of the expected values; over 1 where those are all zero."""
+    """Return the norm of the difference over that of the expected values, or over 1 if those are all zero."""
     actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     return float(np.linalg.norm(actual - expected) / (np.linalg.norm(expected) or 1.0))
@@ -24,7 +24,7 @@ def relative_error(actual: object, expected: object) -> float:
 
 
 def source_taps(out: int, size: int, align_corners: bool) -> list[tuple[int, int, float]]:
-    """For each of ``out`` outputs: the two of ``size`` inputs that it blends, and the weight of the second."""
+    """Return, for each of ``out`` outputs, the two of ``size`` inputs to blend and the weight of the second."""
     taps = []
     for i in range(out):
         if align_corners:
@@ -51,7 +51,7 @@ def upsample(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.nd
 
 
 def upsample_adjoint(grad: np.ndarray, grid: tuple[int, int], align_corners: bool) -> np.ndarray:
-    """The transpose of ``upsample``: sends a gradient at full size back to the grid it was blended from."""
+    """Apply the transpose of ``upsample``: map a gradient at full size back to the grid."""
     batch, channels, height, width = grad.shape
     out = np.zeros((batch, channels, *grid))
     rows, columns = source_taps(height, grid[0], align_corners), source_taps(width, grid[1], align_corners)
@@ -83,7 +83,7 @@ def negative_log_probability(logits: list[float]) -> list[float]:
 
 
 def entropy(logits: list[float]) -> float:
-    """-sum p log p in nats, with 0 log 0 = 0."""
+    """Return -sum p log p in nats, with 0 log 0 = 0."""
     return math.fsum(-p * math.log(p) for p in softmax(logits) if p > 0)
 
 
@@ -96,7 +96,7 @@ def first_argmax(logits: list[float]) -> int:
 
 
 def ranks(logits: list[float]) -> list[int]:
-    """How many classes stand before each class: those with a larger logit, and equal ones of a lower number."""
+    """Return the number of classes before each class: those with a larger logit, and equal ones of a lower number."""
     return [
         sum(1 for j, other in enumerate(logits) if other > value or (other == value and j < c))
         for c, value in enumerate(logits)
@@ -136,7 +136,7 @@ def cross_entropy(
     ignore_index: int = 255,
     smoothing: float = 0.0,
 ) -> tuple[float, float, np.ndarray]:
-    """(numerator, denominator, gradient of the numerator with respect to the low-resolution logits)."""
+    """Return (numerator, denominator, gradient of the numerator with respect to the low-resolution logits)."""
     full = upsample(logits, target.shape[1:], align_corners)
     classes = full.shape[1]
     grad = np.zeros(full.shape)
@@ -165,7 +165,7 @@ def cross_entropy(
 def ohem_mask(
     logits: np.ndarray, target: np.ndarray, threshold: float, min_kept: int, ignore_index: int, align_corners: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """(keep, probability of the target (nan where ignored), cut): the hard pixels, at least ``min_kept`` of them."""
+    """Return (keep, probability of the target (nan if ignored), cut): at least ``min_kept`` hard pixels."""
     full = upsample(logits, target.shape[1:], align_corners)
     probability = np.full(target.shape, np.nan)
     for b, i, j in np.ndindex(*target.shape):
@@ -214,7 +214,7 @@ def unsupervised_weight(eta: float, num_valid: int, num_reliable: int, cap: floa
 
 
 def grid_row(i: int, out: int, size: int, align_corners: bool) -> int:
-    """Which of ``size`` full rows grid row ``i`` of ``out`` reads, in exact integers."""
+    """Return the full row, of ``size``, that grid row ``i`` of ``out`` reads, in exact integers."""
     if align_corners:
         return 0 if out == 1 else (2 * i * (size - 1) + out - 1) // (2 * (out - 1))
     return min(size - 1, ((2 * i + 1) * size) // (2 * out))
@@ -242,7 +242,7 @@ def contrast_sets(
     positive_threshold: float,
     ignore_index: int = 255,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """(negatives, anchors): for each class the pixels in bank order, as positions b*h*w + i*w + j."""
+    """Return (negatives, anchors): the pixels of each class in bank order, as positions b*h*w + i*w + j."""
     batch, classes, h, w = logits.shape
     negatives: list[list[int]] = [[] for _ in range(classes)]
     anchors: list[list[int]] = [[] for _ in range(classes)]
@@ -268,7 +268,7 @@ def contrast_sets(
 
 
 def words(sets: list[list[int]], pixels: int) -> np.ndarray:
-    """Sets of pixels as bits: class c is bit c % 32 of word c // 32, read as signed 32-bit numbers."""
+    """Pack sets of pixels into bits: class c is bit c % 32 of word c // 32, a signed 32-bit number."""
     unsigned = [[0] * ((len(sets) + 31) // 32) for _ in range(pixels)]
     for c, members in enumerate(sets):
         for pixel in members:
@@ -278,7 +278,7 @@ def words(sets: list[list[int]], pixels: int) -> np.ndarray:
 
 
 def sets_of_words(mask: np.ndarray, classes: int) -> list[list[int]]:
-    """The inverse of ``words``."""
+    """Invert ``words``."""
     out: list[list[int]] = [[] for _ in range(classes)]
     for pixel in range(mask.shape[0]):
         for c in range(classes):
@@ -297,7 +297,7 @@ def anchor_map(anchors: list[list[int]], pixels: int) -> np.ndarray:
 
 
 def thin(members: list[int], max_keys: int, draw: int) -> list[int]:
-    """Systematic thinning: of n members in order, the min(max_keys, n) that a comb with a random offset hits."""
+    """Thin evenly: return min(max_keys, n) of n members in order, from a random offset."""
     n = len(members)
     k = n if max_keys == 0 else min(max_keys, n)
     offset = (draw * n) >> 32
@@ -318,7 +318,7 @@ def class_sample(anchor_label: np.ndarray, classes: int, draws: np.ndarray) -> n
 
 
 def pixel_vectors(features: np.ndarray) -> list[np.ndarray]:
-    """Every pixel's vector in bank order, from rows (R, D) or maps (B, D, h, w)."""
+    """Return every pixel's vector in bank order, from rows (R, D) or maps (B, D, h, w)."""
     if features.ndim == 2:
         return [features[r].astype(np.float64) for r in range(features.shape[0])]
     return [features[b, :, i, j].astype(np.float64) for b, i, j in np.ndindex(features.shape[0], *features.shape[2:])]
@@ -348,7 +348,7 @@ def normalize(vector: np.ndarray) -> np.ndarray:
 
 
 class Rings:
-    """One queue per class, key by key: what is inside (a deque, oldest first) and where each key lies (a table)."""
+    """Keep one queue per class: its keys (a deque, oldest first) and the position of each key (a table)."""
 
     def __init__(self, capacities: list[int]):
         self.capacities = list(capacities)
@@ -369,7 +369,7 @@ class Rings:
         return len(self.queues[c])
 
     def table(self, dim: int, empty: float = 0.0) -> np.ndarray:
-        """The rings one after another, slots nobody has written filled with ``empty``."""
+        """Return the rings one after another, with unwritten slots filled with ``empty``."""
         rows = [
             self.slots[c].get(slot, np.full(dim, empty))
             for c, capacity in enumerate(self.capacities)
@@ -396,7 +396,7 @@ def info_nce(
     negatives: str,
     temperature: float,
 ) -> float:
-    """Sum over classes of weight_c times the mean over anchors of -log softmax of the positive (U2PL, Eq. 4)."""
+    """Return the sum over classes of weight_c times the mean of -log softmax of the positive (U2PL, Eq. 4)."""
     total = 0.0
     for c in range(anchors.shape[0]):
         if weight[c] == 0:
@@ -435,7 +435,7 @@ def ema(teacher: np.ndarray, student: np.ndarray, momentum: float) -> np.ndarray
 
 
 def mean_iou(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, ignore_index: int) -> float:
-    """Intersection over union summed over all images first, then the mean over the classes that occur at all."""
+    """Sum intersections and unions over all images, then return the mean over the classes that occur."""
     scores = []
     for c in range(classes):
         both = either = 0

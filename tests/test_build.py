@@ -1,4 +1,4 @@
-"""A wheel and an sdist made from the checkout without a compiler: what they hold, and that the package runs."""
+"""Build a wheel and an sdist without a compiler, and check their contents and that the package runs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SHIPPED = (*FOLDERS, *FILES, "Makefile", "mkdocs.yml")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Output of a command, with nothing of this checkout on the import path."""
+    """Return the output of a command, with nothing of this checkout on the import path."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -36,7 +36,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources alone, so that the build leaves nothing behind here and finds nothing built."""
+    """Copy the sources, so that the build leaves nothing behind and finds nothing built."""
     copy = tmp_path_factory.mktemp("build") / "checkout"
     copy.mkdir()
     for name in SHIPPED:
@@ -62,24 +62,24 @@ def wheel(checkout: Path) -> tuple[Path, str]:
     return path, log
 
 
-def test_wheel_without_compiler_says_what_is_left_out(wheel: tuple[Path, str]) -> None:
+def test_wheel_without_compiler_reports_what_is_missing(wheel: tuple[Path, str]) -> None:
     path, log = wheel
     assert path.name.endswith("-py3-none-any.whl")
     assert "u2pl_fast._C" in log and "U2PL_FAST_BUILD=0" in log
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is no CUDA build")
-def test_an_nvcc_of_another_cuda_leaves_the_cuda_sources_out(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not a CUDA build")
+def test_nvcc_of_another_cuda_skips_the_cuda_sources(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "include").mkdir()
     (tmp_path / "include/cuda_runtime.h").touch()
     (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 9.2, V9.2.88'\n")
     (tmp_path / "bin/nvcc").chmod(0o755)
     said = run(sys.executable, "setup.py", "--name", cwd=ROOT, CUDA_HOME=str(tmp_path), U2PL_FAST_CUDA="")
-    assert "left out: nvcc in" in said and f"is of CUDA 9.2, torch of {torch.version.cuda}" in said
+    assert "the CUDA sources: nvcc in" in said and f"has CUDA 9.2, but torch has {torch.version.cuda}" in said
 
 
-def test_wheel_holds_every_module(wheel: tuple[Path, str]) -> None:
+def test_wheel_contains_every_module(wheel: tuple[Path, str]) -> None:
     names = set(zipfile.ZipFile(wheel[0]).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "u2pl_fast").rglob("*.py")}
     kernels = {f"u2pl_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
@@ -106,7 +106,7 @@ print(u2pl_fast.__file__, u2pl_fast.__version__, float(stats.confidence[0, 0, 0]
     assert float(confidence) == 0.25
 
 
-def test_wheel_says_what_it_is(wheel: tuple[Path, str]) -> None:
+def test_wheel_metadata(wheel: tuple[Path, str]) -> None:
     archive = zipfile.ZipFile(wheel[0])
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     said = message_from_string(archive.read(name).decode())
@@ -118,8 +118,7 @@ def test_wheel_says_what_it_is(wheel: tuple[Path, str]) -> None:
 
 
 def test_installed_wheel_trains_in_a_new_environment(wheel: tuple[Path, str], tmp_path: Path) -> None:
-    """The new environment finds torch and the rest in the one that runs the tests, but not what is installed there
-    in editable mode."""
+    """Train in a new environment that uses installed packages of this one, except those in editable mode."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
@@ -148,7 +147,7 @@ def sdist(checkout: Path) -> Path:
     return path
 
 
-def test_sdist_holds_all_that_is_shipped(checkout: Path, sdist: Path) -> None:
+def test_sdist_contains_all_files(checkout: Path, sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     for folder in FOLDERS:
@@ -160,7 +159,7 @@ def test_sdist_holds_all_that_is_shipped(checkout: Path, sdist: Path) -> None:
     assert sdist.stat().st_size < 10e6
 
 
-def test_sdist_makes_the_same_wheel(sdist: Path, wheel: tuple[Path, str]) -> None:
+def test_sdist_gives_the_same_wheel(sdist: Path, wheel: tuple[Path, str]) -> None:
     out = sdist.parent / "wheels"
     command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
     run(*command, "--wheel-dir", out, sdist, cwd=sdist.parent, U2PL_FAST_BUILD="0")

@@ -1,4 +1,4 @@
-"""Imports run one way. Each folder or file at the top of a package lists those that it may import."""
+"""Check the direction of imports. Each part of a package lists the parts that it may import."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "reference": (),
     "utils": (),
     "ops": ("reference", "kernels"),
-    "kernels": ("reference", "ops"),  # of ops its names of types and checks
+    "kernels": ("reference", "ops"),  # from ops: names of dtypes and checks
     "method": ("reference", "ops", "utils"),
     "compat": ("reference", "ops", "method"),
     "data": ("reference", "utils"),
@@ -33,7 +33,7 @@ BENCHMARKS_MAY_IMPORT = {
 
 
 def part_of(module: str, package: str) -> str | None:
-    """The part of a dotted module of ``package``; None for the package itself and for anything else."""
+    """Return the part of a dotted module of ``package``; None for the package itself and for other modules."""
     parts = module.split(".")
     if parts[0] != package or len(parts) == 1:
         return None
@@ -41,7 +41,7 @@ def part_of(module: str, package: str) -> str | None:
 
 
 def imports(file: Path, module: str) -> set[str]:
-    """Dotted names that a file imports, those for type checkers too."""
+    """Return the dotted names that a file imports, also for type checkers."""
     parts = module.split(".")
     parent = parts if file.name == "__init__.py" else parts[:-1]
     found = set()
@@ -56,7 +56,7 @@ def imports(file: Path, module: str) -> set[str]:
 
 
 def wrong(prefix: str, folder: Path, allowed: dict[str, tuple[str, ...]]) -> list[str]:
-    """Imports that ``allowed`` does not list, of the files of a folder whose modules' names begin with ``prefix``."""
+    """Return imports that ``allowed`` does not list, in a folder whose modules begin with ``prefix``."""
     package, found = prefix.split(".")[0], []
     for file in sorted(folder.rglob("*.py")):
         inside = file.relative_to(folder).with_suffix("").parts

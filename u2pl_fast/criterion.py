@@ -1,4 +1,7 @@
-"""L_s, L_u and L_c for any training loop: tensors in, losses and statistics out. Knows no dataset and no model."""
+"""Compute the losses L_s, L_u and L_c of U²PL in any training loop.
+
+The criterion takes tensors and returns losses and statistics. It depends on no data set and no network.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,18 @@ KEY_ENCODERS = ("teacher-head", *SOURCES)
 
 @dataclass
 class Losses:
-    """Scalars on the device. ``total`` carries the gradient; ``finite`` is false where a network or loss was not."""
+    """Hold the losses of one step, as scalars on the device.
+
+    Attributes:
+        total: L_s + λ_u · L_u + λ_c · L_c, with the gradient.
+        supervised: L_s.
+        unsupervised: λ_u · L_u.
+        contrastive: L_c, without λ_c.
+        finite: bool; false if an output of a network or a loss is NaN or infinite.
+        statistics: tensors by name: ``gamma``, ``lambda_u``, ``reliable_share``, ``anchors``, ``negatives``,
+            ``bank_fill`` and ``bank_turnover``, those that this step computes.
+        taught: bool (B_u, H, W), the pixels of L_u; None without pseudo-labels.
+    """
 
     total: Tensor
     supervised: Tensor
@@ -28,37 +42,66 @@ class Losses:
     finite: Tensor
     statistics: dict[str, Tensor]
     taught: Tensor | None = None
-    """(B_u, H, W): the pixels of L_u; None without pseudo-labels."""
 
 
 class U2PLCriterion(nn.Module):
-    """The three losses of U²PL, and the memory bank that the third one needs.
+    """Compute the three losses of U²PL, and keep the memory bank of the third.
+
+        L = L_s + λ_u · L_u + λ_c · L_c
+
+    L_s is the cross-entropy of labeled pixels, L_u that of reliable pseudo-labels, and L_c the contrastive loss, whose
+    negatives come from unreliable pixels.
 
     Args:
         num_classes: C; labels are 0..C-1.
-        representation_dim: D; None builds no bank and leaves L_c out (mean teacher, or labels only).
-        ignore_index: label of pixels without one; must not be a class.
-        gate: which pixels teach in L_u, one of :data:`u2pl_fast.gates.GATES`. ``confidence_threshold``: of the gate
-            ``confidence``, whose λ_u is η · #reliable / #valid: the mean over all pixels, as FixMatch has it.
-        alpha_0: share of unlabeled pixels that counts as unreliable at the start.
-        unsupervised_weight: η. ``unsupervised_weight_cap``: the most that λ_u may become, None = no bound.
+        representation_dim: D. None builds no bank and omits L_c (Mean Teacher, or labels only).
+        ignore_index: the label of ignored pixels; must not be a class.
+        gate: the rule for reliable pixels of L_u: ``entropy``, ``class-entropy`` or ``confidence``; see
+            :func:`u2pl_fast.gates.apply_gate`. With ``confidence``, λ_u is η · #reliable / #valid, so that L_u is a
+            mean over all valid pixels, as in FixMatch.
+        confidence_threshold: the threshold of the gate ``confidence``.
+        alpha_0: α_0, the share of unlabeled pixels that is unreliable at the start of training.
+        unsupervised_weight: η.
+        unsupervised_weight_cap: the maximum of λ_u; None sets no maximum.
         contrastive_weight: λ_c.
-        positive_threshold: δ_p. ``low_rank``, ``high_rank``: r_l, r_h; None = min(3, C−1), min(20, C).
-        num_anchors, num_negatives: M, N. ``negatives``: ``per_anchor`` (Eq. 4), ``shared`` (Algorithm 1) or ``full``.
+        positive_threshold: δ_p.
+        low_rank: r_l; None is min(3, C−1).
+        high_rank: r_h; None is min(20, C).
+        num_anchors: M, anchors per class.
+        num_negatives: N.
+        negatives: ``per_anchor`` (Eq. 4), ``shared`` (Algorithm 1) or ``full``.
         temperature: τ.
-        key_encoder: whose representations are positives and negatives. ``teacher-head``: of the student's features, by
-            the teacher's ``project``, which costs no forward pass; ``teacher``: the teacher's own, also of labeled
-            images; ``student``: the student's, detached, which can collapse (docs/accuracy.md).
-        labeled_probs: whose probabilities decide on labeled pixels: ``student`` (of this step) or ``teacher``.
-        bank_capacity: K, one number or one per class. ``max_keys_per_step``, ``bank_dtype``, ``bank_scope``: see
-            ``MemoryBank``.
-        class_weight: (C,) for L_s, and for L_u with ``weigh_pseudo_labels``: its mean over reliable pixels is then
-            Σ w_y ℓ ÷ Σ w_y. ``label_smoothing``: for L_s. ``ohem``: (threshold, min_kept) keeps the hard pixels
-            of L_s alone, in each process by itself. ``auxiliary_weight``: of the auxiliary classifier's cross-entropy
-            in L_s.
-        align_corners: how logits map to pixels.
-        contrastive: what computes L_c, given what ``ops.contrastive_loss`` is given.
-        group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and class centers are then the global batch's.
+        key_encoder: the network whose representations are positives and negatives. ``teacher-head`` applies the
+            teacher's ``project`` to the student's features and needs no extra forward pass. ``teacher`` takes the
+            teacher's own representations, also of labeled images. ``student`` takes the student's, detached, which can
+            collapse (docs/accuracy.md).
+        labeled_probs: the network whose probabilities select anchors and negatives on labeled images: ``student`` or
+            ``teacher``.
+        bank_capacity: K, one number or one per class.
+        max_keys_per_step: as in :class:`u2pl_fast.MemoryBank`.
+        bank_dtype: as ``dtype`` in :class:`u2pl_fast.MemoryBank`.
+        bank_scope: as ``scope`` in :class:`u2pl_fast.MemoryBank`.
+        class_weight: (C), class weights of L_s, and of L_u with ``weigh_pseudo_labels``.
+        weigh_pseudo_labels: apply ``class_weight`` to L_u too; its mean is then Σ w_y ℓ / Σ w_y over reliable pixels.
+        label_smoothing: ε of L_s, in [0, 1].
+        ohem: (threshold, min_kept): compute L_s on hard pixels only, selected by ``ops.ohem_mask`` in each process.
+        auxiliary_weight: the weight of the auxiliary classifier's cross-entropy in L_s.
+        align_corners: as in ``torch.nn.functional.interpolate``, for logits to pixels.
+        contrastive: a function that replaces ``ops.contrastive_loss`` and takes the same arguments.
+        group: the process group of a distributed run. L_s, L_u, γ_t, λ_u and the class centers are then those of the
+            global batch.
+
+    Raises:
+        ValueError: an argument has a wrong value. The message names it.
+
+    Examples:
+        >>> from u2pl_fast import SegmentationOutput, U2PLCriterion
+        >>> criterion = U2PLCriterion(num_classes=5, representation_dim=None)
+        >>> student = SegmentationOutput(torch.randn(2, 5, 8, 8, requires_grad=True))
+        >>> losses = criterion(student, labels=torch.randint(0, 5, (2, 32, 32)))
+        >>> losses.total.backward()
+
+    Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022.
     """
 
     class_weight: Tensor | None
@@ -104,7 +147,7 @@ class U2PLCriterion(nn.Module):
         if low_rank >= num_classes:
             raise ValueError(
                 f"low_rank: {low_rank} with {num_classes} classes leaves no unlabeled negative; "
-                f"use at most {num_classes - 1}, or leave it unset"
+                f"use at most {num_classes - 1}, or None for the default"
             )
         if not 0 <= low_rank < high_rank:
             raise ValueError(f"high_rank: expected more than low_rank={low_rank} ≥ 0, got {high_rank}")
@@ -125,7 +168,7 @@ class U2PLCriterion(nn.Module):
         self.num_anchors, self.num_negatives, self.negatives = num_anchors, num_negatives, negatives
         self.key_encoder, self.labeled_probs = key_encoder, labeled_probs
         if weigh_pseudo_labels and class_weight is None:
-            raise ValueError("weigh_pseudo_labels: there are no weights; give class_weight")
+            raise ValueError("weigh_pseudo_labels: requires class weights; pass class_weight")
         self.weigh_pseudo_labels = weigh_pseudo_labels
         self.label_smoothing, self.ohem, self.auxiliary_weight = label_smoothing, ohem, auxiliary_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
@@ -136,7 +179,7 @@ class U2PLCriterion(nn.Module):
         if representation_dim is not None:
             capacities = [bank_capacity] * num_classes if isinstance(bank_capacity, int) else list(bank_capacity)
             if len(capacities) != num_classes:
-                raise ValueError(f"bank_capacity: expected {num_classes} numbers, one a class, got {len(capacities)}")
+                raise ValueError(f"bank_capacity: expected {num_classes} numbers, one per class, got {len(capacities)}")
             self.bank = MemoryBank(
                 capacities,
                 representation_dim,
@@ -148,17 +191,32 @@ class U2PLCriterion(nn.Module):
 
     @property
     def needs_labeled_teacher(self) -> bool:
-        """Whether the teacher must see the labeled images too."""
+        """Return whether the teacher must also run on the labeled images."""
         return self.bank is not None and "teacher" in (self.key_encoder, self.labeled_probs)
 
     def capture_contrastive(self, head: nn.Module | None) -> None:
-        """Replay L_c and its gradient as a CUDA graph; ``head`` is the module behind the student's ``project``."""
+        """Capture L_c and its gradient as a CUDA graph, and replay it in every step.
+
+        Args:
+            head: the module behind the student's ``project``.
+
+        Raises:
+            ValueError: the criterion has a process group.
+        """
         if self.group is not None:
-            raise ValueError("group: a CUDA graph of the contrastive loss works with one process")
+            raise ValueError("group: a CUDA graph of the contrastive loss supports one process only; use group=None")
         self._graph = CudaGraph(head)
 
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
-        """The teacher's maps at H×W from its logits (B_u, C, h, w); ``valid`` (B_u, H, W) is false on padding."""
+        """Compute pseudo-labels from the teacher's logits.
+
+        Args:
+            logits: (B_u, C, h, w), the teacher's, of the unlabeled images.
+            valid: bool (B_u, H, W), false on padding.
+
+        Returns:
+            Label, entropy and confidence at H×W, with ``valid``.
+        """
         stats = ops.pixel_stats(logits, valid.shape[-2:], align_corners=self.align_corners)
         return PseudoLabels(stats.label, stats.entropy, valid, stats.confidence)
 
@@ -173,17 +231,24 @@ class U2PLCriterion(nn.Module):
         epochs: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Losses:
-        """The losses of one step.
+        """Compute the losses of one step.
 
         Args:
-            student: outputs for the labeled images followed by the unlabeled ones, mixed and strongly augmented.
+            student: outputs for the labeled images, followed by the unlabeled ones, mixed and strongly augmented.
             labels: (B_l, H, W), any integer dtype.
-            pseudo: mixed maps of the unlabeled images; None trains on labels alone.
-            teacher: outputs, mixed on the grid, for the unlabeled images, or for all where
-                ``needs_labeled_teacher``; None leaves L_c out. Its features are read with ``key_encoder`` ``teacher``,
-                its ``project`` with that and with ``teacher-head``.
-            epoch, epochs: t and T of α_t.
-            generator: on the device of the logits, for anchors, negatives and thinning; needed with ``teacher``.
+            pseudo: pseudo-labels of the unlabeled images, mixed like them; None trains on labels only.
+            teacher: outputs for the unlabeled images, mixed on the grid, or for all images if
+                ``needs_labeled_teacher``; None omits L_c. ``key_encoder`` ``teacher`` reads its features and
+                ``project``, ``teacher-head`` its ``project``.
+            epoch: t of α_t = α_0 · (1 − t/T).
+            epochs: T.
+            generator: draws anchors, negatives and thinning, on the device of the logits; required with ``teacher``.
+
+        Returns:
+            The losses and statistics of the step.
+
+        Raises:
+            ValueError: ``teacher`` is given without ``pseudo``, ``generator``, a bank or the features that L_c reads.
         """
         num_labeled = labels.shape[0]
         zero = student.logits.new_zeros((), dtype=torch.float32)
@@ -206,11 +271,11 @@ class U2PLCriterion(nn.Module):
             statistics |= {"gamma": gated.gamma, "lambda_u": weight, "reliable_share": share}
         if teacher is not None:
             if pseudo is None or generator is None:
-                raise ValueError("teacher: the contrastive loss also needs pseudo and generator")
+                raise ValueError("teacher: the contrastive loss also requires pseudo and generator; pass both")
             if self.bank is None or student.features is None:
                 raise ValueError(
-                    "teacher: the contrastive loss needs a memory bank (representation_dim) and features in the output "
-                    "of the student"
+                    "teacher: the contrastive loss requires a memory bank and the student's features; set "
+                    "representation_dim, and give features in the student's output"
                 )
             read = (teacher.logits, student.features, teacher.features if self.key_encoder == "teacher" else None)
             outputs_finite &= torch.stack([_finite(x) for x in read if x is not None]).all()
@@ -250,7 +315,10 @@ class U2PLCriterion(nn.Module):
         return loss
 
     def _mean_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Over the labeled pixels of the global batch; times the world size, since gradients are averaged."""
+        """Compute the mean over the labeled pixels of the global batch.
+
+        The result is multiplied by the number of processes, since their gradients are averaged.
+        """
         num, den = ops.upsampled_cross_entropy(
             logits,
             labels,
@@ -276,9 +344,9 @@ class U2PLCriterion(nn.Module):
         counts = all_sum(torch.stack((pseudo.valid.sum(), reliable.sum())), self.group)
         num_valid, num_reliable = counts.unbind()
         weight = reference.unsupervised_weight(self.eta, num_valid, num_reliable, self.eta_cap)
-        if self.gate == "confidence":  # the mean over all valid pixels: what is not sure enough counts as a loss of 0
+        if self.gate == "confidence":  # a mean over all valid pixels, where pixels below the threshold count as 0
             weight = self.eta * num_reliable / num_valid.clamp(min=1)
-        den = all_sum(den, self.group) if self.weigh_pseudo_labels else num_reliable  # a count is exact as an integer
+        den = all_sum(den, self.group) if self.weigh_pseudo_labels else num_reliable  # the integer count is exact
         loss = weight * _ratio(num, den) * world_size(self.group)
         return loss, weight, num_reliable / num_valid.clamp(min=1)
 
@@ -301,8 +369,8 @@ class U2PLCriterion(nn.Module):
         unread = torch.zeros_like(label, dtype=torch.bool)
         key = self._key_output(student, teacher)
         if key.features is None:
-            raise ValueError("teacher: key_encoder 'teacher' reads its features, which are None")
-        shared = key.features is student.features  # one input, since a graph copies each of its inputs
+            raise ValueError("teacher: key_encoder 'teacher' requires its features, got None; give them in its output")
+        shared = key.features is student.features  # pass it once: a graph copies each input
         draws = ops.contrastive_draws(
             self.num_classes,
             generator,
@@ -352,7 +420,7 @@ class U2PLCriterion(nn.Module):
         if self._graph is None:
             out = branch(finite, *inputs)
         else:
-            shut = torch.zeros_like(finite)  # a trial must not move the bank
+            shut = torch.zeros_like(finite)  # warm-up must not change the bank
             out = ops.ContrastiveLoss(*self._graph(branch, (finite, *inputs), (shut, *inputs)))
         fill = self.bank.fill
         return out.loss, {
@@ -363,7 +431,10 @@ class U2PLCriterion(nn.Module):
         }
 
     def _to_grid(self, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """``reference.sample_to_grid``; which pixels that reads takes many small steps, and is found once a size."""
+        """Sample like ``reference.sample_to_grid``, with indices computed once per size.
+
+        Computing them takes many small operations.
+        """
         height, width = x.shape[-2:]
         key = (height, width, *grid, x.device)
         if key not in self._grid_pixels:
@@ -373,7 +444,7 @@ class U2PLCriterion(nn.Module):
         return x.flatten(1).gather(1, pixels.flatten(1)).view(pixels.shape)
 
     def _key_output(self, student: SegmentationOutput, teacher: SegmentationOutput) -> SegmentationOutput:
-        """Whose features, and whose head for them, make positives and negatives."""
+        """Return the features, and the head for them, that give positives and negatives."""
         if self.key_encoder == "teacher":
             return teacher
         if self.key_encoder == "student":
@@ -393,13 +464,13 @@ class U2PLCriterion(nn.Module):
 
 
 def _ratio(num: Tensor, den: Tensor) -> Tensor:
-    """num / den, and 0 with a gradient of 0 where den is 0."""
+    """Return num / den, or 0 with a gradient of 0 if den is 0."""
     return num / torch.where(den == 0, torch.inf, den)
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Whether every element is finite: a NaN or an infinity survives the sum.
+    """Return whether every element is finite: a NaN or an infinity survives the sum.
 
-    Only fp16 needs a wider sum; on the CPU asking for one would copy all of ``x`` first.
+    Only float16 needs a wider sum. On the CPU, requesting one for other types would copy all of ``x`` first.
     """
     return x.detach().sum(dtype=torch.float32 if x.dtype == torch.float16 else None).isfinite()

@@ -1,4 +1,4 @@
-"""Which pixels are reliable, and which teach: the one place for such rules. Tensors in, masks out."""
+"""Decide which pixels are reliable, and which L_u uses."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,9 +14,13 @@ GATES = ("entropy", "class-entropy", "confidence")
 
 
 class PseudoLabels(NamedTuple):
-    """The teacher's maps over the unlabeled images, each (B_u, H, W).
+    """Hold the teacher's maps of the unlabeled images.
 
-    label: class. entropy: in nats. valid: inside the image. confidence: max p, read by the gate of that name alone.
+    Attributes:
+        label: (B_u, H, W), the class.
+        entropy: (B_u, H, W), in nats.
+        valid: bool (B_u, H, W), true inside the image.
+        confidence: (B_u, H, W), max p; read by the gate ``confidence`` only.
     """
 
     label: Tensor
@@ -26,7 +30,7 @@ class PseudoLabels(NamedTuple):
 
     @classmethod
     def joined(cls, parts: "Sequence[PseudoLabels]") -> "PseudoLabels":
-        """Join several batches, one after another."""
+        """Concatenate several batches."""
         confidences = [part.confidence for part in parts if part.confidence is not None]
         return cls(
             concatenated([part.label for part in parts]),
@@ -42,7 +46,13 @@ class PseudoLabels(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Masks of the entropies' shape, and the threshold γ, a scalar on their device."""
+    """Hold the reliable and unreliable pixels, and the threshold between them.
+
+    Attributes:
+        reliable: bool, the shape of the entropies.
+        unreliable: bool, the shape of the entropies.
+        gamma: 0-d, γ in nats, on their device.
+    """
 
     reliable: Tensor
     unreliable: Tensor
@@ -52,10 +62,17 @@ class Reliability(NamedTuple):
 def reliability(
     entropy: Tensor, valid: Tensor, quantile: float, *, gamma: float | None = None, group: Group = None
 ) -> Reliability:
-    """Split the valid pixels by their entropy: reliable H < γ, unreliable H > γ. At γ a pixel is neither.
+    """Split the valid pixels by their entropy: reliable if H < γ, unreliable if H > γ, neither if H = γ.
 
-    γ is the ``quantile`` of the valid entropies, 1 − α_t in a training; with ``group``, of those of all its processes.
-    ``gamma`` in nats takes its place. Without a valid pixel γ is NaN.
+    Args:
+        entropy: any shape, in nats.
+        valid: bool, the shape of ``entropy``.
+        quantile: γ is this quantile of the valid entropies; 1 − α_t in training.
+        gamma: γ in nats, in place of the quantile.
+        group: a process group: γ is the quantile over all its processes.
+
+    Returns:
+        ``Reliability(reliable, unreliable, gamma)``; γ is NaN if no pixel is valid.
     """
     if gamma is None:
         threshold = ops.masked_quantile(entropy, valid, quantile, group=group)
@@ -65,7 +82,13 @@ def reliability(
 
 
 class Gated(NamedTuple):
-    """taught: pixels of L_u. unreliable: pixels whose negatives count. gamma: γ_t. All (B_u, H, W) but the last."""
+    """Hold the result of a gate.
+
+    Attributes:
+        taught: bool (B_u, H, W), the pixels of L_u.
+        unreliable: bool (B_u, H, W), the pixels that can be negatives.
+        gamma: 0-d, γ_t.
+    """
 
     taught: Tensor
     unreliable: Tensor
@@ -75,18 +98,37 @@ class Gated(NamedTuple):
 def apply_gate(
     gate: str, pseudo: PseudoLabels, *, alpha: float, threshold: float, num_classes: int, group: Group = None
 ) -> Gated:
-    """Choose the pixels that teach.
+    """Select the pixels of L_u and the unreliable pixels.
+
+    The gates select for L_u:
 
     - ``entropy``: H < γ_t, the (1 − α_t) quantile of the entropies of all valid pixels (U²PL).
-    - ``class-entropy``: H < γ_c, the same quantile among the valid pixels labeled c, so that each class keeps a share.
+    - ``class-entropy``: H < γ_c, the same quantile over the valid pixels of pseudo-label c, so that each class keeps a
+      share.
     - ``confidence``: max p ≥ ``threshold`` (FixMatch; Sohn et al., NeurIPS 2020).
 
-    Unreliable pixels are those with H > γ_t, whatever the gate. Quantiles are those of the global batch.
+    Pixels with H > γ_t are unreliable, for every gate. Quantiles are those of the global batch.
+
+    Args:
+        gate: ``entropy``, ``class-entropy`` or ``confidence``.
+        pseudo: the pseudo-labels.
+        alpha: α_t.
+        threshold: the threshold of the gate ``confidence``.
+        num_classes: C.
+        group: the process group of a distributed run.
+
+    Returns:
+        ``Gated(taught, unreliable, gamma)``.
+
+    Raises:
+        ValueError: the gate is ``confidence``, and ``pseudo`` has no confidence.
     """
     taught, unreliable, gamma = reliability(pseudo.entropy, pseudo.valid, 1 - alpha, group=group)
     if gate == "confidence":
         if pseudo.confidence is None:
-            raise ValueError("pseudo: the gate confidence reads its map of confidence, which is None")
+            raise ValueError(
+                "pseudo: the gate 'confidence' requires a map of confidence, got None; give confidence in pseudo"
+            )
         taught = pseudo.valid & (pseudo.confidence >= threshold)
     elif gate == "class-entropy":
         taught = torch.zeros_like(pseudo.valid)

@@ -1,4 +1,4 @@
-"""What passes from a network to the criterion."""
+"""Define the output of a network that the criterion takes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,11 +8,23 @@ from torch import Tensor
 
 
 class SegmentationOutput(NamedTuple):
-    """What the criterion takes of a network.
+    """Hold a network's output for the criterion.
 
-    logits (B, C, h, w). With a ``pointwise`` head: features are the decoder's (B, D_dec, h', w') and ``project`` maps
-    (R, D_dec) → (R, D). With a ``conv`` head: features are dense representations (B, D, h', w'), ``project`` is None.
-    h'×w' is h×w, or the grid of stride 4 where the logits are finer.
+    The grid h'×w' is h×w, or the grid of stride 4 if the logits are finer than that.
+
+    Attributes:
+        logits: (B, C, h, w).
+        features: with a ``pointwise`` head the decoder's features (B, D_dec, h', w'); with a ``conv`` head dense
+            representations (B, D, h', w'); None without L_c.
+        project: with a ``pointwise`` head a function from (R, D_dec) to (R, D); None with a ``conv`` head.
+        aux_logits: (B, C, h'', w''), of an auxiliary classifier, or None.
+
+    Examples:
+        >>> from u2pl_fast import SegmentationOutput
+        >>> head = torch.nn.Linear(32, 8)
+        >>> output = SegmentationOutput(torch.randn(2, 5, 16, 16), torch.randn(2, 32, 16, 16), project=head)
+        >>> output.logits.shape, output.aux_logits
+        (torch.Size([2, 5, 16, 16]), None)
     """
 
     logits: Tensor
@@ -22,19 +34,29 @@ class SegmentationOutput(NamedTuple):
 
 
 def concatenated(parts: Sequence[Tensor]) -> Tensor:
-    """The batches one after another; a single one that is not empty as it is, without a copy."""
+    """Concatenate batches; return a single non-empty one without a copy."""
     filled = [part for part in parts if len(part)]
     return filled[0] if len(filled) == 1 else torch.cat(tuple(parts))
 
 
 @torch.no_grad()
 def represent(output: SegmentationOutput, *, chunk: int = 16384) -> Tensor:
-    """Dense representations without gradient: (B, D, h', w') of a ``conv`` head, (P, D) in bank order of ``pointwise``.
+    """Compute dense representations without gradient.
 
-    The pointwise head runs over ``chunk`` pixels at a time, so that its hidden layer never exists for all of them.
+    A pointwise head runs on ``chunk`` pixels at a time, so that its hidden layer never exists for all pixels.
+
+    Args:
+        output: the output of a network with features.
+        chunk: the number of pixels per call of ``project``.
+
+    Returns:
+        (B, D, h', w') of a ``conv`` head; (P, D) in bank order of a ``pointwise`` head.
+
+    Raises:
+        ValueError: the output has no features.
     """
     if output.features is None:
-        raise ValueError("output: it has no features; run the network with representations=True")
+        raise ValueError("output: has no features; call the network with representations=True")
     features = output.features.detach()
     if output.project is None:
         return features

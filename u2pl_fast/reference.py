@@ -1,11 +1,15 @@
-"""The whole method in plain PyTorch, in the order of a training step: slow, obvious, the ground truth.
+"""Define the whole method in plain PyTorch, in the order of a training step.
 
-Every fused kernel is tested against the function of the same name here. Symbols: B images, C classes, H×W the size that
-enters the network, h×w the grid of its logits, P = B·h·w pixels in bank order (image, row, column), D representation
-channels, K_c the bank capacity of class c, M anchors per class, N negatives.
+This module is slow and simple, and it is the ground truth: every fused kernel is tested against the function of the
+same name here.
 
-Source of the equations: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022.
-Sums and comparisons are in fp32, or in float64 where float64 comes in.
+Symbols: B images; C classes; H×W the size of the network's input; h×w the size of its logits; P = B·h·w pixels in bank
+order (image, row, column); D channels of a representation; K_c the bank capacity of class c; M anchors per class; N
+negatives.
+
+Sums and comparisons use float32, or float64 for float64 inputs.
+
+Source: Wang et al., "Semi-Supervised Semantic Segmentation Using Unreliable Pseudo-Labels", CVPR 2022.
 """
 
 import math
@@ -21,7 +25,7 @@ NORM_EPS = 1e-12
 
 
 def wide(x: Tensor) -> Tensor:
-    """fp32, or float64 unchanged: the type that sums are made in."""
+    """Convert to float32, the dtype of all sums; return float64 unchanged."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -29,7 +33,13 @@ def wide(x: Tensor) -> Tensor:
 
 
 class PixelStats(NamedTuple):
-    """Per-pixel statistics of a softmax over classes, each (B, H, W)."""
+    """Hold per-pixel statistics of a softmax over classes.
+
+    Attributes:
+        label: (B, H, W), uint8, or int16 for more than 255 classes: the most likely class.
+        confidence: (B, H, W), float32 or float64: the probability of that class.
+        entropy: (B, H, W), float32 or float64, in nats.
+    """
 
     label: Tensor
     confidence: Tensor
@@ -37,19 +47,23 @@ class PixelStats(NamedTuple):
 
 
 def label_dtype(num_classes: int) -> torch.dtype:
-    """The smallest integer type that holds 0..C-1 and the ignore index."""
+    """Return the smallest integer dtype that holds 0..C-1 and the ignore index."""
     return torch.uint8 if num_classes <= 255 else torch.int16
 
 
 def upsample(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """Bilinear (B, C, h, w) → (B, C, H, W) in fp32, as ``torch.nn.functional.interpolate`` defines it."""
+    """Upsample (B, C, h, w) to (B, C, H, W) in float32, as bilinear ``torch.nn.functional.interpolate`` does."""
     return F.interpolate(wide(logits), size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def pixel_stats(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> PixelStats:
-    """label = argmax l, confidence = max p, entropy H(p) = log S − (Σ d·eᵈ)/S with d = l − max l, S = Σ eᵈ, in nats.
+    """Compute label, confidence and entropy of softmax(upsample(logits)) at each pixel.
 
-    Ties go to the lower class. Every term of the entropy is ≥ 0, and a class at −∞ adds nothing.
+    With l the upsampled logits, d = l − max l and S = Σ_c e^d:
+
+        label = argmax l,  confidence = 1 / S = max p,  entropy = log S − (Σ_c d·e^d) / S
+
+    A tie goes to the lower class. Every term of the entropy is ≥ 0, and a class at −∞ adds 0.
     """
     full = upsample(logits, size, align_corners)
     d = full - full.amax(1, keepdim=True)
@@ -63,14 +77,17 @@ def pixel_stats(logits: Tensor, size: Sequence[int], *, align_corners: bool = Fa
 
 
 def check_ignore_index(ignore_index: int, num_classes: int) -> None:
-    """Raise ValueError where ``ignore_index`` is a class."""
+    """Raise a ValueError if ``ignore_index`` is a class."""
     if 0 <= ignore_index < num_classes:
         outside = "255, or -1" if num_classes <= 255 else "-1"
         raise ValueError(f"ignore_index: {ignore_index} is a class (0..{num_classes - 1}); use {outside}")
 
 
 def kept_target(target: Tensor, num_classes: int, ignore_index: int, *, name: str = "target") -> tuple[Tensor, Tensor]:
-    """(class or 0, kept) of a label map. On the CPU a label that is neither valid nor ignored is an error."""
+    """Return (class, kept) of a label map; the class is 0 where a pixel is not kept.
+
+    On the CPU a label that is neither a class nor ``ignore_index`` raises a ValueError. On CUDA it counts as ignored.
+    """
     check_ignore_index(ignore_index, num_classes)
     target = target.long()
     kept = (target >= 0) & (target < num_classes)
@@ -91,9 +108,13 @@ def upsampled_cross_entropy(
     reduction: str = "mean",
     align_corners: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """num = Σ pw·ℓ and den = Σ pw·w_y over the pixels that are kept; mean = num / den, and 0 where den is 0.
+    """Compute the cross-entropy of upsampled logits over the pixels that are not ignored.
 
-    ℓ = (1−ε)·w_y·(−log p_y) + (ε/C)·Σ_c w_c·(−log p_c), as ``torch.nn.functional.cross_entropy`` defines it.
+    With w the class weights, pw the pixel weights and ε the label smoothing:
+
+        ℓ = (1−ε)·w_y·(−log p_y) + (ε/C)·Σ_c w_c·(−log p_c),  num = Σ pw·ℓ,  den = Σ pw·w_y
+
+    The mean is num / den, or 0 where den is 0. ℓ equals ``torch.nn.functional.cross_entropy``.
     """
     num_classes = logits.shape[1]
     y, kept = kept_target(target, num_classes, ignore_index)
@@ -121,7 +142,7 @@ def ohem_mask(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> Tensor:
-    """Hard examples: p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, labeled pixels)."""
+    """Keep pixels with p(target) ≤ max(threshold, k-th smallest p(target)), k = min(min_kept, labeled pixels)."""
     y, kept = kept_target(target, logits.shape[1], ignore_index)
     p = upsample(logits, target.shape[-2:], align_corners).softmax(1).gather(1, y[:, None])[:, 0]
     ordered = torch.where(kept, p, math.inf).flatten().sort().values
@@ -134,14 +155,15 @@ def ohem_mask(
 
 
 def unreliable_share(alpha_0: float, epoch: float, epochs: float) -> float:
-    """α_t = α_0 · (1 − t/T): the share of unlabeled pixels that counts as unreliable in epoch t of T."""
+    """Return α_t = α_0 · (1 − t/T), the share of unlabeled pixels that is unreliable in epoch t of T."""
     return alpha_0 * max(0.0, 1 - epoch / epochs)
 
 
 def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The q-quantile of ``x[mask]`` by linear interpolation, NumPy's default; NaN where nothing is selected or NaN is.
+    """Compute the q-quantile of ``x[mask]`` by linear interpolation, NumPy's default method.
 
-    With a process group: of the elements of all its processes.
+    The result is NaN if no element is selected or a selected element is NaN. With a process group, the quantile is
+    taken over the elements of all its processes.
     """
     picked = torch.where(mask, wide(x), math.inf).flatten()
     count, has_nan = mask.sum(), (mask & x.isnan()).any()
@@ -161,7 +183,7 @@ def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.P
 
 
 def _all_gather_ragged(x: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
-    """1-D tensors of all processes, lengths may differ; the shorter are filled up with +inf, which sorts last."""
+    """Gather 1-D tensors of different lengths, padded with +∞, which sorts last."""
     longest = torch.tensor(x.numel(), device=x.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
     padded = F.pad(x, (0, int(longest) - x.numel()), value=math.inf)
@@ -171,12 +193,12 @@ def _all_gather_ragged(x: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
 
 
 def partition(entropy: Tensor, valid: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """(reliable, unreliable) = valid and H < γ, valid and H > γ. Equal, or a NaN threshold, is neither."""
+    """Return (reliable, unreliable) = (valid and H < γ, valid and H > γ); neither if H = γ or γ is NaN."""
     return valid & (entropy < gamma), valid & (entropy > gamma)
 
 
 def unsupervised_weight(eta: float, num_valid: Tensor, num_reliable: Tensor, cap: float | None = None) -> Tensor:
-    """λ_u = η · #valid / #reliable, at most ``cap``; 0 where no pixel is reliable."""
+    """Return λ_u = η · #valid / #reliable, at most ``cap``, and 0 if no pixel is reliable."""
     weight = torch.where(num_reliable > 0, eta * num_valid / num_reliable.clamp(min=1), 0)
     return weight if cap is None else weight.clamp(max=cap)
 
@@ -185,9 +207,10 @@ def unsupervised_weight(eta: float, num_valid: Tensor, num_reliable: Tensor, cap
 
 
 def grid_index(out: int, size: int, *, align_corners: bool = False, device: torch.device | str | None = None) -> Tensor:
-    """Which of ``size`` full-resolution rows each of ``out`` grid rows reads, in integers.
+    """Return the full-resolution row that each of ``out`` grid rows reads, out of ``size`` rows.
 
-    min(size−1, ⌊(i+½)·size/out⌋), or with aligned corners ⌊(2i(size−1)+out−1) / (2(out−1))⌋, 0 where out = 1.
+    Row i reads min(size−1, ⌊(i+½)·size/out⌋). With aligned corners it reads ⌊(2i(size−1)+out−1) / (2(out−1))⌋, or 0 if
+    out = 1. The computation uses integers only, so that it is exact.
     """
     i = torch.arange(out, device=device)
     if not align_corners:
@@ -196,14 +219,14 @@ def grid_index(out: int, size: int, *, align_corners: bool = False, device: torc
 
 
 def sample_to_grid(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """(B, H, W) → (B, h, w) by ``grid_index``: nearest neighbor, the same rule for every map."""
+    """Sample (B, H, W) to (B, h, w) by nearest neighbor, with the indices of ``grid_index``."""
     rows = grid_index(size[0], x.shape[-2], align_corners=align_corners, device=x.device)
     columns = grid_index(size[1], x.shape[-1], align_corners=align_corners, device=x.device)
     return x.index_select(1, rows).index_select(2, columns)
 
 
 def pool_to_stride4(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) average-pooled to the grid of stride 4 where h×w is finer; unchanged where it isn't."""
+    """Average-pool (B, C, h, w) to the grid of stride 4 if h×w is finer than that; else return it unchanged."""
     grid = (min(x.shape[-2], math.ceil(size[0] / 4)), min(x.shape[-1], math.ceil(size[1] / 4)))
     return x if grid == x.shape[-2:] else F.adaptive_avg_pool2d(x, grid)
 
@@ -212,17 +235,22 @@ def pool_to_stride4(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def class_rank(logits: Tensor) -> Tensor:
-    """O(c) for (B, C, h, w): how many classes are likelier, 0 = most likely; ties to the lower class."""
+    """Return O(c) for (B, C, h, w): the number of more likely classes; of equal classes the lower comes first."""
     return wide(logits).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 def mask_words(num_classes: int) -> int:
-    """How many int32 words hold one bit a class."""
+    """Return ⌈C/32⌉, the number of int32 words that hold one bit per class."""
     return -(-num_classes // 32)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """bool (P, C) → int32 (P, ⌈C/32⌉): class c is bit c % 32 of word c // 32."""
+    """Pack a bool mask (P, C) into int32 words (P, ⌈C/32⌉): class c is bit c % 32 of word c // 32.
+
+    Examples:
+        >>> ops.pack_mask(torch.tensor([[True, False, True]]))
+        tensor([[5]], dtype=torch.int32)
+    """
     pixels, num_classes = mask.shape
     words = mask_words(num_classes)
     bits = F.pad(mask, (0, words * 32 - num_classes)).view(pixels, words, 32).long()
@@ -231,13 +259,25 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(mask: Tensor, num_classes: int) -> Tensor:
-    """int32 (P, ⌈C/32⌉) → bool (P, C)."""
+    """Unpack int32 words (P, ⌈C/32⌉) into a bool mask (P, C); the inverse of ``pack_mask``.
+
+    Examples:
+        >>> ops.unpack_mask(torch.tensor([[5]], dtype=torch.int32), num_classes=3)
+        tensor([[ True, False,  True]])
+    """
     bits = mask[:, :, None] >> torch.arange(32, device=mask.device, dtype=torch.int32) & 1
     return bits.flatten(1)[:, :num_classes].bool()
 
 
 class ContrastMasks(NamedTuple):
-    """Which class each pixel is a negative or an anchor of, and how many of either each class has."""
+    """Hold the anchors and negatives of every class.
+
+    Attributes:
+        mask: int32 (P, ⌈C/32⌉). Bit c % 32 of word c // 32 is set where the pixel is a negative of class c.
+        anchor_label: int16 (P), the class that the pixel is an anchor of, or −1.
+        keys: int64 (C), the number of negatives of each class.
+        anchors: int64 (C), the number of anchors of each class.
+    """
 
     mask: Tensor
     anchor_label: Tensor
@@ -257,11 +297,11 @@ def contrast_masks(
     positive_threshold: float,
     ignore_index: int = 255,
 ) -> ContrastMasks:
-    """Negatives and anchors of every class for P = B·h·w pixels, labeled images first.
+    """Find the anchors and negatives of every class among P = B·h·w pixels, labeled images first.
 
-    Anchor of c: y = c and p(c) > δ_p; an unlabeled pixel must be reliable too.
-    Negative of c: labeled, y ≠ c, y not ignored, O(c) < r_l; or unlabeled, unreliable, r_l ≤ O(c) < r_h.
-    Returns mask int32 (P, ⌈C/32⌉), anchor_label int16 (P) with −1 for none, keys (C) and anchors (C) int64.
+    A pixel is an anchor of c if y = c and p(c) > δ_p; a pixel of an unlabeled image must also be reliable.
+    A pixel of a labeled image is a negative of c if y ≠ c, y is not ignored and O(c) < r_l.
+    A pixel of an unlabeled image is a negative of c if it is unreliable and r_l ≤ O(c) < r_h.
     """
     num_classes = logits.shape[1]
     labeled = (torch.arange(logits.shape[0], device=logits.device) < num_labeled)[:, None, None]
@@ -282,9 +322,9 @@ def contrast_masks(
 
 
 def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
-    """Keep k = min(max_keys_c, n) of the n keys of each class, evenly spread and in order; max_keys 0 keeps all.
+    """Keep k = min(max_keys_c, n) of the n keys of each class, evenly spaced and in order; 0 for max_keys_c keeps all.
 
-    Key of rank r stays iff ⌊((r+1)k+v)/n⌋ > ⌊(rk+v)/n⌋ with v = (draw_c·n) >> 32.
+    The key of rank r stays if ⌊((r+1)k+v)/n⌋ > ⌊(rk+v)/n⌋ with v = (draw_c·n) >> 32.
     """
     keys = unpack_mask(mask, max_keys.numel())
     n = keys.sum(0)
@@ -296,7 +336,10 @@ def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
 
 
 def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tensor:
-    """M pixels of each class, uniform with replacement: the ((draw·n) >> 32)-th of its n pixels; −1 where n = 0."""
+    """Draw M pixels of each class, uniformly with replacement.
+
+    Draw d selects pixel number (d·n) >> 32 of the class's n pixels, in order, or −1 if n = 0.
+    """
     labels = anchor_label.long()
     order = torch.where(labels < 0, num_classes, labels).sort(stable=True).indices
     n = torch.bincount(labels + 1, minlength=num_classes + 1)[1:, None]
@@ -307,19 +350,25 @@ def class_sample(anchor_label: Tensor, num_classes: int, draws: Tensor) -> Tenso
 
 
 def pixel_rows(features: Tensor) -> Tensor:
-    """(B, D, h, w) → (P, D) in bank order; (R, D) unchanged."""
+    """Return (B, D, h, w) as (P, D) in bank order, and (R, D) unchanged."""
     return features if features.dim() == 2 else features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
-    """Σ z over the pixels of each class, fp32 (C, D); the prototype z_c⁺ is this divided by the count."""
+    """Sum representations over the pixels of each class: float32 (C, D).
+
+    Divide by the number of pixels to get the class center z_c⁺.
+    """
     rows = wide(pixel_rows(features))
     sums = rows.new_zeros(num_classes + 1, rows.shape[1])
     return sums.index_add(0, anchor_label.long() + 1, rows)[1:]
 
 
 def gather_pixels(features: Tensor, index: Tensor) -> Tensor:
-    """(B, D, h, w), (…) → (…, D): the features at pixels ``index``, zero at −1. Differentiable in ``features``."""
+    """Gather the features at pixels ``index`` from (B, D, h, w): (…) becomes (…, D), with zeros at −1.
+
+    The result is differentiable with respect to ``features``.
+    """
     rows = pixel_rows(features)
     if rows.shape[0] == 0:
         return rows.new_zeros(*index.shape, rows.shape[1])
@@ -338,10 +387,10 @@ def ring_push(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """Append each class's keys, L2-normalized, to its ring, in place; a full ring keeps the newest.
+    """Append the keys of each class, L2-normalized, to its ring, in place; a full ring keeps the newest.
 
-    Key number j ever taken by class c goes to slot offsets[c] + j mod K_c; ``pushed`` counts them; nothing moves where
-    ``gate`` is false.
+    Key number j of class c goes to slot offsets[c] + j mod K_c. ``pushed`` counts the keys of all calls. Nothing
+    changes if ``gate`` is false.
     """
     if gate is not None and not bool(gate):
         return
@@ -357,12 +406,15 @@ def ring_push(
 
 
 def ring_fill(offsets: Tensor, pushed: Tensor) -> Tensor:
-    """min(pushed_c, K_c): the slots of each class that hold a key."""
+    """Return min(pushed_c, K_c), the number of slots of each class that hold a key."""
     return torch.minimum(pushed, offsets.diff())
 
 
 def ring_slots(draws: Tensor, offsets: Tensor, pushed: Tensor) -> Tensor:
-    """Slots within each class, uniform with replacement: (draw · fill) >> 32, draws int64 (C, …) in [0, 2³²)."""
+    """Draw slots of each class, uniformly with replacement: (draw · fill) >> 32.
+
+    ``draws`` is int64 (C, …) in [0, 2³²).
+    """
     return draws * ring_fill(offsets, pushed).view(-1, *[1] * (draws.dim() - 1)) >> 32
 
 
@@ -379,11 +431,14 @@ def info_nce(
     negatives: str = "per_anchor",
     temperature: float = 0.5,
 ) -> Tensor:
-    """Σ_c weight_c · mean_m −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) ), s the cosine similarity (Eq. 4).
+    """Compute the pixel-to-class contrastive loss with s the cosine similarity (Eq. 4 of the paper).
 
-    anchors (C, M, D), positives (C, D), weight (C), 0 for a class that takes no part. Negatives are slots within the
-    class, given as such or drawn by ``ring_slots``: (C, M, N) for ``per_anchor``, (C, N) for ``shared``, none for
-    ``full``, which reads all that the class holds. Gradient flows to the anchors only, through their normalization.
+        L = Σ_c weight_c · mean_m −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) )
+
+    anchors are (C, M, D), positives (C, D) and weight (C); a class with weight 0 is skipped. Negatives are slots within
+    the class, given by ``indices`` or drawn from ``draws`` with ``ring_slots``: (C, M, N) for ``per_anchor`` and (C, N)
+    for ``shared``. ``full`` takes neither and uses every key of the class. Gradient flows to the anchors only, through
+    their normalization.
     """
     z = F.normalize(wide(anchors), dim=-1, eps=NORM_EPS)
     center = F.normalize(positives.detach().to(z.dtype), dim=-1, eps=NORM_EPS)
@@ -396,7 +451,7 @@ def info_nce(
         if negatives == "full":
             keys = bank[start : start + int(fill[c])].to(z.dtype)
         else:
-            assert indices is not None, f"indices: negatives {negatives!r} are slots; give them, or draws"
+            assert indices is not None, f"indices: negatives {negatives!r} requires indices or draws"
             keys = bank[start + indices[c]].to(z.dtype)
         attract = z[c] @ center[c]
         repel = torch.einsum("md,mnd->mn", z[c], keys) if negatives == "per_anchor" else z[c] @ keys.T
@@ -406,7 +461,14 @@ def info_nce(
 
 
 class ContrastiveLoss(NamedTuple):
-    """loss: 0-d, differentiable. Of this step, int64 (C) each: anchor pixels, negative pixels, keys the bank took."""
+    """Hold the contrastive loss of one step and its statistics.
+
+    Attributes:
+        loss: 0-d, differentiable.
+        anchors: int64 (C), anchor pixels of each class in this step.
+        negatives: int64 (C), negative pixels of each class in this step.
+        pushed: int64 (C), keys that the bank took in this step.
+    """
 
     loss: Tensor
     anchors: Tensor
@@ -426,11 +488,14 @@ def contrastive_loss_from_masks(
     project: Callable[[Tensor], Tensor] | None = None,
     gate: Tensor | None = None,
 ) -> ContrastiveLoss:
-    """L_c of one batch: centers from ``keys``, which then enter the bank, against M anchors a class from ``features``.
+    """Compute L_c of one batch from its anchors and negatives, and push the negatives to the bank.
 
-    A class with an anchor and a key takes part, all with the same weight. ``bank`` holds ``bank``, ``offsets`` and
-    ``pushed``; its ``push`` is ``thin_mask`` and ``ring_push``. ``draws`` are for thinning (C), anchors (C, M) and
-    negatives. ``project`` maps the drawn rows (C·M, D') → (C·M, D).
+    The steps, in order: compute class centers from ``keys``; push the negatives; draw M anchors per class from
+    ``features``; compute the loss. Classes with at least one anchor and one key share the weight equally.
+
+    ``bank`` has ``bank``, ``offsets`` and ``pushed``, and its ``push`` calls ``thin_mask`` and ``ring_push``. ``draws``
+    holds the random numbers for thinning (C), anchors (C, M) and negatives. ``project`` maps the drawn rows (C·M, D')
+    to (C·M, D).
     """
     thinning, anchor_draws, negative_draws = draws
     num_classes = masks.anchors.numel()
@@ -461,7 +526,10 @@ def contrastive_loss_from_masks(
 
 
 def ema_momentum(updates: int, momentum: float) -> float:
-    """min(1 − 1/(k+1), m) with k the updates attempted since the teacher began: the first update copies the student."""
+    """Return min(1 − 1/(k+1), m), where k is the number of updates attempted so far.
+
+    The first update therefore copies the student.
+    """
     return min(1 - 1 / (updates + 1), momentum)
 
 
@@ -472,9 +540,9 @@ def ema_update(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """θ_t ← m·θ_t + (1−m)·θ_s in place for floating tensors, copies of the others; nothing where ``gate`` is false.
+    """Update θ_t ← m·θ_t + (1−m)·θ_s in place; copy integer tensors; change nothing if ``gate`` is false.
 
-    The gate is a select, not a weight of 0: 0·NaN is NaN.
+    The gate selects values. A weight of 0 would not do, since 0·NaN is NaN.
     """
     for old, new in zip(teacher, student, strict=True):
         value = torch.lerp(new, old, momentum) if old.is_floating_point() else new

@@ -1,4 +1,4 @@
-// What the bindings share: threads lent to the ops, checks of tensors, and descriptions of them.
+// Helpers of the bindings: threads for the ops, checks of tensors, and their descriptions.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -37,7 +37,7 @@ inline void check_type(const Tensor& x, const char* name, at::ScalarType type) {
                        c10::toString(x.scalar_type()));
 }
 
-// Contiguous, of this type and shape, on this device.
+// Checks that a tensor is contiguous and has this type, shape and device.
 inline Tensor plain(const Tensor& x, const char* name, at::ScalarType type, at::IntArrayRef shape,
                     const at::Device& device = at::kCPU) {
   check_device(x, name, device);
@@ -56,7 +56,7 @@ inline int64_t class_count(const Tensor& per_class, const char* name) {
   return per_class.numel();
 }
 
-// A class out of range would write outside the sums.
+// Checks the classes: one out of range would write outside the sums.
 inline Tensor checked_anchor_label(const Tensor& anchor_label, int64_t classes) {
   const Tensor y = plain(anchor_label, "anchor_label", at::kShort, {anchor_label.numel()});
   const int16_t* label = y.const_data_ptr<int16_t>();
@@ -90,7 +90,7 @@ inline cpu::Integer integer_type(const Tensor& target) {
   }
 }
 
-// The tensor itself where its pixels or its classes lie side by side, a contiguous copy otherwise.
+// Returns the tensor if its pixels or its classes are adjacent, else a contiguous copy.
 inline Tensor readable_logits(const Tensor& x) {
   check_device(x, "logits");
   check_value(x.dim() == 4, "logits: expected (B, C, h, w), got " + std::to_string(x.dim()) + " dimensions");
@@ -108,7 +108,7 @@ inline cpu::Logits describe_logits(const Tensor& x) {
   return d;
 }
 
-// The tensor itself where its rows or its planes can be read in place, a contiguous copy otherwise.
+// Returns the tensor if its rows or its planes can be read in place, else a contiguous copy.
 inline Tensor readable_features(const Tensor& x, const char* name) {
   check_value(x.dim() == 4 || x.dim() == 2, std::string(name) + ": expected (B, D, h, w) or (R, D), got " +
                                                 std::to_string(x.dim()) + " dimensions");

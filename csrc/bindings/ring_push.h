@@ -59,7 +59,7 @@ inline void ring_push(const Tensor& bank, const Tensor& offsets, const Tensor& p
     return;
   }
 #endif
-  throw py::value_error("bank: on " + device.str() + ", for which u2pl_fast._C was not built");
+  throw py::value_error("bank: u2pl_fast._C was not built for " + device.str() + "; use the CPU, or build with CUDA");
 }
 
 inline void bind_ring_push(py::module_& m) {

@@ -4,7 +4,7 @@
 
 namespace u2pl_fast::bindings {
 
-// The inputs that the loss and the OHEM mask share, kept alive as long as `args` is read.
+// The inputs that the loss and the OHEM mask share; it keeps them alive while `args` is in use.
 struct TargetInputs {
   Tensor logits, target;
   cpu::CrossEntropy args{};
@@ -23,7 +23,7 @@ struct TargetInputs {
 
   cpu::Size size() const { return {target.size(1), target.size(2)}; }
 
-  // Raises where a label was neither a class nor ignored.
+  // Throws if a label is neither a class nor ignored.
   void check_labels(const cpu::CrossEntropySums& sums) const {
     if (sums.bad_position < 0) return;
     const int64_t plane = target.size(1) * target.size(2), at = sums.bad_position % plane;

@@ -7,7 +7,7 @@ namespace u2pl_fast::cpu {
 
 inline int64_t words_of(int64_t classes) { return (classes + 31) / 32; }
 
-// body(class) for every bit that is set, in order; bits past the last class are not read.
+// Calls body(class) for every bit that is set, in order, without reading bits past the last class.
 template <typename Body>
 inline void for_each_class(const int32_t* words, int64_t classes, const Body& body) {
   for (int64_t first = 0; first < classes; first += 32) {

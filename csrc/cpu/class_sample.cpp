@@ -1,4 +1,4 @@
-// A stable counting sort of the anchor pixels by class (counts per chunk, scan, scatter), then one look-up a draw.
+// A stable counting sort of the anchor pixels by class (counts per chunk, scan, scatter), then one lookup per draw.
 #include "contrast_ops.h"
 
 namespace u2pl_fast::cpu {
@@ -11,7 +11,7 @@ constexpr int64_t kChunk = 16384;
 void class_sample(const int16_t* anchor_label, int64_t pixels, int64_t classes, const int64_t* draws, int64_t count,
                   int64_t* index, const Workers& workers) {
   const int64_t chunks = ceil_div(pixels, kChunk);
-  std::vector<int64_t> place(chunks * classes);  // counts, then where each chunk's first pixel of a class goes
+  std::vector<int64_t> place(chunks * classes);  // counts, then the destination of each chunk's first pixel of a class
   run_tasks(chunks, 0, workers, [&](int64_t chunk, float*) {
     int64_t* own = place.data() + chunk * classes;
     for (int64_t p = chunk * kChunk; p < std::min(pixels, (chunk + 1) * kChunk); ++p) {

@@ -1,4 +1,4 @@
-// Sums over chunks of pixels whose size depends on the input alone, then over the chunks in order.
+// Sums over chunks of pixels, then over the chunks in order. The chunk size depends on the input only, not on threads.
 #include "contrast_ops.h"
 #include "levels.h"
 

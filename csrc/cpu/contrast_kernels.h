@@ -1,4 +1,4 @@
-// What the contrastive ops take, and the part of the table of kernels that is theirs. No torch and no intrinsics here.
+// The arguments of the contrastive ops, and their part of the kernel table. It uses neither torch nor intrinsics.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ struct ContrastMasks {
   int16_t* anchor_label;  // (pixels)
 };
 
-// What a worker finds besides the maps.
+// The results of a worker besides the maps.
 struct ContrastCounts {
   int64_t* keys;     // (classes)
   int64_t* anchors;  // (classes)
@@ -41,19 +41,19 @@ struct ContrastCounts {
   int64_t bad_label = 0;
 };
 
-constexpr int64_t kMaskPixels = 1024;  // pixels of one image that a task of contrast_masks takes
+constexpr int64_t kMaskPixels = 1024;  // pixels per task of contrast_masks, of one image
 
-// Sums over a fixed number of pixels, whatever the number of threads.
+// Each task sums a fixed number of pixels, for any number of threads.
 struct ClassSum {
   Features features;
   const int16_t* anchor_label;  // (pixels)
   int64_t classes;
-  int64_t chunk;   // pixels of a task
-  int64_t pitch;   // of a row of `partial`: dim, or more for whole vectors
+  int64_t chunk;   // pixels per task
+  int64_t pitch;   // of a row of `partial`: dim, padded to whole vectors
   float* partial;  // (chunks, classes, pitch), zeros
 };
 
-// One pixel's row, and where it goes.
+// The destination of one pixel's row.
 struct RowWriter {
   void* bank;  // (slots, dim)
   Float bank_type;
@@ -81,19 +81,19 @@ struct InfoNce {
   float* grad;    // (classes, count, dim) or null
 };
 
-constexpr int64_t kAnchorBlock = 32;  // anchors of one class that a task of info_nce takes
+constexpr int64_t kAnchorBlock = 32;  // anchors per task of info_nce, of one class
 
 struct ContrastKernels {
   size_t (*contrast_masks_scratch)(const ContrastMasks&);
   void (*contrast_masks)(const ContrastMasks&, int64_t task, float* scratch, ContrastCounts& counts);
   size_t (*class_sum_scratch)(const ClassSum&);
   void (*class_sum)(const ClassSum&, int64_t chunk, float* scratch);
-  // `count` pixels from `first` on as rows of fp32, `stride` floats apart and zero past dim.
+  // Loads `count` pixels from `first` on as fp32 rows, `stride` floats apart and zero past dim.
   void (*load_rows)(const Features&, int64_t first, int64_t count, int64_t stride, float* out);
   float (*square_sum)(const float* row, int64_t dim);
   void (*write_row)(const RowWriter&, const float* row, float scale, int64_t slot);
   void (*finish_writes)();
-  // out = the sum of `count` rows of (.., dim), in the order of `position`.
+  // Sums `count` rows of (.., dim) into `out`, in the order of `position`.
   void (*sum_rows)(const void* rows, Float type, int64_t dim, const int64_t* position, int64_t count, void* out);
   size_t (*info_nce_scratch)(const InfoNce&);
   void (*info_nce)(const InfoNce&, int64_t task, float* scratch);

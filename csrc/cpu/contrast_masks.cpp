@@ -21,7 +21,7 @@ ContrastCounts contrast_masks(const ContrastMasks& args, int64_t* keys, int64_t*
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       k.contrast_masks(args, task, scratch.get(), counts);
     }
-    const std::lock_guard<std::mutex> guard(lock);  // integers: the order can't matter
+    const std::lock_guard<std::mutex> guard(lock);  // integers: the order of addition does not matter
     for (int64_t c = 0; c < classes; ++c) {
       keys[c] += counts.keys[c];
       anchors[c] += counts.anchors[c];

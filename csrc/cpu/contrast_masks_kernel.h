@@ -1,7 +1,7 @@
 // contrast_masks on up to kMaskPixels pixels of one image, a vector of pixels at a time. Included after feature_rows.h,
 // inside the level's namespace.
 //
-// Few classes: the rank of each is counted against every other. Many: the key of the k-th likeliest class is found by
+// With few classes, count the rank of each against every other. With many, find the key of the k-th likeliest class by
 // bisection on order-preserving integers, O(classes) for each of at most 32 steps; ties go to the lower class.
 
 constexpr int64_t kCountedClasses = 32;
@@ -32,7 +32,7 @@ inline size_t contrast_masks_scratch(const ContrastMasks& args) {
   return size_t((3 * classes + mask_words(classes)) * kLanes + padded(classes) * (kLanes + 1));
 }
 
-// Labels of one vector: the class, or -1 where there is none; -1 past the end.
+// Labels of one vector: the class, or -1 if ignored or past the end.
 template <typename T>
 inline void load_mask_labels(const ContrastMasks& args, int64_t at, int64_t count, int32_t* out, ContrastCounts& counts) {
   const T* label = static_cast<const T*>(args.label) + at;
@@ -116,7 +116,7 @@ struct Top {
     ties = subtract(wanted, above);
   }
 
-  // For the classes in order.
+  // Call for the classes in order.
   K operator()(I key) {
     const K tie = equal(key, bound);
     const K taken = K(greater(key, bound) | K(tie & greater(ties, seen)));
@@ -133,7 +133,7 @@ inline void set_bit(const MaskScratch& s, int64_t c, K in) {
   store(count, increment(load(count), in));
 }
 
-// Negatives of one vector: of the pixels in `member`, the classes of rank low .. high - 1 that aren't their own.
+// Negatives of one vector: for the pixels in `member`, the classes of rank low .. high - 1 other than their label.
 inline void mark_negatives(const MaskScratch& s, int64_t classes, int64_t low, int64_t high, K member, I own) {
   const I zero = broadcast(int32_t{0});
   if (classes <= kCountedClasses) {
@@ -157,7 +157,7 @@ inline void mark_negatives(const MaskScratch& s, int64_t classes, int64_t low, i
     least = minimum(least, key);
     most = maximum(most, key);
   }
-  // Pixels that aren't asked for would only lengthen the search.
+  // Skip pixels that are not needed, since they would lengthen the search.
   least = select(member, least, zero);
   most = select(member, minimum(most, broadcast(int32_t{0x7ffffffe})), zero);
   Top lower(s.keys, classes, low, least, most);

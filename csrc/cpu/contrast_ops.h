@@ -26,7 +26,7 @@ void class_sum(const Features& features, const int16_t* anchor_label, int64_t cl
 // out (count, dim) in the type of the features.
 void gather_pixels(const Features& features, const int64_t* index, int64_t count, void* out, const Workers& workers);
 
-// `grad` (count, dim) summed into `out`, laid out like the features, every element of which is written.
+// Sums `grad` (count, dim) into `out`, which has the layout of the features, and writes every element.
 void gather_pixels_backward(const void* grad, const int64_t* index, int64_t count, const Features& layout, void* out,
                             const Workers& workers);
 
@@ -39,7 +39,7 @@ struct RingPush {
 };
 void ring_push(const RingPush& args, const Workers& workers);
 
-// The loss; the result pointers of `args` hold what was found for each anchor.
+// Returns the loss; the result pointers of `args` hold the values of each anchor.
 double info_nce(const InfoNce& args, const Workers& workers);
 
 }  // namespace u2pl_fast::cpu

@@ -1,11 +1,11 @@
-// Pixels as rows of fp32, read in place from either layout. Included after vector_rows.h, inside the level's namespace.
+// Reads pixels as fp32 rows, in place from either layout. Included after vector_rows.h, inside the level's namespace.
 
-// Rows lie an odd number of vectors apart: at a power of two, the same column of every row would share a cache set.
+// The pitch is an odd number of vectors. With a power of two, a column of all rows would map to one cache set.
 inline int64_t row_pitch(int64_t dim) { return padded(dim) + kLanes; }
 
-// `count` pixels of an image whose planes lie apart. A run of pixels takes a few cache lines of every plane, each plane on
-// a page of its own, which the hardware's prefetcher doesn't follow: the run after the next is asked for here. Into the
-// second level, since the first can wait for far fewer lines at a time.
+// Loads `count` pixels of an image stored in planes. A run of pixels needs a few cache lines of every plane, and each
+// plane is on another page, which the hardware prefetcher does not follow. Prefetch the run after the next, into the
+// second cache level, since the first supports far fewer outstanding lines.
 template <Float type>
 inline void transpose_planes(const Features& x, int64_t start, int64_t count, int64_t stride, float* out) {
   const int64_t size = element_size(type);
@@ -29,7 +29,7 @@ inline void transpose_planes(const Features& x, int64_t start, int64_t count, in
   }
 }
 
-// `count` pixels of one image.
+// Loads `count` pixels of one image.
 inline void load_image_rows(const Features& x, int64_t start, int64_t count, int64_t stride, float* out) {
   if (x.stride_d == 1) {
     for (int64_t i = 0; i < count; ++i) {
@@ -57,7 +57,7 @@ inline void load_rows(const Features& x, int64_t first, int64_t count, int64_t s
   }
 }
 
-// Of a row that is zero up to the next full vector.
+// The row is padded with zeros to a full vector.
 inline float square_sum(const float* row, int64_t dim) {
   F a = broadcast(0.0f), b = a;
   int64_t d = 0;
@@ -70,7 +70,7 @@ inline float square_sum(const float* row, int64_t dim) {
   return sum(a + b);
 }
 
-// A bank is larger than any cache and written once: where rows are aligned, their stores go round the cache.
+// A bank is larger than any cache and written once: aligned rows are stored past the cache.
 inline void write_row(const RowWriter& w, const float* row, float scale, int64_t slot) {
   const F s = broadcast(scale);
   char* out = static_cast<char*>(w.bank) + slot * w.dim * element_size(w.bank_type);
@@ -97,9 +97,9 @@ inline void sum_rows(const void* rows, Float type, int64_t dim, const int64_t* p
   }
 }
 
-// The classes in some pixels of one image.
+// The classes of a range of pixels of one image.
 struct ClassVectors {
-  int32_t* label;   // of each pixel, whole vectors
+  int32_t* label;   // of each pixel, padded to whole vectors
   int32_t* where;   // first pixels of vectors, once for each class in them ...
   int32_t* which;   // ... and those classes
   int32_t* found;   // the classes in all of them
@@ -135,24 +135,24 @@ struct ClassVectors {
   }
 };
 
-// Planes summed together: one stream of memory alone doesn't fill its bandwidth.
+// Planes summed together: a single stream does not use the full memory bandwidth.
 constexpr int64_t kPlanes = 4;
 
 inline size_t class_sum_scratch(const ClassSum& args) {
   return size_t(args.classes * kPlanes * kLanes) + ClassVectors::size(args);
 }
 
-// Adds P planes of `count` pixels to the rows of their classes, one lane at a time until the end.
+// Adds P planes of `count` pixels to the rows of their classes; lanes are summed at the end.
 template <Float type, int64_t P>
 inline void sum_planes(const Features& x, const ClassVectors& v, int64_t start, int64_t count, float* lanes, float* out,
                        int64_t pitch) {
-  constexpr int64_t kAhead = 2048;  // bytes; the hardware's prefetcher stops at the end of every page
+  constexpr int64_t kAhead = 2048;  // bytes; the hardware prefetcher stops at the end of a page
   for (int64_t k = 0; k < v.founds; ++k) __builtin_memset(lanes + v.found[k] * P * kLanes, 0, P * sizeof(F));
   for (int64_t k = 0; k < v.listed;) {
     const int32_t c = v.which[k];
     F total[P];
     for (int64_t j = 0; j < P; ++j) total[j] = load(lanes + (c * P + j) * kLanes);
-    do {  // neighbors are mostly of one class
+    do {  // neighbors usually have the same class
       const int64_t i = v.where[k];
       const K own = equal(load(v.label + i), broadcast(c));
       for (int64_t j = 0; j < P; ++j) {
@@ -195,7 +195,7 @@ inline void sum_pixels(const ClassSum& args, const int16_t* label, int64_t start
   for (; d < x.dim; ++d) sum_planes<type, 1>(x, v, start + d * x.stride_d, count, scratch, out + d, args.pitch);
 }
 
-// The sums of one chunk of pixels, into zeros.
+// Adds the pixels of one chunk to sums that begin at zero.
 inline void class_sum(const ClassSum& args, int64_t chunk, float* scratch) {
   const Features& x = args.features;
   float* out = args.partial + chunk * args.classes * args.pitch;

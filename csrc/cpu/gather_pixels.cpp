@@ -1,5 +1,5 @@
-// Rows of pixels out of a feature map, and their gradients back into one. Elements are copied as they are; only the
-// sum over repeated pixels, in the order of `index`, is arithmetic.
+// Gathers rows of pixels from a feature map, and scatters their gradients back. Elements are copied unchanged; the only
+// arithmetic is the sum over repeated pixels, in the order of `index`.
 #include <cstring>
 #include <numeric>
 
@@ -9,11 +9,11 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-constexpr int64_t kRows = 256;  // rows of a task
-constexpr int64_t kSlab = 16;   // planes of a task
-constexpr size_t kAhead = 16;   // pixels asked for before they are read
+constexpr int64_t kRows = 256;  // rows per task
+constexpr int64_t kSlab = 16;   // planes per task
+constexpr size_t kAhead = 16;   // prefetch distance in pixels
 
-// Positions in `index` by the pixel that they name, equal ones in order; the -1 left out.
+// Returns the positions in `index`, sorted stably by their pixel, without those of -1.
 std::vector<int64_t> by_pixel(const int64_t* index, int64_t count) {
   std::vector<int64_t> order;
   order.reserve(count);
@@ -30,7 +30,7 @@ int64_t offset_of(const Features& x, int64_t pixel) {
   return pixel / x.plane * x.stride_b + pixel % x.plane * x.stride_p;
 }
 
-// Neighboring pixels of a plane share cache lines, so the planes are read in the order of the pixels.
+// Reads planes in the order of the pixels, since neighboring pixels share cache lines.
 template <typename T>
 void gather_planes(const Features& x, const int64_t* index, const std::vector<int64_t>& order, T* out,
                    const Workers& workers) {
@@ -50,7 +50,7 @@ void gather_planes(const Features& x, const int64_t* index, const std::vector<in
   });
 }
 
-// `rows` (pixels named, dim) into zeros; pixel i of `named` takes row i.
+// Stores row i of `rows` (pixels named, dim) to pixel named[i] of a zeroed gradient.
 template <typename T>
 void scatter_planes(const std::vector<int64_t>& named, const T* rows, const Features& x, T* out,
                     const Workers& workers) {
@@ -96,7 +96,7 @@ void gather_pixels_backward(const void* grad, const int64_t* index, int64_t coun
                             const Workers& workers) {
   const ContrastKernels& k = kernels().contrast;
   const std::vector<int64_t> order = by_pixel(index, count);
-  std::vector<int64_t> named, first;  // pixels that occur, and where their positions begin in `order`
+  std::vector<int64_t> named, first;  // pixels that occur, and the start of their positions in `order`
   for (size_t i = 0; i < order.size(); ++i) {
     if (i == 0 || index[order[i]] != index[order[i - 1]]) {
       named.push_back(index[order[i]]);

@@ -6,7 +6,7 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-// Where output `index` lies among the inputs; below 0 it reads input 0.
+// Returns the source position of output `index`; a position below 0 reads input 0.
 float position(int64_t index, int64_t low, int64_t full, bool align_corners) {
   if (align_corners) return (full > 1 ? float(low - 1) / float(full - 1) : 0.0f) * float(index);
   return float(low) / float(full) * (float(index) + 0.5f) - 0.5f;
@@ -25,7 +25,7 @@ Source source(int64_t index, int64_t low, int64_t full, bool align_corners) {
   return {near, near + 1, 1.0f - far_weight, far_weight};
 }
 
-// Whether n values form an arithmetic progression, but for rounding that cannot be told from the source index's own.
+// Returns whether n values form an arithmetic progression, up to the rounding error of the source index.
 bool even_steps(const float* x, int n) {
   for (int i = 1; i + 1 < n; ++i) {
     const float even = x[0] + float(i) * (x[n - 1] - x[0]) / float(n - 1);

@@ -1,12 +1,12 @@
-// info_nce on a block of anchors of one class, keys taken in tiles. Included after feature_rows.h, inside the level's
+// info_nce on a block of anchors of one class, with keys in tiles. Included after feature_rows.h, inside the level's
 // namespace.
 //
 // Online softmax that starts from the positive: with m the largest score so far, total = sum of e^(score - m) and
 // mean = sum of e^(score - m) key. At the end the gradient of -log p(positive) with respect to the unit anchor is
-// (mean / total - center) / temperature, whose part along the anchor is taken out.
+// (mean / total - center) / temperature, from which the component along the anchor is removed.
 
 constexpr int64_t kKeyTile = 64;
-constexpr int kTogether = 4;  // anchors that share a load of a key, and keys that share one of an anchor
+constexpr int kTogether = 4;  // anchors per load of a key, and keys per load of an anchor
 
 struct InfoNceScratch {
   float* unit;    // (anchors, pitch)
@@ -37,7 +37,7 @@ inline size_t info_nce_scratch(const InfoNce& args) {
   return size_t((2 * kAnchorBlock + 1 + kKeyTile) * row_pitch(args.dim) + kTogether * kKeyTile + 4 * kAnchorBlock);
 }
 
-// A row scaled to norm 1, zero past dim; returns its norm.
+// Scales a row to norm 1, with zeros past dim; returns its norm.
 inline float load_unit(const void* data, Float type, int64_t start, int64_t dim, float* out) {
   for (int64_t d = 0; d < dim; d += kLanes) store(out + d, load_some(data, type, start + d, dim - d));
   const float norm = __builtin_sqrtf(square_sum(out, dim));
@@ -57,8 +57,8 @@ struct Keys {
       : args(args), tile(s.tile), pitch(s.pitch), start(args.offsets[c]),
         in_place(args.bank_type == Float::f32 && args.dim % kLanes == 0) {}
 
-  // The bank is far larger than the cache and drawn from at random: ask for a row well before it is read. Into the second
-  // level, since the first can wait for far fewer lines at a time.
+  // The bank is far larger than the cache and read at random: prefetch rows well ahead, into the second cache level,
+  // since the first supports far fewer outstanding lines.
   void prefetch(int64_t slot) const {
     const int64_t size = args.dim * element_size(args.bank_type);
     const char* row = static_cast<const char*>(args.bank) + (start + slot) * size;
@@ -125,7 +125,7 @@ inline void add_keys(const float* weight, const float* const* keys, int64_t coun
   }
 }
 
-// Turns the scores of one anchor into weights relative to its largest score, rescaling what it has summed so far.
+// Converts the scores of one anchor to weights relative to its largest score, and rescales its running sums.
 inline void fold_scores(const InfoNce& args, const InfoNceScratch& s, int64_t anchor, float* score, int64_t count) {
   const F inverse = broadcast(1.0f / args.temperature);
   for (int64_t k = count; k < padded(count); ++k) score[k] = -__builtin_inff();
@@ -163,7 +163,7 @@ inline void meet_keys(const InfoNce& args, const InfoNceScratch& s, int64_t anch
   if (args.grad != nullptr) add_keys<A>(s.score, keys, count, s.pitch, args.dim, s.mean + anchor * s.pitch);
 }
 
-// Every anchor has keys of its own.
+// Every anchor has its own keys.
 inline void meet_own_keys(const InfoNce& args, const InfoNceScratch& s, const Keys& keys, const int64_t* slots,
                           int64_t anchors) {
   const int64_t ahead = 4 * kTogether, all = anchors * args.negatives;
@@ -185,7 +185,7 @@ inline void meet_own_keys(const InfoNce& args, const InfoNceScratch& s, const Ke
   }
 }
 
-// All anchors of the class share keys; `slots` is null where these are the slots 0 .. count - 1.
+// All anchors of the class share keys; `slots` is null for the slots 0 .. count - 1.
 inline void meet_shared_keys(const InfoNce& args, const InfoNceScratch& s, const Keys& keys, const int64_t* slots,
                              int64_t all, int64_t anchors) {
   const float* rows[kKeyTile];
@@ -201,7 +201,7 @@ inline void meet_shared_keys(const InfoNce& args, const InfoNceScratch& s, const
   }
 }
 
-// The gradient with respect to the anchor as it came: through the division by its norm, where that isn't clamped.
+// The gradient with respect to the anchor before normalization, which passes through its norm unless that is clamped.
 inline void write_anchor_grad(const InfoNce& args, const InfoNceScratch& s, int64_t anchor, float weight, float* out) {
   const float* unit = s.unit + anchor * s.pitch;
   float* slope = s.mean + anchor * s.pitch;

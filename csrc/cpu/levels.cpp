@@ -1,4 +1,4 @@
-// Which instruction-set level runs, decided on the machine that runs it.
+// Chooses the instruction-set level at run time, on the machine that runs it.
 #include <atomic>
 #include <stdexcept>
 
@@ -45,7 +45,7 @@ void use_level(const std::string& name) {
       return;
     }
   }
-  throw std::invalid_argument("level: '" + name + "' is not one that this machine runs; see cpu_levels()");
+  throw std::invalid_argument("level: '" + name + "' does not run on this machine; choose one of cpu_levels()");
 }
 
 }  // namespace u2pl_fast::cpu

@@ -1,4 +1,4 @@
-// The table of kernels that each instruction-set level fills in, and which level runs.
+// The table of kernels that each instruction-set level fills in, and the choice of the level.
 #pragma once
 
 #include <string>
@@ -20,7 +20,7 @@ const Kernels& kernels_baseline();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 
-// Levels that this machine can run, best first, and the one in use.
+// The levels that this machine can run, best first, and the current one.
 std::vector<std::string> levels();
 std::string level();
 void use_level(const std::string& name);

@@ -1,10 +1,10 @@
-// Low-resolution rows as the kernels read them: fp32, one class after another, padded so that a full vector can be
-// loaded at any column. Included after simd.h, inside the level's namespace.
+// Low-resolution rows in the format of the kernels: fp32, class by class, padded so that a full vector can be loaded at
+// any column. Included after simd.h, inside the level's namespace.
 
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 inline int64_t row_stride(const Logits& x) { return padded(x.width) + kLanes; }
 
-// Stands in for -inf, so that a blend with weight 0 is 0 and not NaN; its exponential is 0 all the same.
+// Replaces -inf, so that a blend with weight 0 is 0 and not NaN; its exponential is 0 too.
 constexpr float kLowest = -1e38f;
 
 inline F load_logits(const void* data, Float type, int64_t offset) {
@@ -21,7 +21,7 @@ inline void store_first(float* out, F x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = lanes[i];
 }
 
-// n logits that lie side by side; the tail goes through a full-width copy, so nothing is read past the end.
+// Loads n adjacent logits; the tail is copied to a full vector first, so nothing is read past the end.
 inline void convert(const void* data, Float type, int64_t offset, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, max(broadcast(kLowest), load_logits(data, type, offset + i)));
@@ -73,7 +73,7 @@ inline void pack_bound(const float* row, int64_t classes, int64_t stride, float*
   }
 }
 
-// The columns of one vector of a block, ready to blend low rows sideways.
+// The columns of one vector of a block, prepared to blend low rows horizontally.
 struct Sideways {
   I left, right;
   F left_weight, right_weight;

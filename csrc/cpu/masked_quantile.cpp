@@ -1,5 +1,5 @@
 // Exact order statistics by radix selection: order-preserving 32-bit keys, histograms of their upper 11, next 11 and
-// last 10 bits. Counts are integers, so the order in which threads add them up can't matter.
+// last 10 bits. Counts are integers, so the order of addition does not matter.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -30,7 +30,7 @@ float from_key(uint32_t key) {
   return x;
 }
 
-// One rank on its way down: the key's digits found so far, and its rank among the keys that share them.
+// The search state of one rank: the digits of the key found so far, and its rank among the keys that share them.
 struct Descent {
   uint32_t prefix = 0;
   int64_t rank = 0;
@@ -42,7 +42,7 @@ struct Descent {
   }
 };
 
-// Threads take chunks of 0 .. n-1 in turn; each collects into a State of its own, merged once.
+// Threads process chunks of 0 .. n-1; each collects into its own State, and the States are merged once.
 template <typename State, typename Body, typename Merge>
 void over_chunks(int64_t n, const Workers& workers, const Body& body, const Merge& merge) {
   std::mutex lock;
@@ -58,7 +58,7 @@ void over_chunks(int64_t n, const Workers& workers, const Body& body, const Merg
   });
 }
 
-// Histogram of the first digit; elements outside the mask fall into one bin more, so that nothing branches.
+// Histogram of the first digit; elements outside the mask count in an extra bin, to avoid branches.
 struct FirstDigit {
   std::vector<int64_t> bins = std::vector<int64_t>(kBins + 1);
   bool has_nan = false;

@@ -5,7 +5,7 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-constexpr int64_t kChunk = 1 << 16;  // pixels that a task compares
+constexpr int64_t kChunk = 1 << 16;  // pixels per task
 
 }  // namespace
 
@@ -17,7 +17,7 @@ CrossEntropySums ohem_mask(CrossEntropy args, Size size, bool align_corners, dou
   const CrossEntropySums sums = cross_entropy(args, size, align_corners, workers);
   if (sums.bad_position >= 0) return sums;
 
-  // Ignored pixels hold 2: they sort after every other, and no bound reaches them.
+  // Ignored pixels hold 2, which sorts after every probability and is above every bound.
   double bound = threshold;
   const int64_t kept = std::min(min_kept, sums.valid);
   if (kept > 0) bound = std::max<double>(bound, kth_smallest(probability, pixels, kept - 1, workers));

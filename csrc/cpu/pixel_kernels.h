@@ -1,5 +1,5 @@
-// What the per-pixel ops take, and the part of the table of kernels that is theirs. No torch and no intrinsics here: the
-// bindings fill these structs, the levels read them.
+// The arguments of the per-pixel ops, and their part of the kernel table. It uses neither torch nor intrinsics: the
+// bindings fill these structs, and the levels read them.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@ struct Logits {
   int64_t stride_b, stride_c, stride_y, stride_x;
 };
 
-// One task is a band of this many low rows of one image, whatever the number of threads: the bits of every sum are
-// then the same for any thread count.
+// One task is a band of this number of low rows of one image, for any number of threads, so that every sum has the same
+// bits for any number of threads.
 constexpr int64_t kBandRows = 8;
 
 // Full row i blends low rows y and y + 1 (clamped) as upper[i] * row(y) + lower[i] * row(y + 1); the full rows of low
@@ -30,7 +30,7 @@ struct Rows {
   const float* lower;
 };
 
-// Columns are taken in blocks of two vectors. Block k reads low columns base[k] ..; where all of them fit in one
+// Columns are processed in blocks of two vectors. Block k reads low columns base[k] ..; where all of them fit in one
 // vector (narrow), `left` and `right` count from base[k] and serve as permutation indices, otherwise from column 0.
 // Full columns past the end repeat the last one.
 struct Columns {
@@ -45,10 +45,10 @@ struct Columns {
 };
 
 // Full columns by the cell they lie in: cell q holds the columns that blend low columns q and q + 1, cell -1 those left
-// of low column 0. A block is one cell per lane, taken column by column: its k-th entry holds every cell's k-th column.
+// of low column 0. A block is one cell per lane, processed by column: entry k holds column k of every cell.
 struct CellBlock {
   int32_t first;    // the cell of lane 0
-  int32_t columns;  // 1, 2 or 4 a cell, at even steps
+  int32_t columns;  // 1, 2 or 4 per cell, evenly spaced
   int32_t entry;    // the first of them in the tables
 };
 
@@ -56,7 +56,7 @@ struct Cells {
   int64_t full;
   int64_t blocks;
   const CellBlock* block;
-  const int32_t* column;      // (entries, lanes): the full column, or `full` where the cell has no more
+  const int32_t* column;      // (entries, lanes): the full column, or `full` if the cell has no more
   const float* left_weight;   // (entries, lanes)
   const float* right_weight;  // (entries, lanes)
 };
@@ -91,7 +91,7 @@ struct CrossEntropy {
   float* seam;
 };
 
-// What one task of the cross-entropy hands back.
+// The result of one task of the cross-entropy.
 struct CrossEntropySums {
   double num = 0;
   double den = 0;

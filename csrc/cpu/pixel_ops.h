@@ -16,15 +16,15 @@ struct Size {
 void pixel_stats(PixelStats args, Size size, bool align_corners, const Workers& workers);
 CrossEntropySums cross_entropy(CrossEntropy args, Size size, bool align_corners, const Workers& workers);
 
-// keep (batch, H, W): where p(target) is at most the threshold, or at most its min_kept-th smallest. Nothing is written
-// where a target is neither a class nor ignored.
+// keep (batch, H, W): true if p(target) is at most the threshold or its min_kept-th smallest value. Nothing is written
+// if a target is neither a class nor ignored.
 CrossEntropySums ohem_mask(CrossEntropy args, Size size, bool align_corners, double threshold, int64_t min_kept,
                            bool* keep, const Workers& workers);
 
-// Linear (NumPy) quantile of the elements where mask is not 0: NaN where there are none or one of them is NaN.
+// Returns NumPy's linear quantile of the elements whose mask is not 0; NaN if there are none or one of them is NaN.
 float masked_quantile(const float* x, const uint8_t* mask, int64_t n, double q, const Workers& workers);
 
-// Element `rank` of the sorted x.
+// Returns element `rank` of the sorted x.
 float kth_smallest(const float* x, int64_t n, int64_t rank, const Workers& workers);
 
 }  // namespace u2pl_fast::cpu

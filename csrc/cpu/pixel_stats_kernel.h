@@ -1,11 +1,11 @@
 // pixel_stats on one band. Included after low_rows.h, inside the level's namespace.
 //
-// A vector of full columns takes up to four full rows that lie between the same two low rows. Sweep 1 over the
+// Each step processes a vector of full columns on up to four full rows between the same two low rows. Sweep 1 over the
 // classes blends, keeps the logits in L1 and finds the largest; sweep 2 has one exponential per class and pixel.
 
 template <typename T>
 inline void write_label(T* out, const int32_t* label, int64_t count) {
-  if (count == kLanes) {  // a constant trip count, which the compiler turns into one narrowing store
+  if (count == kLanes) {  // a constant trip count: the compiler emits one narrowing store
     for (int i = 0; i < kLanes; ++i) out[i] = T(label[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) out[i] = T(label[i]);

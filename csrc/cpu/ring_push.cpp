@@ -1,4 +1,4 @@
-// The steps of ring_push.h as loops: groups of pixels are tasks, and running counters take the place of ballots.
+// The steps of ring_push.h as loops: one task per group of pixels, with running counters in place of ballots.
 #include "bits.h"
 #include "contrast_ops.h"
 #include "levels.h"
@@ -6,8 +6,8 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-constexpr int64_t kTile = 64;      // pixels that are turned from planes into rows at once
-constexpr int64_t kRowsAhead = 8;  // rows asked for before they are read
+constexpr int64_t kTile = 64;      // pixels transposed from planes to rows at once
+constexpr int64_t kRowsAhead = 8;  // prefetch distance in rows
 
 int64_t pitch_of(int64_t dim) { return ceil_div(dim, 16) * 16 + 16; }
 
@@ -15,7 +15,7 @@ struct Pixels {
   int64_t begin, end;
 };
 
-// The mask's rows of some pixels, none past the end.
+// Returns the mask rows of a range of pixels, clipped at the end.
 bool any_key(const RingPush& args, Pixels p) {
   const int64_t words = words_of(args.push.classes), end = std::min(p.end, args.features.pixels());
   return std::any_of(args.mask + std::min(p.begin, end) * words, args.mask + end * words, [](int32_t w) { return w != 0; });
@@ -27,7 +27,7 @@ void prefetch_row(const Features& x, int64_t pixel) {
   for (int64_t byte = 0; byte < x.dim * size; byte += 64) __builtin_prefetch(row + byte);
 }
 
-// Whether a key of the group is kept; if not, nothing of its pixels is read.
+// Returns whether the group has a kept key; otherwise its pixels are not read.
 bool keeps_any(const RingPush& args, int64_t group) {
   const ring::Push& push = args.push;
   if (group + 1 == push.groups) return true;  // the newest keys
@@ -38,8 +38,8 @@ bool keeps_any(const RingPush& args, int64_t group) {
   return false;
 }
 
-// Writes the kept keys of some pixels, of which `next` is the rank of each class's next key; a pixel's row is read and
-// its norm taken once, whatever the number of its classes.
+// Writes the kept keys of a range of pixels. `next` holds the rank of each class's next key. Each pixel is read and
+// normalized once, for any number of classes.
 void write_keys(const RingPush& args, Pixels pixels, std::vector<int64_t>& next, float* rows) {
   const ContrastKernels& k = kernels().contrast;
   const ring::FindSlot find_slot{args.push};

@@ -120,8 +120,8 @@ inline F load_bf16(const uint16_t* p) {
                     int32_t(uint32_t(p[3]) << 16)});
 }
 inline float half_to_float(uint16_t h) {
-  // Shifting exponent and mantissa into place leaves the exponent 112 too small, which one product mends for normal
-  // and subnormal numbers alike; infinities and NaN take the largest exponent instead.
+  // After the shift, the exponent is 112 too small. One product corrects it, for normal and subnormal numbers;
+  // infinities and NaN get the largest exponent instead.
   const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
   const uint32_t sign = uint32_t(h & 0x8000) << 16;
   float value;

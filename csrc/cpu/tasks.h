@@ -1,5 +1,5 @@
-// Sharing tasks out to threads. A task's result depends on its number alone, so neither the number of threads nor who
-// takes which task can change a bit.
+// Distributes tasks to threads. The result of a task depends on its number only, so neither the number of threads nor
+// the assignment of tasks can change a bit.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace u2pl_fast::cpu {
 
-// Runs the function once on each of at most `limit` threads; the ops share out their tasks themselves.
+// Runs the function once on each of at most `limit` threads; the ops distribute their tasks themselves.
 using Workers = std::function<void(int64_t limit, const std::function<void()>&)>;
 
 struct Free {
@@ -26,7 +26,7 @@ inline Scratch make_scratch(size_t floats) {
   return scratch;
 }
 
-// body(task, scratch) for every task in 0 .. tasks-1, each thread with its own scratch.
+// Calls body(task, scratch) for every task in 0 .. tasks-1; each thread has its own scratch.
 template <typename Body>
 void run_tasks(int64_t tasks, size_t scratch_floats, const Workers& workers, const Body& body) {
   std::atomic<int64_t> next{0};

@@ -1,6 +1,6 @@
-// Systematic thinning in two passes over the mask: keys of each class in each chunk, then a comb that runs along the
-// keys. Key r stays iff floor(((r+1)k + v) / n) > floor((rk + v) / n): with k <= n, iff the remainder of rk + v by n
-// passes n when k is added, so one addition a key takes the place of two divisions.
+// Thins keys evenly in two passes over the mask: count the keys of each class in each chunk, then select every key r
+// with floor(((r+1)k + v) / n) > floor((rk + v) / n). Since k <= n, this holds if adding k to the remainder of rk + v
+// by n reaches n, so that one addition per key replaces two divisions.
 #include <cstring>
 
 #include "bits.h"

@@ -1,4 +1,4 @@
-// What the ops share: element types of what they read, and arithmetic.
+// Element types of the ops' inputs, and arithmetic that the ops share.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@
 namespace u2pl_fast::cpu {
 namespace {
 
-// Asks for huge pages: first touches of a large fresh gradient cost more, page by page, than what is written there.
+// Requests huge pages: the page faults of a large new gradient cost more than writing it.
 void advise_huge_pages([[maybe_unused]] float* data, [[maybe_unused]] int64_t count) {
 #if defined(__linux__)
   const uintptr_t page = 4096 * 512, begin = (uintptr_t(data) + page - 1) / page * page;

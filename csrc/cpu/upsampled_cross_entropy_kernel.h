@@ -1,24 +1,24 @@
 // upsampled_cross_entropy (and the p(target) map of ohem_mask) on one band. Included after low_rows.h, inside the
 // level's namespace.
 //
-// A block is up to four columns of each of kLanes neighboring cells, a lane a cell, on up to four full rows between
+// A block is up to four columns of each of kLanes neighboring cells, one cell per lane, on up to four full rows between
 // the same two low rows. Within a cell and along a row or column, the blended logits of a class are an arithmetic
-// progression, so their exponentials are a geometric one: four exponentials a class make all sixteen of a cell. The
-// second sweep weighs them with what the gradient needs and folds them back onto the cell's corners. Nothing of full
-// size is stored.
+// progression, so their exponentials are a geometric one: four exponentials per class give all sixteen of a cell. The
+// second sweep multiplies them by the weights of the gradient and folds them back onto the corners of the cell. Nothing
+// of full size is stored.
 
-// p(target) of an ignored pixel: after every probability in any order.
+// p(target) of an ignored pixel: sorts after every probability.
 constexpr float kIgnored = 2.0f;
 
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
-// Below this, an exponential may have been cut off at 2^kLeastPower.
+// Below this, an exponential may have been clamped to 2^kLeastPower.
 constexpr float kLeastPower = -126.0f, kFar = 1e-30f;
 
 // Scratch of one worker. A low row is (classes + 1, stride), low column x of a class at x + origin, so that blocks are
 // aligned, and holds log2(e) (l - max over classes of l). The class past the last serves label smoothing: in the
-// logits, the sum over classes weighted by `weight`; in the gradient, what every class loses in proportion to its
-// weight.
+// logits, the sum over classes weighted by `weight`; in the gradient, the amount to subtract from every class in
+// proportion to its weight.
 struct CrossEntropyScratch {
   float* upper_row;
   float* lower_row;
@@ -26,7 +26,7 @@ struct CrossEntropyScratch {
   float* lower_grad;
   float* staging;
   float* largest;   // (stride)
-  float* powers;    // (classes, 4, lanes) of the block at hand, see Powers
+  float* powers;    // (classes, 4, lanes) of the current block, see Powers
   int32_t* target;  // (4, full width + 1)
   int64_t origin;
 
@@ -87,7 +87,7 @@ inline void load_targets(const CrossEntropy& args, int64_t at, int32_t* out, Cro
   }
 }
 
-// Class by class, so that memory is read in order; the largest logit of every column stays in cache meanwhile.
+// Processes class by class to read memory in order; the largest logits of all columns stay in cache.
 inline void pack_low_row(const CrossEntropy& args, int64_t image, int64_t y, const CrossEntropyScratch& s, float* row) {
   const int64_t stride = row_stride(args.logits), classes = args.logits.classes;
   store(row, broadcast(0.0f));
@@ -171,7 +171,7 @@ inline Powers load_powers(const float* p) {
   return {load(p), load(p + kLanes), load(p + 2 * kLanes), load(p + 3 * kLanes)};
 }
 
-// A class of its own for each lane.
+// The class differs by lane.
 inline Powers gather_powers(const CrossEntropyScratch& s, I id) {
   alignas(64) int32_t lane[kLanes];
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
@@ -180,8 +180,8 @@ inline Powers gather_powers(const CrossEntropyScratch& s, I id) {
           gather(s.powers + 3 * kLanes, index)};
 }
 
-// Leaves every class's powers in the scratch. False where a progression starts or ends below the least power but
-// reaches above it.
+// Stores the powers of every class in the scratch. Returns false if a progression starts or ends below the least
+// power but rises above it.
 template <int R, int S>
 inline bool find_powers(const CrossEntropy& args, const CrossEntropyScratch& s, const Block& block, F shift) {
   const int64_t classes = args.logits.classes, stride = row_stride(args.logits);
@@ -219,8 +219,8 @@ inline bool find_powers(const CrossEntropy& args, const CrossEntropyScratch& s, 
   return !any(cut);
 }
 
-// The sums over classes. False where one is out of range: the bound taken off the logits lies far from the largest
-// (neighboring low pixels more than ~40 apart and of different classes).
+// Computes the sums over classes. Returns false if one is out of range: the bound is then far above the largest logit
+// (neighboring low pixels of different classes, more than ~40 apart).
 template <int R, int S>
 inline bool sum_classes(const CrossEntropy& args, const CrossEntropyScratch& s, F (&sum)[R][S]) {
   F total[R][S];
@@ -247,7 +247,7 @@ struct Corners {
   F upper_left, upper_right, lower_left, lower_right;
 };
 
-// The transposed blend of scale * e: partial sums from the end stand for the sums weighted with r and with k.
+// The transposed blend of scale * e. Partial sums from the end give the sums weighted by r and by k.
 template <int R, int S>
 __attribute__((always_inline)) inline Corners fold(const Block& block, const F (&scale)[R][S],
                                                    const F (&e)[R][S]) {
@@ -273,7 +273,7 @@ __attribute__((always_inline)) inline Corners fold(const Block& block, const F (
           block.left * lower - block.across * lower_columns, fma(block.right, lower, block.across * lower_columns)};
 }
 
-// Forced inline, here and below: GCC otherwise passes the vectors of every class through memory.
+// Forced inline, here and below: otherwise GCC passes the vectors of every class through memory.
 __attribute__((always_inline)) inline void add_pair(float* grad, F left, F right, I previous) {
   store(grad, load(grad) + (left + permute(broadcast(0.0f), right, previous)));
   grad[kLanes] += right[kLanes - 1];
@@ -287,7 +287,7 @@ __attribute__((always_inline)) inline void add_corners(const CrossEntropyScratch
   add_pair(s.lower_grad + at, g.lower_left, g.lower_right, previous);
 }
 
-// Takes each lane's value off its own class.
+// Subtracts each lane's value from the class of the lane.
 inline void subtract_corners(const CrossEntropyScratch& s, int64_t stride, int64_t at, const int32_t* id,
                              const Corners& g) {
   alignas(64) float value[4][kLanes];
@@ -304,7 +304,7 @@ inline void subtract_corners(const CrossEntropyScratch& s, int64_t stride, int64
   }
 }
 
-// -log p of pixel (row, entry) where the target's exponential is cut off, from the logits themselves.
+// Computes -log p of pixel (row, entry) from the logits, for a target whose exponential was clamped.
 inline F far_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int64_t at, int64_t row, int64_t entry,
                     I id, F e, F loss, F shift, F log_sum) {
   alignas(64) float losses[kLanes], exponential[kLanes], shifts[kLanes], log_sums[kLanes];
@@ -321,7 +321,7 @@ inline F far_losses(const CrossEntropy& args, const CrossEntropyScratch& s, int6
     const float left = args.cells.left_weight[entry * kLanes + i], right = args.cells.right_weight[entry * kLanes + i];
     const float d = upper * (left * s.upper_row[from] + right * s.upper_row[from + 1]) +
                     lower * (left * s.lower_row[from] + right * s.lower_row[from + 1]);
-    losses[i] = d < -1e30f ? __builtin_inff() : (shifts[i] - d) * kLn2 + log_sums[i];  // kLowest stands for -inf
+    losses[i] = d < -1e30f ? __builtin_inff() : (shifts[i] - d) * kLn2 + log_sums[i];  // kLowest represents -inf
   }
   return load(losses);
 }
@@ -367,7 +367,7 @@ inline void block_losses(const CrossEntropy& args, const CrossEntropyScratch& s,
   const F keep = broadcast(float(1.0 - args.label_smoothing));
   const F spread = broadcast(float(args.label_smoothing / double(classes)));
   const F weight_sum = broadcast(float(args.weight_sum));
-  // Pixels of one cell mostly share their target.
+  // Most pixels of a cell have the same target.
   const I middle = target[R / 2][S / 2], common = select(greater(middle, no_class), middle, class_zero);
   F common_e[R][S];
   gather_powers(s, common).expand(common_e);
@@ -467,7 +467,7 @@ inline void cross_entropy_rows(const CrossEntropy& args, const CrossEntropyScrat
   }
 }
 
-// Whether four rows from here have evenly rising weights, but for rounding.
+// Returns whether the weights of the next four rows rise evenly, up to rounding.
 inline bool four_rows(const Rows& rows, int64_t row, int64_t end) {
   if (end - row < 4) return false;
   const float* w = rows.lower + row;
@@ -513,7 +513,7 @@ inline void write_grad(const CrossEntropy& args, const float* grad, int64_t imag
   }
 }
 
-// The gradient of a row that no further block adds to, less every class's share of what smoothing takes off; column 0.
+// Finishes a gradient row that no other block adds to: subtracts the smoothing term of every class; column 0.
 inline const float* finished(const CrossEntropy& args, const CrossEntropyScratch& s, float* grad) {
   const int64_t stride = row_stride(args.logits), classes = args.logits.classes;
   for (int64_t c = 0; c < classes && args.label_smoothing != 0; ++c) {
@@ -546,7 +546,7 @@ inline void cross_entropy(const CrossEntropy& args, int64_t task, float* scratch
       } else {
         pack_low_row(args, image, y, s, s.upper_row);
       }
-      in_lower = y + 1 < x.height ? y + 1 : y;  // the last low row is its own lower neighbor, with weight 0
+      in_lower = y + 1 < x.height ? y + 1 : y;  // below the last low row, use the row again with weight 0
       pack_low_row(args, image, in_lower, s, s.lower_row);
       cross_entropy_between(args, s, image, y, num, den, sums);
     }

@@ -1,12 +1,12 @@
 // exp and log on a vector, a few ulp. Included after simd.h, inside the level's namespace.
 
-// The least argument of exp: e^-86 is 5e-38, still a normal number.
+// The smallest argument of exp: e^-86 is 5e-38, still a normal number.
 constexpr float kLeastExponent = -86.0f;
 
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
 
-// 2^(n + f) where `shifted` holds n in its low bits and |f| <= 1/2; the polynomial's relative error is 9e-8. Several
-// at a time, step by step, since each step waits for the one before.
+// 2^(n + f) where `shifted` holds n in its low bits and |f| <= 1/2; the polynomial's relative error is 9e-8.
+// Processes several vectors step by step, since each step depends on the one before.
 template <int N>
 inline void power_of_two(const F (&shifted)[N], const F (&f)[N], F (&out)[N]) {
   F p[N];

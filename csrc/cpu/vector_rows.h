@@ -155,7 +155,7 @@ inline void transpose(F* r) {
 
 #endif
 
-// n numbers of any type that lie side by side, zero past the end.
+// n numbers of any type that are adjacent, zero past the end.
 inline F load_some(const void* data, Float type, int64_t offset, int64_t n) {
   if (n >= kLanes) return load_logits(data, type, offset);
   alignas(64) float some[kLanes] = {};

@@ -1,5 +1,5 @@
-// The steps of ring_push.h on the device: count, scan, write. Integers only in the first two, and every key has a slot
-// of its own in the third, so the bits never depend on the order of blocks.
+// The steps of ring_push.h on the device: count, scan, write. The first two use integers only, and in the third every
+// key has its own slot, so the bits never depend on the order of blocks.
 #include <cub/block/block_scan.cuh>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -17,13 +17,13 @@ constexpr int kCountThreads = 256;
 constexpr int kScanThreads = 256;
 constexpr int kWriteThreads = 256;
 constexpr int kWriteWarps = kWriteThreads / kWarp;
-constexpr int kWordsAtOnce = 8;               // 256 classes: the ballots that a block holds
-constexpr size_t kSharedBytes = 48 * 1024;    // what a block gets without asking
+constexpr int kWordsAtOnce = 8;               // 256 classes per pass: the ballots that fit in a block
+constexpr size_t kSharedBytes = 48 * 1024;    // the default limit per block
 
 struct Mask {
   const int32_t* words;  // (pixels, count)
   int64_t pixels, count;
-  uint32_t last;  // bits of the last word that are classes
+  uint32_t last;  // bits of the last word that stand for classes
 
   __device__ uint32_t operator()(int64_t pixel, int64_t word) const {
     if (pixel >= pixels) return 0u;
@@ -32,7 +32,7 @@ struct Mask {
   }
 };
 
-// Of a word per lane, lane i gets the ballot of bit i.
+// Transposes the bits of one word per lane: lane i gets the ballot of bit i.
 __device__ __forceinline__ uint32_t ballot_of_lane(uint32_t bits, int lane) {
   uint32_t mine = 0;
 #pragma unroll
@@ -43,14 +43,14 @@ __device__ __forceinline__ uint32_t ballot_of_lane(uint32_t bits, int lane) {
   return mine;
 }
 
-// In a group, the keys of a class are kWarps ballots.
+// The keys of a class in a group are kWarps ballots.
 __device__ __forceinline__ int count_keys(const uint32_t* ballots) {
   int count = 0;
   for (int warp = 0; warp < kWarps; ++warp) count += __popc(ballots[warp]);
   return count;
 }
 
-// Clears the first keys, as many as are dropped.
+// Clears the first `dropped` keys.
 __device__ __forceinline__ void drop_keys(uint32_t* ballots, int dropped) {
   for (int warp = 0; warp < kWarps && dropped > 0; ++warp) {
     const int count = __popc(ballots[warp]);
@@ -63,14 +63,14 @@ __device__ __forceinline__ void drop_keys(uint32_t* ballots, int dropped) {
   }
 }
 
-// Keys of the pixels before this one.
+// Counts the keys of the pixels before this one.
 __device__ __forceinline__ int rank_in_group(const uint32_t* ballots, int pixel) {
   int rank = 0;
   for (int warp = 0; warp < pixel / kWarp; ++warp) rank += __popc(ballots[warp]);
   return rank + __popc(ballots[pixel / kWarp] & ((1u << pixel % kWarp) - 1));
 }
 
-// One warp a group.
+// One warp per group.
 __global__ void __launch_bounds__(kCountThreads) count_kernel(ring::Push push, Mask mask) {
   const int lane = threadIdx.x % kWarp;
   const int64_t group = int64_t(blockIdx.x) * (kCountThreads / kWarp) + threadIdx.x / kWarp;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kCountThreads) count_kernel(ring::Push push, M
   }
 }
 
-// One block a class.
+// One block per class.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(ring::Push push) {
   constexpr int kItems = 4;
   using Scan = cub::BlockScan<int32_t, kScanThreads>;
@@ -114,7 +114,7 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// A warp writes a row: neighboring lanes, neighboring elements.
+// A warp writes a row: neighboring lanes write neighboring elements.
 __device__ __forceinline__ void write_row(float* out, const float* row, float scale, int dim, int lane) {
 #pragma unroll 4
   for (int d = lane; d < dim; d += kWarp) out[d] = row[d] * scale;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void write_row(__nv_bfloat16* out, const float* row, 
                                  [](float x, float y) { return __floats2bfloat162_rn(x, y); });
 }
 
-// Pixels first .. first + count of a tile into shared rows of fp32, those whose bit is set in `wanted`. Neighboring
+// Loads pixels first .. first + count of a tile into shared fp32 rows, if their bit is set in `wanted`. Neighboring
 // threads read neighboring addresses: the pixels of a plane, or the elements of a row.
 template <typename T>
 __device__ __forceinline__ void load_tile(const cpu::Features& x, uint32_t wanted, int64_t first, int count, int pitch,
@@ -160,22 +160,22 @@ __device__ __forceinline__ void load_tile(const cpu::Features& x, uint32_t wante
     return;
   }
   const int step = kWriteThreads / count, i = threadIdx.x % count, from = threadIdx.x / count;
-  if (from >= step || !(wanted >> i & 1u)) return;  // a count that isn't a power of two leaves threads over
+  if (from >= step || !(wanted >> i & 1u)) return;  // if the count is not a power of two, some threads are idle
   const int64_t pixel = first + i;
   const T* column = data + pixel / x.plane * x.stride_b + pixel % x.plane * x.stride_p;
 #pragma unroll 4
   for (int d = from; d < dim; d += step) tile[i * pitch + d] = to_float(column[d * x.stride_d]);
 }
 
-// One block a group, which it takes in tiles; then one warp a pixel: the norm once, the row to every class's own slot.
-// Unlabeled images come last and have the pixels with most keys: those groups start first.
+// One block per group, which it processes in tiles; within a tile one warp per pixel, which computes the norm once and
+// writes the row to the slot of each class. Unlabeled images come last and have the most keys: they start first.
 template <typename T, typename B>
 __global__ void __launch_bounds__(kWriteThreads)
     write_kernel(cpu::Features x, Mask mask, B* bank, ring::Push push, int tile_pixels, int pitch) {
   extern __shared__ float tile[];
-  __shared__ uint32_t ballots[kWordsAtOnce * 32 * kWarps];  // of the keys that are kept
-  __shared__ int32_t ranks[kWordsAtOnce * 32];              // of the first of those in the group
-  __shared__ uint32_t wanted[kWarps];                       // pixels with a key that is kept
+  __shared__ uint32_t ballots[kWordsAtOnce * 32 * kWarps];  // of the kept keys
+  __shared__ int32_t ranks[kWordsAtOnce * 32];              // of the first kept key in the group
+  __shared__ uint32_t wanted[kWarps];                       // pixels with a kept key
   if (push.gate != nullptr && !*push.gate) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = int(x.dim);
   const int64_t group = int64_t(gridDim.x) - 1 - blockIdx.x, first = group * kGroup;
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kWriteThreads)
     __syncthreads();
     for (int begin = 0; begin < pixels; begin += tile_pixels) {
       const int count = pixels - begin < tile_pixels ? pixels - begin : tile_pixels;
-      // A tile lies within a warp's ballot, and its first pixel becomes bit 0.
+      // A tile lies within the ballot of one warp; shift its first pixel to bit 0.
       const uint32_t tile_wanted = wanted[begin / kWarp] >> begin % kWarp & (kAll >> (kWarp - count));
       if (tile_wanted == 0) continue;
       load_tile<T>(x, tile_wanted, first + begin, count, pitch, tile);
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kWriteThreads)
 
 template <typename T, typename B>
 void launch_write(const cpu::RingPush& args, const Mask& mask, cudaStream_t stream) {
-  // An odd pitch keeps a column of the tile in different banks.
+  // With an odd pitch, the elements of a column are in different shared-memory banks.
   const int64_t dim = args.features.dim, pitch = dim | 1;
   const size_t budget = kSharedBytes - (kWordsAtOnce * 32 * (kWarps + 1) + kWarps) * sizeof(uint32_t);
   int tile_pixels = kWarp;

@@ -1,4 +1,4 @@
-// The CUDA launch of ring_push. No torch headers: the binding lends the scratch and the stream.
+// The CUDA launch of ring_push. It needs no torch headers: the binding passes scratch memory and the stream.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,7 +7,7 @@
 
 namespace u2pl_fast::cuda {
 
-// Three kernels on the stream, no wait; null or what the launch failed with.
+// Launches three kernels on the stream without waiting. Returns null, or the error message of the launch.
 const char* ring_push(const cpu::RingPush& args, cudaStream_t stream);
 
 }  // namespace u2pl_fast::cuda

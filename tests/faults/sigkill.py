@@ -1,7 +1,7 @@
-"""``python -m tests.faults.sigkill``: kill a training at random moments; it must end as if nothing had been.
+"""Kill a training at random moments and check the result: ``python -m tests.faults.sigkill``.
 
-Starts a small training, kills it with SIGKILL after a random time, starts it again with ``--resume``, and so on; then
-lets it finish and compares weights, optimizer, teacher and bank with those of an undisturbed run, bit for bit.
+Start a small training, kill it with SIGKILL after a random time, and start it again with ``--resume``, several times.
+Then let it finish, and compare weights, optimizer, teacher and bank with those of an undisturbed run, bit for bit.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def step_of(out: Path) -> int:
 
 
 def differing(one: object, other: object, name: str = "state") -> list[str]:
-    """Names of what is not equal bit for bit."""
+    """Return the names of entries that are not equal bit for bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
         same = same and torch.equal(
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--longest", type=float, help="seconds before a kill at most; unset: twice those of a start")
+    parser.add_argument("--longest", type=float, help="most seconds before a kill; default: twice the startup time")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
@@ -74,7 +74,7 @@ def main() -> None:
             try:
                 process.wait(moment)
                 finish(process)
-                print(f"kill {kill + 1}: not needed, the run was over before {moment:.1f} s")
+                print(f"kill {kill + 1}: not needed, the run finished before {moment:.1f} s")
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -85,7 +85,7 @@ def main() -> None:
         wrong = [d for name in STATE for d in differing(states[0][name], states[1][name], name)]
     if wrong:
         raise SystemExit(f"{len(wrong)} entries differ from the undisturbed run, first {wrong[0]}")
-    print(f"{arguments.steps} steps end bit for bit as undisturbed")
+    print(f"{arguments.steps} steps equal the undisturbed run bit for bit")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""``python -m tests.faults.soak --minutes 30 --out DIR``: does a long training grow?
+"""Check that a long training does not grow: ``python -m tests.faults.soak --minutes 30 --out DIR``.
 
-Trains in a process of its own and samples the memory, the open files and the CPU time of it and its loader processes.
-Writes ``soak.json`` and ``soak.png``, and fails where the last third needs more than 5 % more memory or 10 % more CPU
-time a step than the middle one, or any more open files. CPU time, since other work stretches what a clock shows.
+Train in a separate process, and sample the memory, the open files and the CPU time of it and its loader processes.
+Write ``soak.json`` and ``soak.png``. Fail if the last third needs more than 5 % more memory or 10 % more CPU time per
+step than the middle third, or more open files. CPU time is used since other load changes the time on a clock.
 """
 
 import argparse
@@ -36,13 +36,13 @@ FLAGS += ["--steps", "1000000", "--eval-every", "250", "--log-every", "10", "--a
 
 
 def family(pid: int) -> list[Path]:
-    """/proc folders of a process and its descendants."""
+    """Return the /proc folders of a process and its descendants."""
     found, queue = [], [pid]
     while queue:
         here = Path(f"/proc/{queue.pop()}")
         try:
             children = [int(x) for t in (here / "task").iterdir() for x in (t / "children").read_text().split()]
-        except OSError:  # it has just ended
+        except OSError:  # the process has ended
             continue
         found.append(here)
         queue += children
@@ -50,9 +50,9 @@ def family(pid: int) -> list[Path]:
 
 
 def sample(pid: int) -> tuple[float, int, float]:
-    """MiB of this family's own data, its open files, and its CPU seconds so far.
+    """Return the MiB of this family's own data, its open files, and its CPU seconds so far.
 
-    Libraries are not counted: their share grows whenever another program that maps them ends.
+    Libraries are not counted: their share grows when another program that maps them ends.
     """
     memory = files = ticks = 0
     for here in family(pid):
@@ -69,18 +69,18 @@ def sample(pid: int) -> tuple[float, int, float]:
 def last_step(log: Path) -> int:
     try:
         lines = log.read_text().splitlines()
-    except OSError:  # not begun
+    except OSError:  # the run has not started
         return 0
     return next((step for line in reversed(lines) if (step := json.loads(line).get("step"))), 0)
 
 
 def expect_running(process: subprocess.Popen) -> None:
     if process.poll() is not None:
-        raise SystemExit(f"the training ended by itself with exit status {process.returncode}")
+        raise SystemExit(f"the training ended early with exit status {process.returncode}")
 
 
 def watch(process: subprocess.Popen, log: Path, seconds: float, every: float) -> dict[str, list]:
-    """Samples over so many ``seconds`` from the first step that is logged."""
+    """Collect samples for ``seconds``, from the first logged step on."""
     rows: dict[str, list] = {"seconds": [], "mib": [], "files": [], "cpu_seconds": [], "step": []}
     while last_step(log) == 0:
         expect_running(process)
@@ -114,7 +114,7 @@ def draw(rows: dict[str, list], out: Path) -> None:
 
 
 def step_costs(rows: dict[str, list]) -> list[tuple[float, float]]:
-    """(minute, CPU ms a step), evaluations and saves included, over about 30 windows."""
+    """Return (minute, CPU ms per step) over about 30 windows, including evaluations and saves."""
     window = rows["seconds"][-1] / 30
     costs, first = [], 0
     for i, now in enumerate(rows["seconds"]):
@@ -126,7 +126,7 @@ def step_costs(rows: dict[str, list]) -> list[tuple[float, float]]:
 
 
 def growth(values: list[float]) -> float:
-    """Median of the last third ÷ that of the middle third: the first is warming up."""
+    """Return the median of the last third / that of the middle third; the first third is warm-up."""
     third = len(values) // 3
     if third == 0:
         return float("nan")
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every", type=float, default=2, help="seconds between two samples")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report-only", action="store_true", help="do not fail, however it grows")
+    parser.add_argument("--report-only", action="store_true", help="do not fail if it grows")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     run = arguments.out / "run"

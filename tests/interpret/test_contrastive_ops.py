@@ -1,7 +1,7 @@
-"""The triton kernels of the contrastive ops in triton's interpreter, by the very tests of the other backends.
+"""Run the triton kernels of the contrastive ops in triton's interpreter, with the tests of the other backends.
 
-A process is in the interpreter or not from the import of triton on: TRITON_INTERPRET=1 pytest tests/interpret. It runs
-one program after another, thousands of times slower than a GPU, so the larger cases of some tests are left out.
+Triton reads the choice when it is imported, so this needs its own process: TRITON_INTERPRET=1 pytest tests/interpret.
+The interpreter runs one program after another, thousands of times slower than a GPU, so some larger cases are omitted.
 """
 
 import pytest
@@ -157,7 +157,7 @@ def test_info_nce_sizes(count: int, dim: int, negatives: int, pushed: int, mode:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_info_nce_half(dtype: torch.dtype, mode: str, backend: str) -> None:
-    """Rounding anchors and shares to the bank's type for the tensor cores costs what rounding the keys does."""
+    """Check that rounding anchors and shares to the bank's type costs as much as rounding the keys."""
     inputs = info_nce.make_inputs(mode, 3, dim=64, negatives=50, pushed=30, bank_type=dtype)
     loss, grad, exact, exact_grad = info_nce.both(inputs, mode)
     assert (loss - exact).abs() <= 1e-2 * exact.abs()
@@ -171,7 +171,7 @@ def test_info_nce_temperature(temperature: float, backend: str) -> None:
 
 
 def test_info_nce_parts_are_merged(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class cut into several parts, some of them empty, is the class in one."""
+    """Check that a class divided into several parts, some of them empty, equals the class in one part."""
     from u2pl_fast.kernels import info_nce as kernel
 
     monkeypatch.setattr(kernel, "PART_KEYS", 2)

@@ -1,6 +1,6 @@
-"""The triton kernels of the per-pixel ops in triton's interpreter, by the very tests of the other backends.
+"""Run the triton kernels of the per-pixel ops in triton's interpreter, with the tests of the other backends.
 
-A process is in the interpreter or not from the import of triton on: TRITON_INTERPRET=1 pytest tests/interpret
+Triton reads the choice when it is imported, so this needs its own process: TRITON_INTERPRET=1 pytest tests/interpret.
 """
 
 import pytest

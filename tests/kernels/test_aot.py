@@ -1,7 +1,8 @@
-"""The per-pixel kernels, compiled ahead of time exactly as the ops launch them: budgets kept, no TF32, lanes as meant.
+"""Compile the per-pixel kernels ahead of time exactly as the ops launch them; check budgets, TF32 and data movement.
 
-By default every variant for sm_90 and the main shapes for the other targets; ``--aot-full`` takes all dtypes, layouts
-and scales for all of them. Triton's cache makes a second run fast. ``python -m benchmarks.aot`` prints figures.
+By default, compile every variant for sm_90 and the main shapes for the other targets. ``--aot-full`` compiles all
+dtypes, layouts and scales for all targets. Triton's cache makes a second run fast. ``python -m benchmarks.aot`` prints
+the figures.
 """
 
 import pytest
@@ -19,7 +20,7 @@ from benchmarks.aot import pixel_launches as pixel  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-# (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's.
+# (registers per lane, bytes of shared memory per program), the larger of triton 3.6's and 3.8's.
 # On gfx942 registers are vector registers, up to 512.
 BUDGET = {
     "pixel_stats_fwd_kernel": (168, 1024),
@@ -29,8 +30,8 @@ BUDGET = {
     "masked_quantile_count_kernel": (168, 2048),
     "masked_quantile_select_kernel": (40, 256),
 }
-AMD_SLACK = 4  # a wavefront has twice the lanes, and layouts are exchanged through its 64 KiB of shared memory
-# A lane's bytes that ptxas may park in memory while the loops over the classes run; within a loop none.
+AMD_SLACK = 4  # a wavefront has twice the lanes, and exchanges layouts through its 64 KiB of shared memory
+# Bytes per lane that ptxas may spill around the loops over the classes; within a loop none.
 PARKED = 16
 
 
@@ -59,7 +60,7 @@ def test_resources(target: str, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize(("dtype", "layout"), launches.FORMATS, ids=str)
 def test_pixels_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
-    """A sweep over the classes reads four corners and raises one power a pixel; only shares of a gradient move."""
+    """Check that a sweep reads four corners and computes one power per pixel, and moves only shares of a gradient."""
     seen = set()
     for launch in launches.launches_of(*pixel.calls(pixel.VOC, dtype, layout), target="sm_90"):
         if "R" not in launch.arguments:
@@ -80,8 +81,8 @@ def test_pixels_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
     assert seen == {x for x in BUDGET if x.endswith(("fwd_kernel", "probability_kernel"))}
 
 
-def test_what_is_compiled_is_what_the_launcher_compiles() -> None:
-    """The same machine code as ``JITFunction.run`` makes when it is asked not to launch."""
+def test_compiled_kernels_equal_those_of_the_launcher() -> None:
+    """Compare with the machine code that ``JITFunction.run`` compiles without a launch."""
     calls = [*pixel.calls(pixel.VOC, torch.bfloat16, "nhwc")][:3]
     with precompile.compiling("sm_90") as compiled:
         for call in calls:
@@ -92,14 +93,14 @@ def test_what_is_compiled_is_what_the_launcher_compiles() -> None:
 
 @pytest.mark.parametrize("align", [False, True])
 def test_any_scale_can_be_launched(align: bool) -> None:
-    """A device takes few programs along all axes but the first."""
+    """Check the launch axes: a device limits all but the first to few programs."""
     calls = pixel.calls(pixel.Workload((2, 2), (2100, 2100), align), torch.float32, "nchw")
     names = {x.kernel.__name__ for x in launches.launches_of(*calls, target="sm_90")}
     assert names >= {"pixel_stats_fwd_kernel", "ohem_mask_probability_kernel", "upsampled_cross_entropy_fwd_kernel"}
 
 
 def test_a_stride_of_one_is_a_constant() -> None:
-    """Else the compiler does not know that neighbors lie together, and reads each by itself."""
+    """Check that the compiler knows a stride of 1; otherwise it reads neighbors one by one."""
     for layout, name in (("nchw", "stride_w"), ("nhwc", "stride_c")):
         for launch in launches.launches_of(*pixel.calls(pixel.VOC, torch.float32, layout), target="sm_90"):
             if name in launch.arguments:
@@ -118,8 +119,8 @@ def test_numbers_in_a_tuple_are_specialized_one_by_one() -> None:
     assert (step, out) == ([["tt.divisibility", 16]], [])
 
 
-def test_a_typed_argument_is_none() -> None:
-    """What the kernels must not do, as Triton's launcher has it; and the harness sees it."""
+def test_typed_arguments_are_not_specialized() -> None:
+    """Check that the launch record shows it: Triton's launcher does not specialize an argument with a type."""
 
     @triton.jit
     def typed(p_x, stride: triton.language.int64, other):

@@ -1,8 +1,7 @@
-"""The contrastive kernels, compiled ahead of time exactly as the ops launch them: no spills, budgets kept, no TF32,
-pixels or channels across the lanes as meant.
+"""Compile the contrastive kernels ahead of time exactly as the ops launch them; check spills, budgets, TF32 and lanes.
 
-By default two workloads for sm_90 and one for the other targets; ``--aot-full`` takes all workloads, dtypes and layouts
-for all of them. Triton's cache makes a second run fast.
+By default, compile two workloads for sm_90 and one for the other targets. ``--aot-full`` compiles all workloads, dtypes
+and layouts for all targets. Triton's cache makes a second run fast.
 """
 
 import re
@@ -28,8 +27,8 @@ from benchmarks.aot.launches import (  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-# (registers a lane, bytes of shared memory a program), the larger of triton 3.6's and 3.8's. On gfx942 registers are
-# vector registers, of 512.
+# (registers per lane, bytes of shared memory per program), the larger of triton 3.6's and 3.8's. On gfx942,
+# registers are vector registers, up to 512.
 BUDGET = {
     "contrast_masks_fwd_kernel": (208, 1024),
     "block_counts_kernel": (48, 1024),
@@ -69,7 +68,7 @@ def test_resources(target: str, request: pytest.FixtureRequest) -> None:
 
 
 def compiled(dtype: torch.dtype, layout: str) -> dict:
-    """The kernels of a ``voc`` step on sm_90 by name; of several variants the last."""
+    """Return the kernels of a ``voc`` step on sm_90 by name; of several variants the last."""
     return {
         x.kernel.__name__: compile_launch(x, "sm_90") for x in launches_of(*calls(VOC, dtype, layout), target="sm_90")
     }
@@ -77,7 +76,7 @@ def compiled(dtype: torch.dtype, layout: str) -> dict:
 
 @pytest.mark.parametrize(("dtype", "layout"), FORMATS, ids=str)
 def test_ranks_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
-    """A lane holds all classes of its pixel, in either layout: nothing is exchanged to rank them."""
+    """Check that a lane holds all classes of its pixel in either layout, without exchange between lanes."""
     code = machine_code(compiled(dtype, layout)["contrast_masks_fwd_kernel"])
     assert code.shuffles == 0 and code.loads[8 * dtype.itemsize] >= 32
 
@@ -85,7 +84,7 @@ def test_ranks_stay_in_their_lanes(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["class_sum_fwd_kernel", "gather_pixels_fwd_kernel"])
 def test_rows_are_read_16_bytes_at_a_time(name: str, dtype: torch.dtype) -> None:
-    """Channels that lie together: no element is read by itself. A few reads of indices are narrower."""
+    """Check that adjacent channels are not read one by one. A few reads of indices are narrower."""
     loads = machine_code(compiled(dtype, "nhwc")[name]).loads
     assert loads[128] >= 4 and loads[16] == 0 and loads[32] <= 4
 
@@ -93,7 +92,7 @@ def test_rows_are_read_16_bytes_at_a_time(name: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["class_sum_fwd_kernel", "gather_pixels_fwd_kernel"])
 def test_planes_are_read_as_runs(name: str, dtype: torch.dtype) -> None:
-    """The last axis of a tile lies across the lanes: pixels of a plane that are summed, channels as they are stored."""
+    """Check that the last axis of a tile lies across the lanes: summed pixels of a plane, or stored channels."""
     text = compiled(dtype, "nchw")[name].asm["ttgir"]
     (encoding,) = re.findall(r"tt\.load .*tensor<2048x!tt\.ptr<b?f\d+>, (#\w+)>", text)
     (each,) = re.findall(rf"^{encoding} = .*sizePerThread = \[(\d+)\]", text, re.MULTILINE)
@@ -110,7 +109,7 @@ def test_half_banks_use_tensor_cores() -> None:
 
 @pytest.mark.parametrize(("layout", "load"), [("nchw", "ld.global.b32"), ("nhwc", "ld.global.v4.b32")], ids=str)
 def test_ring_push_reads_and_writes_whole_rows(layout: str, load: str) -> None:
-    """Lanes of a warp follow the pixels of a plane, or 16 bytes each the channels of a row; every store is 16 bytes."""
+    """Check that lanes read pixels of a plane, or 16 bytes of a row each, and that every store has 16 bytes."""
     found = launches_of(*calls(VOC, torch.float32, layout), target="sm_90")
     (write,) = [x for x in found if x.kernel.__name__ == "ring_push_write_kernel"]
     kernel = compile_launch(write, "sm_90")

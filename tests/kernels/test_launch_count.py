@@ -1,7 +1,7 @@
-"""How many kernels the contrastive branch launches on a GPU: the host's time is little else.
+"""Count the kernels that the contrastive branch launches on a GPU, since launches dominate the host's time.
 
-Counted without a GPU, on tensors without data (device ``meta``), which also cannot be waited for. Triton kernels are
-noted, not launched. PyTorch operators are counted by ``Launches``.
+The count needs no GPU: it uses tensors without data (device ``meta``), which also cannot be waited for. Triton kernels
+are recorded, not launched. ``Launches`` counts PyTorch operators.
 """
 
 from collections import Counter
@@ -27,14 +27,16 @@ from benchmarks.aot.launches import record  # noqa: E402
 
 BUDGET = 36
 LAUNCHES_NONE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
-SEVERAL = {"cumsum": 2, "sort": 11}  # CUB: a scan has two kernels, a sort of 64 bits two and one for every eight bits
+# CUB: a scan has two kernels; a sort of 64-bit keys has two, and one for every eight bits.
+SEVERAL = {"cumsum": 2, "sort": 11}
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators of PyTorch that launch a kernel, by name, below autograd and inside of this project's ops.
+    """Count the PyTorch operators that launch a kernel, by name, below autograd and inside this project's ops.
 
-    An operator launches one kernel, those in ``SEVERAL`` more, unless its schema says that it returns views of what it
-    takes and writes nothing, or it is one of ``LAUNCHES_NONE``: those allocate without filling, or hide that they view.
+    An operator launches one kernel, or more if it is in ``SEVERAL``. It launches none if its schema returns views and
+    writes nothing, or if it is in ``LAUNCHES_NONE``: those allocate without filling, or return views without declaring
+    it.
     """
 
     def __init__(self) -> None:
@@ -54,7 +56,7 @@ class Launches(TorchDispatchMode):
 
 
 def counted(function: Callable[[], object]) -> Counter[str]:
-    """What a function launches, by name."""
+    """Return the launches of a function by name."""
 
     def resolve(op: str, tensor: Tensor) -> str:
         return "triton" if _backend._has_kernel(op) else "reference"
@@ -73,7 +75,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def branch() -> Callable[[], object]:
-    """Threshold, partition, loss with a memory bank and gradient of the features, of a crop of VOC."""
+    """Run threshold, partition, loss with a memory bank and gradient of the features, on a VOC crop."""
     images, labeled, classes, grid, crop, dim = 8, 4, 21, (129, 129), (513, 513), 256
     entropy, valid = meta(images - labeled, *crop), meta(images - labeled, *crop, dtype=torch.bool)
     label, flags = meta(images, *grid, dtype=torch.uint8), meta(images, *grid, dtype=torch.bool)
@@ -93,7 +95,7 @@ def branch() -> Callable[[], object]:
     return run
 
 
-def test_what_counts() -> None:
+def test_launches_are_counted() -> None:
     def run() -> None:
         x = meta(4, 6).t()[1:].reshape(20).detach()  # the reshape copies
         torch.empty_like(x).zero_()
@@ -102,8 +104,8 @@ def test_what_counts() -> None:
     assert counted(run) == {"clone": 1, "zero_": 1, "sort": 11, "sum": 1, "add_": 1}
 
 
-def test_the_branch_keeps_its_budget() -> None:
+def test_branch_stays_within_its_budget() -> None:
     run = branch()
-    counted(run)  # what is made once
+    counted(run)  # the first run creates what later runs reuse
     table = counted(run)
     assert table.total() <= BUDGET, described(table)

@@ -1,4 +1,4 @@
-"""A criterion with a small memory bank, and a batch for it."""
+"""Make a criterion with a small memory bank, and a batch for it."""
 
 import torch
 
@@ -10,7 +10,7 @@ CLASSES, DIM, SIZE, GRID = 5, 8, (32, 40), (8, 10)
 
 
 def batch(seed: int = 0, images: int = 4, dense: bool = False):
-    """(student output, labels, pseudo-labels, teacher output) of half labeled and half unlabeled images."""
+    """Return (student output, labels, pseudo-labels, teacher output), half labeled and half unlabeled."""
     torch.manual_seed(seed)
     half = images // 2
     head = torch.nn.Linear(6, DIM)

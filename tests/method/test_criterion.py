@@ -1,4 +1,4 @@
-"""The criterion against the plain formulas, and at the edges where they would divide by zero."""
+"""Test the criterion against plain formulas, and where a formula would divide by zero."""
 
 import math
 
@@ -16,7 +16,7 @@ from u2pl_fast.outputs import SegmentationOutput, represent
 from u2pl_fast.utils.randomness import generator
 
 
-def test_losses_are_the_formulas():
+def test_losses_match_the_formulas():
     student, labels, pseudo, teacher = parts = batch()
     got = losses(criterion(), parts)
 
@@ -34,7 +34,7 @@ def test_losses_are_the_formulas():
     assert got.finite
 
 
-def test_another_contrastive_loss_is_given_what_the_op_is():
+def test_custom_contrastive_loss_gets_the_arguments_of_the_op():
     given = []
 
     def contrastive(*arguments, **options):
@@ -50,8 +50,8 @@ def test_another_contrastive_loss_is_given_what_the_op_is():
 
 
 @pytest.mark.parametrize(("dense", "key_encoder"), [(False, "student"), (False, "teacher-head"), (True, "student")])
-def test_contrastive_loss_is_a_loop_over_classes(dense, key_encoder):
-    """Written again class by class with Python loops, from the maps to the loss."""
+def test_contrastive_loss_matches_a_loop_over_classes(dense, key_encoder):
+    """Compare with Python loops over classes, from the maps to the loss."""
     crit = criterion(max_keys_per_step=0, bank_capacity=2000, key_encoder=key_encoder)
     student, labels, pseudo, teacher = batch(dense=dense)
     if key_encoder == "teacher-head":
@@ -59,7 +59,7 @@ def test_contrastive_loss_is_a_loop_over_classes(dense, key_encoder):
     got = losses(crit, (student, labels, pseudo, teacher))
 
     gen = generator(0, "d")
-    draw32((CLASSES,), gen)  # thinning, idle with cap 0
+    draw32((CLASSES,), gen)  # thinning, which has no effect with cap 0
     anchor_draws, negative_draws = draw32((CLASSES, 7), gen), draw32((CLASSES, 7, 9), gen)
     logits = torch.cat((student.logits[:2].detach(), teacher.logits))
     p = logits.softmax(1)
@@ -145,7 +145,7 @@ def test_no_valid_pixel_and_no_label_at_all():
     assert student.logits.grad.abs().sum() == 0 and student.features.grad.abs().sum() == 0
 
 
-def test_not_finite_output_closes_the_gate_of_the_bank():
+def test_output_that_is_not_finite_keeps_the_bank():
     crit, (student, labels, pseudo, teacher) = criterion(), batch()
     broken = teacher._replace(logits=teacher.logits.index_fill(0, torch.tensor([0]), math.nan))
     got = losses(crit, (student, labels, pseudo, broken))
@@ -164,7 +164,7 @@ def test_teacher_as_key_encoder_and_for_labeled_probabilities():
     assert len(stored) and (torch.cdist(stored, rows).min(1).values < 1e-3).all()
 
 
-def test_the_teachers_head_is_not_trained_and_must_be_there():
+def test_teacher_head_is_required_and_not_trained():
     crit, (student, labels, pseudo, teacher) = criterion(key_encoder="teacher-head"), batch()
     head = torch.nn.Linear(6, DIM)
     assert not crit.needs_labeled_teacher
@@ -190,12 +190,12 @@ def test_cap_on_lambda_u_and_ohem_and_auxiliary():
     student, labels, pseudo, _ = batch()
     assert criterion(unsupervised_weight_cap=1.1)(student, labels, pseudo).statistics["lambda_u"] == pytest.approx(1.1)
     plain = criterion()(student, labels).supervised
-    assert criterion(ohem=(0.0, 50))(student, labels).supervised > plain  # the 50 hardest pixels alone
+    assert criterion(ohem=(0.0, 50))(student, labels).supervised > plain  # the 50 hardest pixels only
     aux = student._replace(aux_logits=student.logits[:2].detach())
     torch.testing.assert_close(criterion(auxiliary_weight=0.5)(aux, labels).supervised, 1.5 * plain)
 
 
-def test_class_weights_weigh_labels_and_where_asked_pseudo_labels():
+def test_class_weights_apply_to_labels_and_optionally_to_pseudo_labels():
     student, labels, pseudo, _ = batch()
     weight = torch.tensor([1.0, 0.5, 2.0, 0.0, 3.0])
     plain, labels_alone = criterion()(student, labels, pseudo), criterion(class_weight=weight)(student, labels, pseudo)
@@ -217,7 +217,7 @@ def test_class_weights_weigh_labels_and_where_asked_pseudo_labels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*give class_weight"),
+        ({"weigh_pseudo_labels": True}, "weigh_pseudo_labels: .*pass class_weight"),
         ({"ignore_index": 3}, "ignore_index: 3 is a class"),
         ({"low_rank": 5}, "low_rank: 5 with 5 classes.*use at most 4"),
         ({"low_rank": 3, "high_rank": 3}, "high_rank"),
@@ -226,19 +226,19 @@ def test_class_weights_weigh_labels_and_where_asked_pseudo_labels():
         ({"bank_capacity": [3, 3]}, "bank_capacity"),
     ],
 )
-def test_bad_settings_are_named(options, message):
+def test_error_names_the_setting(options, message):
     with pytest.raises(ValueError, match=message):
         criterion(**options)
 
 
-def test_unset_ranks_suit_few_classes():
+def test_default_ranks_fit_few_classes():
     assert U2PLCriterion(2, DIM).ranks == {"low_rank": 1, "high_rank": 2, "positive_threshold": 0.3}
     assert U2PLCriterion(150, DIM).ranks == {"low_rank": 3, "high_rank": 20, "positive_threshold": 0.3}
 
 
 @pytest.mark.parametrize("key_encoder", ["student", "teacher-head", "teacher"])
 def test_channels_last_half_precision_is_read_in_place(key_encoder):
-    """No copy of the features or logits into another layout or dtype anywhere in the losses."""
+    """Check that the losses never copy features or logits into another layout or dtype."""
     if _backend.extension() is None:
         pytest.skip("the reference copies")
     images, grid, width = 4, (72, 64), 64
@@ -260,7 +260,7 @@ def test_channels_last_half_precision_is_read_in_place(key_encoder):
     pseudo = crit.pseudo_labels(teacher.logits[-images // 2 :], torch.ones_like(labels, dtype=torch.bool))
     with profile(record_shapes=True) as profiled:
         losses(crit, (student, labels, pseudo, teacher)).total.backward()
-    # Logits are the smallest thing that counts; the maps at image size are not moved either.
+    # Logits are the smallest tensors that count. Maps at image size are not copied either.
     smallest = images // 2 * CLASSES * grid[0] * grid[1]
     moved = [
         (event.name, event.input_shapes[0])
@@ -273,7 +273,7 @@ def test_channels_last_half_precision_is_read_in_place(key_encoder):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_maps_reach_the_grid_by_the_rule_of_the_reference(align_corners):
+def test_grid_sampling_matches_reference(align_corners):
     criterion = U2PLCriterion(5, None, align_corners=align_corners)
     for size, grid in (((13, 9), (4, 3)), ((9, 13), (4, 3)), ((13, 9), (1, 5)), ((13, 9), (4, 3)), ((2, 2), (2, 2))):
         x = torch.randint(0, 99, (3, *size), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Which pixels teach, against loops over pixels."""
+"""Test the gates against loops over pixels."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ CLASSES = 4
 
 def maps(seed: int = 0) -> PseudoLabels:
     torch.manual_seed(seed)
-    label = torch.randint(0, CLASSES - 1, (2, 9, 7), dtype=torch.uint8)  # the last class labels nothing
+    label = torch.randint(0, CLASSES - 1, (2, 9, 7), dtype=torch.uint8)  # no pixel has the last class
     valid = torch.rand(2, 9, 7) < 0.8
     return PseudoLabels(label, torch.rand(2, 9, 7), valid, 0.5 + 0.5 * torch.rand(2, 9, 7))
 
@@ -21,7 +21,7 @@ def gated(gate: str, pseudo: PseudoLabels, **options):
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_gates_are_their_rules(gate):
+def test_gates_match_their_rules(gate):
     pseudo = maps()
     got = gated(gate, pseudo)
     label, entropy, valid, confidence = (x.flatten().tolist() for x in pseudo)
@@ -42,13 +42,13 @@ def test_gates_are_their_rules(gate):
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_without_a_valid_pixel_nothing_teaches(gate):
+def test_no_valid_pixel_selects_nothing(gate):
     pseudo = maps()._replace(valid=torch.zeros(2, 9, 7, dtype=torch.bool))
     got = gated(gate, pseudo)
     assert not got.taught.any() and not got.unreliable.any()
 
 
-def test_each_class_keeps_its_share_however_unsure_it_is():
+def test_class_entropy_keeps_a_share_of_each_class():
     pseudo = maps()
     pseudo = pseudo._replace(entropy=pseudo.entropy + 10 * (pseudo.label == 1))
     rare = pseudo.valid & (pseudo.label == 1)
@@ -57,12 +57,12 @@ def test_each_class_keeps_its_share_however_unsure_it_is():
     assert 0.4 < share < 0.6
 
 
-def test_the_confidence_gate_wants_its_map():
-    with pytest.raises(ValueError, match="pseudo: the gate confidence reads its map of confidence"):
+def test_confidence_gate_requires_confidence():
+    with pytest.raises(ValueError, match="pseudo: the gate 'confidence' requires a map of confidence"):
         gated("confidence", maps()._replace(confidence=None))
 
 
-def test_maps_are_joined_and_changed_alike():
+def test_joined_and_changed_apply_to_every_map():
     first, second = maps(0), maps(1)
     joined = PseudoLabels.joined([first, second])
     assert all(torch.equal(x[:2], a) and torch.equal(x[2:], b) for x, a, b in zip(joined, first, second, strict=True))
@@ -73,7 +73,7 @@ def test_maps_are_joined_and_changed_alike():
 
 
 @pytest.mark.parametrize("fixed", [None, 0.25])
-def test_reliability_is_below_the_quantile_or_a_given_threshold_and_never_at_it(fixed):
+def test_reliability_is_strict_at_the_threshold(fixed):
     entropy = torch.arange(12.0).view(1, 3, 4) / 12
     valid = torch.ones(1, 3, 4, dtype=torch.bool)
     valid[0, 2, 3] = False  # the least certain

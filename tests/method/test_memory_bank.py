@@ -1,4 +1,4 @@
-"""The bank as a module: exact first-in-first-out against a deque, thinning, state, what it refuses."""
+"""Test the bank as a module: first-in-first-out against a deque, thinning, state and errors."""
 
 from collections import deque
 
@@ -12,7 +12,7 @@ from u2pl_fast.reference import pack_mask
 
 
 def rings(bank: MemoryBank) -> list[list[float]]:
-    """First channel of each class's keys, oldest first."""
+    """Return the first channel of each class's keys, oldest first."""
     out = []
     for c, (start, pushed) in enumerate(zip(bank.offsets.tolist(), bank.pushed.tolist(), strict=False)):
         capacity = int(bank.offsets[c + 1]) - start
@@ -22,7 +22,7 @@ def rings(bank: MemoryBank) -> list[list[float]]:
 
 
 def keys_for(numbers: list[int]) -> torch.Tensor:
-    """Unit vectors whose first channel tells them apart."""
+    """Return unit vectors that differ in their first channel."""
     angle = torch.tensor(numbers, dtype=torch.float64) / 1000
     return torch.stack((angle.sin(), angle.cos()), 1).float()
 
@@ -32,7 +32,7 @@ def keys_for(numbers: list[int]) -> torch.Tensor:
     capacities=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     steps=st.lists(st.lists(st.integers(0, 15), max_size=12), max_size=6),
 )
-def test_pushes_are_a_deque_per_class(capacities, steps):
+def test_pushes_match_a_deque_per_class(capacities, steps):
     bank = MemoryBank(capacities, 2, max_keys_per_step=0)
     oracle = [deque(maxlen=k) for k in capacities]
     number = 0
@@ -60,11 +60,11 @@ def test_cap_limits_the_keys_of_one_step_and_keeps_their_order():
     assert thinned == sorted(thinned) and set(thinned) <= set(whole)
 
 
-def test_unset_cap_is_a_sixteenth_of_the_capacity_and_at_least_one():
+def test_default_cap_is_a_sixteenth_of_the_capacity_and_at_least_one():
     assert MemoryBank([160, 5], 2).max_keys.tolist() == [10, 1]
 
 
-def test_state_dict_carries_on_where_it_was():
+def test_state_dict_restores_the_bank():
     def push(bank, first):
         bank.push(keys_for(list(range(first, first + 5))), pack_mask(torch.ones(5, 2, dtype=torch.bool)))
 
@@ -95,6 +95,6 @@ def test_gate_stops_the_push():
         (([3], 2), {"scope": "gather", "max_keys_per_step": 0}, "max_keys_per_step"),
     ],
 )
-def test_bad_arguments_are_named(arguments, options, name):
+def test_error_names_the_argument(arguments, options, name):
     with pytest.raises(ValueError, match=name):
         MemoryBank(*arguments, **options)

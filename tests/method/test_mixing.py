@@ -1,4 +1,4 @@
-"""Mixing against per-pixel loops; draws depend on (seed, step, global sample) alone."""
+"""Test mixing against loops over pixels; draws depend only on (seed, step, global sample)."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ HEIGHT, WIDTH, CLASSES = 24, 32, 9
 
 
 def labels(batch: int, first: int = 0, dtype=torch.uint8) -> torch.Tensor:
-    """Blocky label maps; map i depends on first + i alone."""
+    """Return label maps of blocks; map i depends only on first + i."""
     coarse = [torch.randint(CLASSES, (1, 1, 6, 8), generator=generator(7, first + i)).float() for i in range(batch)]
     return torch.nn.functional.interpolate(torch.cat(coarse), (HEIGHT, WIDTH))[:, 0].to(dtype)
 
@@ -48,7 +48,7 @@ def test_mix_takes_the_partners_pixel_where_the_mask_is_set(dtype, channels):
     assert torch.equal(result, expected)
 
 
-def test_mix_refuses_a_mask_of_another_size():
+def test_mask_of_another_size_raises():
     with pytest.raises(ValueError, match="mask"):
         mixing.mix(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]), torch.zeros(2, 4, 4, dtype=torch.bool))
 
@@ -73,8 +73,8 @@ def test_boxes_are_solid_and_cover_a_quarter_to_a_half(kind):
 def test_classmix_takes_all_pixels_of_half_of_the_partners_classes():
     for step in range(10):
         label = labels(6, first=100 * step)
-        label[3] = 2  # one class: half of it, rounded down, is none
-        label[2, :4] = 255  # ignored pixels are nobody's class
+        label[3] = 2  # one class: half of one, rounded down, is zero
+        label[2, :4] = 255  # ignored pixels have no class
         masks = regions("classmix", label, step=step)
         partner = mixing.partner_index(0, 6)
         for i in range(6):
@@ -105,7 +105,7 @@ def test_classmix_chooses_each_class_about_half_of_the_time():
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "classmix", "cutout"])
-def test_masks_depend_on_the_global_sample_not_on_how_samples_are_shared(kind):
+def test_masks_depend_only_on_the_global_sample(kind):
     whole = regions(kind, labels(8), first_index=0)
     for share in (2, 4):
         parts = [regions(kind, labels(share, first), first_index=first) for first in range(0, 8, share)]
@@ -137,7 +137,7 @@ def test_drawing_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_wrong_arguments_are_named():
+def test_error_names_the_argument():
     with pytest.raises(ValueError, match="kind.*'mixup'"):
         regions("mixup", labels(2))
     with pytest.raises(ValueError, match="label"):

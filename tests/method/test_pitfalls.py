@@ -1,4 +1,4 @@
-"""What public implementations of U2PL are known to get wrong, one test or more for each mistake."""
+"""Test against known mistakes of public U2PL implementations, at least one test for each."""
 
 import math
 
@@ -24,7 +24,7 @@ LARGEST_DRAW = (1 << 32) - 1
 
 
 def peaked_logits(label: torch.Tensor, classes: int, runners_up: list[list[int]] | None = None) -> torch.Tensor:
-    """Logits (B, C, h, w) that put each pixel's own class first (p > 0.9), then ``runners_up[y]`` in that order."""
+    """Return logits (B, C, h, w) with the pixel's own class first (p > 0.9), then ``runners_up[y]`` in order."""
     table = torch.zeros(classes, classes)
     for y in range(classes):
         for place, c in enumerate((runners_up or [[]] * classes)[y]):
@@ -34,7 +34,7 @@ def peaked_logits(label: torch.Tensor, classes: int, runners_up: list[list[int]]
 
 
 def full_size(x: torch.Tensor) -> torch.Tensor:
-    """Maps on the grid to maps at stride 4, each value a block of 4 x 4."""
+    """Enlarge maps on the grid to stride 4, each value to a block of 4 x 4."""
     return x.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
@@ -46,7 +46,7 @@ def step(
     *,
     valid: torch.Tensor | None = None,
 ) -> Losses:
-    """One step of a network of stride 4 whose teacher gives the same logits; maps are given on the grid.
+    """Run one step of a network of stride 4 whose teacher gives the same logits; maps are given on the grid.
 
     The first len(labels) images are labeled.
     """
@@ -77,19 +77,19 @@ def test_every_labeled_image_gives_anchors_and_gradient():
         high_rank=3,
         positive_threshold=0.3,
     )
-    assert torch.equal(got.anchor_label.long(), label.flatten())  # the images in turn, each with its own class
+    assert torch.equal(got.anchor_label.long(), label.flatten())  # image by image, each with its own class
     assert got.anchors.tolist() == [6, 6, 6]
     logits = torch.zeros(3, 3, 2, 3, requires_grad=True)
     reference.upsampled_cross_entropy(logits, label).backward()
     for image, y in enumerate((2, 0, 1)):
-        assert (logits.grad[image].argmin(0) == y).all()  # each image pulls its own class up
+        assert (logits.grad[image].argmin(0) == y).all()  # each image raises its own class
 
 
-# --- labeled negatives and-ed with "the pixel is class c" ---
+# --- labeled negatives restricted to pixels of class c ---
 
 
 def test_labeled_negatives_are_pixels_of_other_classes():
-    # Pixels of class 0 and 1, each taking the other for the second likeliest; r_l = 2.
+    # Pixels of classes 0 and 1, each with the other as second most likely; r_l = 2.
     label = torch.tensor([[[0, 0, 1, 255]]])
     logits = peaked_logits(label % 3, 3, [[1], [0], []])
     nowhere = torch.zeros(1, 1, 4, dtype=torch.bool)
@@ -105,7 +105,7 @@ def test_labeled_negatives_are_pixels_of_other_classes():
     assert got.keys.tolist() == [1, 2, 0]
 
 
-# --- lists by position among the present classes, banks by class id ---
+# --- lists indexed by position among the present classes, banks by class id ---
 
 
 def test_seven_of_twenty_one_classes_all_train():
@@ -139,7 +139,7 @@ def test_seven_of_twenty_one_classes_all_train():
         assert moved[label == y].abs().sum() > 0, f"class {y} does not train"
 
 
-def test_samples_and_prototypes_are_filed_under_the_class_id():
+def test_samples_and_prototypes_are_stored_by_class_id():
     label = torch.tensor([5, 5, 2, -1], dtype=torch.int16)
     index = reference.class_sample(label, 7, torch.full((7, 1), LARGEST_DRAW))
     assert index.flatten().tolist() == [-1, -1, 2, -1, -1, 1, -1]
@@ -152,7 +152,7 @@ def test_samples_and_prototypes_are_filed_under_the_class_id():
 
 
 def random_step(seed: int = 0, **options) -> tuple[Losses, torch.Tensor, torch.Tensor, U2PLCriterion]:
-    """(losses after backward, d total / d logits, d total / d features, criterion) of a step of random tensors."""
+    """Return (losses after backward, d total / d logits, d total / d features, criterion) for random tensors."""
     rng = torch.Generator().manual_seed(seed)
     logits = (3 * torch.randn(4, 5, 6, 6, generator=rng)).requires_grad_()
     features = torch.randn(4, 8, 6, 6, generator=rng).requires_grad_()
@@ -165,7 +165,7 @@ def random_step(seed: int = 0, **options) -> tuple[Losses, torch.Tensor, torch.T
 
 
 def test_each_gradient_is_divided_by_the_world_size_once(monkeypatch):
-    """Two processes with the same batch: averaging their equal gradients, as DDP does, must give one process's own."""
+    """Check that two processes with the same batch average their gradients, as DDP does, to that of one process."""
     alone, logits_alone, features_alone, _ = random_step()
     monkeypatch.setattr(criterion_module, "world_size", lambda group: 2)
     monkeypatch.setattr(criterion_module, "all_sum", lambda x, group: 2 * x.detach())
@@ -181,7 +181,7 @@ def test_each_gradient_is_divided_by_the_world_size_once(monkeypatch):
 
 
 class Student(nn.Module):
-    """A convolution with batch norm: parameters, float buffers and an integer buffer."""
+    """Combine a convolution and batch norm: parameters, float buffers and an integer buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def test_teacher_averages_batch_norm_buffers_and_copies_counters():
     assert (teacher.module.net[1].running_mean != student.net[1].running_mean).all()
 
 
-def test_a_step_that_is_not_finite_leaves_the_teacher_alone_but_counts():
+def test_step_that_is_not_finite_keeps_the_teacher_but_counts():
     student = Student()
     teacher = EMATeacher(student)
     before = snapshot(teacher.module)
@@ -287,14 +287,14 @@ def test_few_classes_still_have_unlabeled_negatives(classes):
     criterion = U2PLCriterion(
         classes, 4, bank_capacity=100, max_keys_per_step=0, positive_threshold=0.0, key_encoder="student"
     )
-    labels = torch.full((1, 6, 6), 255)  # nothing but the unlabeled image can give a negative
+    labels = torch.full((1, 6, 6), 255)  # only the unlabeled image can give a negative
     losses = step(criterion, logits.requires_grad_(), features.requires_grad_(), labels)
     assert losses.statistics["negatives"].sum() > 0
     assert losses.contrastive > 0
 
 
 @pytest.mark.parametrize(("classes", "low_rank"), [(2, 2), (3, 3), (3, 7), (1, 1)])
-def test_an_explicit_low_rank_of_all_classes_is_refused(classes, low_rank):
+def test_low_rank_of_all_classes_raises(classes, low_rank):
     with pytest.raises(ValueError, match=rf"low_rank.*{classes - 1}"):
         U2PLCriterion(classes, 4, low_rank=low_rank)
 
@@ -315,7 +315,7 @@ def test_no_reliable_pixel_gives_zero_and_no_gradient():
     assert not logits.grad.any()
 
 
-def test_crops_with_nothing_in_them_give_zero_and_no_gradient():
+def test_empty_crops_give_zero_loss_and_gradient():
     logits, features = torch.randn(2, 3, 4, 4).requires_grad_(), torch.randn(2, 5, 4, 4).requires_grad_()
     criterion = U2PLCriterion(3, 5, bank_capacity=8, key_encoder="student")
     labels, valid = torch.full((1, 4, 4), 255, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -327,9 +327,9 @@ def test_crops_with_nothing_in_them_give_zero_and_no_gradient():
     assert not criterion.bank.pushed.any()
 
 
-def test_a_class_without_anchors_makes_nothing_nan():
+def test_class_without_anchors_gives_no_nan():
     label = torch.zeros(2, 4, 4, dtype=torch.int64)
-    label[:, 0] = 1  # classes 0 and 1 alone; 2 has no anchor and no prototype
+    label[:, 0] = 1  # only classes 0 and 1; class 2 has no anchor and no prototype
     logits, features = peaked_logits(label, 3, [[1], [0], []]), torch.randn(2, 5, 4, 4).requires_grad_()
     criterion = U2PLCriterion(3, 5, bank_capacity=16, low_rank=2, key_encoder="student")
     losses = step(criterion, logits.requires_grad_(), features, label[:1])
@@ -340,7 +340,7 @@ def test_a_class_without_anchors_makes_nothing_nan():
 
 
 def test_the_mean_runs_over_the_classes_that_took_part():
-    """Two of four classes have anchors and keys: the loss is the mean over two, not over four."""
+    """Check that with anchors and keys in two of four classes, the loss is the mean over two."""
     label = torch.zeros(2, 4, 4, dtype=torch.int64)
     label[:, :2] = 1
     logits = peaked_logits(label, 4, [[1], [0], [], []])
@@ -367,7 +367,7 @@ def test_bank_is_one_buffer_written_in_place_that_follows_the_module():
 
 
 def test_threshold_and_losses_never_wait_for_the_device():
-    """On CUDA tensors without data, reading any value on the host is an error; the loss path must not try."""
+    """Run on CUDA tensors without data, where reading any value on the host raises an error."""
     with FakeTensorMode(), torch.device("cuda"):
         logits = torch.randn(4, 5, 8, 8)
         labels = torch.zeros(2, 32, 32, dtype=torch.uint8)
@@ -375,11 +375,11 @@ def test_threshold_and_losses_never_wait_for_the_device():
         pseudo = criterion.pseudo_labels(logits[2:], torch.ones(2, 32, 32, dtype=torch.bool))
         losses = criterion(SegmentationOutput(logits), labels, pseudo)
         assert losses.statistics["gamma"].device.type == losses.total.device.type == "cuda"
-        with pytest.raises(DataDependentOutputException):  # the net has no hole: a read does raise
+        with pytest.raises(DataDependentOutputException):  # confirm that a read does raise
             losses.total.item()
 
 
-def test_bank_survives_its_state_dict():
+def test_state_dict_restores_the_bank():
     bank, copy = MemoryBank([4, 6], 3), MemoryBank([4, 6], 3)
     bank.push(torch.randn(9, 3), torch.full((9, 1), 3, dtype=torch.int32))
     copy.load_state_dict(bank.state_dict())
@@ -446,7 +446,7 @@ def test_a_step_that_is_not_finite_pushes_nothing():
 
 
 def test_miou_comes_from_one_matrix_not_from_a_mean_over_images():
-    # A large image that is all right and a small one that is all wrong.
+    # A large image that is entirely correct and a small one that is entirely wrong.
     pairs = [
         (np.zeros((4, 4), dtype=np.int64), np.zeros((4, 4), dtype=np.int64)),
         (np.zeros((1, 2), dtype=np.int64), np.array([[1, 255]])),
@@ -486,6 +486,6 @@ def test_validation_shares_hold_each_image_once(world):
 
 
 @pytest.mark.parametrize("build", [U2PLCriterion, ConfusionMatrix], ids=lambda build: build.__name__)
-def test_an_ignore_index_inside_the_classes_is_refused(build):
+def test_ignore_index_that_is_a_class_raises(build):
     with pytest.raises(ValueError, match="ignore_index"):
         build(4, ignore_index=0)

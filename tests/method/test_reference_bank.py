@@ -1,4 +1,4 @@
-"""The ring buffers of the reference against a queue per class, key by key."""
+"""Test the ring buffers of the reference against a queue per class, key by key."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tests import oracle
 from u2pl_fast import reference
 
-EMPTY = -7.0  # written into slots that nobody may read
+EMPTY = -7.0  # in slots that must not be read
 
 
 def make_bank(capacities: list[int], dim: int, dtype: torch.dtype = torch.float32):
-    """(bank filled with EMPTY, offsets, pushed = 0) for these capacities."""
+    """Return (bank filled with EMPTY, offsets, pushed = 0) for these capacities."""
     offsets = torch.tensor([0, *np.cumsum(capacities).tolist()])
     return torch.full((sum(capacities), dim), EMPTY, dtype=dtype), offsets, torch.zeros(len(capacities)).long()
 
@@ -25,7 +25,7 @@ def push(bank, offsets, pushed, features: np.ndarray, sets: list[list[int]], **a
 
 
 def check(bank, offsets, pushed, rings: oracle.Rings, tolerance: float = 1e-6) -> None:
-    """Counts, slots (the untouched ones too) and the order of the queues, oldest first."""
+    """Compare counts, slots (unwritten ones too) and order with the queues, oldest first."""
     assert pushed.tolist() == rings.pushed
     assert reference.ring_fill(offsets, pushed).tolist() == [rings.fill(c) for c in range(len(rings.capacities))]
     assert np.abs(bank.double().numpy() - rings.table(bank.shape[1], EMPTY)).max() <= tolerance
@@ -45,7 +45,7 @@ def test_push_by_hand():
     assert pushed.tolist() == [3, 1]
     expected = torch.tensor([[0, 1], [0.6, 0.8], [0.6, 0.8], [EMPTY, EMPTY], [EMPTY, EMPTY]])
     torch.testing.assert_close(bank, expected)
-    # The next key of class 0 is number 3 and goes to slot 3 mod 2 = 1; class 1 gets nothing and keeps what it has.
+    # The next key of class 0 is number 3 and goes to slot 3 mod 2 = 1; class 1 gets no key and keeps its keys.
     push(bank, offsets, pushed, np.array([[-5, 0]], dtype=np.float32), [[0], []])
     expected[1] = torch.tensor([-1.0, 0.0])
     torch.testing.assert_close(bank, expected)
@@ -61,7 +61,7 @@ def test_pushes_match_queues(classes, maps):
     rings = oracle.Rings(capacities)
     for step in range(6):
         features = rng.normal(size=(2, 5, 3, 3) if maps else (18, 5)).astype(np.float32)
-        # A class may get nothing, a few, or more than its ring holds.
+        # A class may get no key, a few, or more than its ring holds.
         share = rng.choice([0.0, 0.1, 0.9], classes)
         sets = [np.flatnonzero(rng.random(18) < share[c]).tolist() for c in range(classes)]
         push(bank, offsets, pushed, features, sets)
@@ -75,10 +75,10 @@ def test_pushes_match_queues(classes, maps):
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.lists(st.lists(st.integers(0, 15), min_size=0, max_size=11), min_size=1, max_size=6),
 )
-def test_any_series_of_pushes_is_a_queue(capacities, steps):
+def test_pushes_equal_a_queue(capacities, steps):
     bank, offsets, pushed = make_bank(capacities, 2)
     rings, serial = oracle.Rings(capacities), 0
-    for bits in steps:  # one pixel an entry; bit c says that it is a key of class c
+    for bits in steps:  # one pixel per entry; bit c is set if it is a key of class c
         angles = 0.1 + 0.07 * np.arange(serial, serial + len(bits))
         serial += len(bits)
         features = np.stack((np.cos(angles), np.sin(angles)), 1).astype(np.float32)
@@ -117,7 +117,7 @@ def test_half_banks_round_once(dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_features_are_normalized_in_fp32(dtype):
-    # The squares of 300 are beyond fp16: a norm taken there would be infinite.
+    # The square of 300 exceeds fp16: a norm in fp16 would be infinite.
     features = torch.tensor([[300.0, 400.0]]).to(dtype)
     bank, offsets, pushed = make_bank([1], 2)
     reference.ring_push(bank, offsets, pushed, features, torch.ones(1, 1, dtype=torch.int32))

@@ -1,4 +1,4 @@
-"""Sampling, prototypes, gathering and the contrastive loss of the reference, against loops and by hand."""
+"""Test sampling, prototypes, gathering and the contrastive loss of the reference, against loops and by hand."""
 
 import math
 
@@ -14,7 +14,7 @@ MODES = ["per_anchor", "shared", "full"]
 
 
 def anchor_labels(pixels: int, classes: int, seed: int = 0) -> np.ndarray:
-    """Labels of which a fifth are -1, and a class in the middle has none."""
+    """Return labels of which a fifth are -1; a class in the middle has none."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, classes, pixels)
     label[rng.random(pixels) < 0.2] = -1
@@ -69,7 +69,7 @@ def test_class_sum_matches_loops(classes, shape):
 
 
 def test_class_sum_of_half_features_is_fp32():
-    # In fp16 the sum would stop growing at 2048.
+    # In fp16, adding 1 has no effect from 2048 on.
     got = reference.class_sum(torch.ones(4099, 1, dtype=torch.float16), torch.zeros(4099, dtype=torch.int16), 1)
     assert got.dtype == torch.float32 and got.item() == 4099
 
@@ -120,7 +120,7 @@ def test_gather_gradcheck():
 
 
 def loss_case(classes: int, seed: int = 0, dim: int = 4, m: int = 3, n: int = 6):
-    """Arguments of info_nce in NumPy: rings empty, part filled and overfull, unread slots NaN, one class left out."""
+    """Return NumPy arguments of info_nce: empty, partly filled and overfull rings, unread NaN, one inactive class."""
     rng = np.random.default_rng(seed)
     capacities = rng.integers(2, 7, classes)
     offsets = np.concatenate(([0], np.cumsum(capacities)))
@@ -189,7 +189,7 @@ def test_info_nce_matches_loops(classes, negatives, temperature):
 
 @pytest.mark.parametrize("negatives", MODES)
 def test_info_nce_gradient_matches_the_formula(negatives):
-    """d loss / d anchor = weight/(M tau |z|) (I - uu') (sum_j q_j k_j - (1 - q_+) z+), u = z/|z|, q the softmax."""
+    """Check weight/(M tau |z|) (I - uu') (sum_j q_j k_j - (1 - q_+) z+), u = z/|z|, q the softmax."""
     case, indices = loss_case(3, seed=11)
     tau, expected = 0.5, np.zeros(case["anchors"].shape)
     for c, m in np.ndindex(*expected.shape[:2]):
@@ -247,11 +247,11 @@ def test_gradient_is_orthogonal_to_the_anchor():
 
 
 @pytest.mark.parametrize("negatives", MODES)
-def test_nobody_takes_part(negatives):
+def test_no_active_class(negatives):
     case, indices = loss_case(3, seed=8)
     case["weight"][:] = 0
     arguments = tensors(case)
-    arguments["anchors"] = torch.zeros(3, 3, 4, requires_grad=True)  # what gathering at -1 gives
+    arguments["anchors"] = torch.zeros(3, 3, 4, requires_grad=True)  # the result of gathering at -1
     loss = reference.info_nce(**arguments, indices=as_index(indices[negatives]), negatives=negatives)
     loss.backward()
     assert loss.item() == 0
@@ -291,7 +291,7 @@ def test_large_scores_do_not_overflow():
 
 
 class Bank:
-    """Rings that take every key, in the form the branch wants."""
+    """Keep rings that take every key, with the interface of the branch."""
 
     def __init__(self, capacities: list[int], dim: int) -> None:
         self.bank = torch.zeros(sum(capacities), dim)
@@ -304,7 +304,7 @@ class Bank:
 
 @pytest.mark.parametrize("negatives", MODES)
 def test_the_branch_after_the_masks_matches_loops(negatives):
-    """Two batches, one bank: centers of the keys, then the push, then anchors of the projected features."""
+    """Run two batches on one bank: centers of the keys, then the push, then anchors of the projected features."""
     classes, dim, m, n, capacities = 5, 4, 3, 6, [4, 9, 30, 5, 7]
     bank, rings = Bank(capacities, dim), oracle.Rings(capacities)
     for seed in range(2):

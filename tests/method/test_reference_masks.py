@@ -1,4 +1,4 @@
-"""Threshold, partition, grid rule, ranks, anchors, negatives and thinning, against loops and by hand."""
+"""Test threshold, partition, grid rule, ranks, anchors, negatives and thinning, against loops and by hand."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_quantile_by_hand():
     st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.booleans()), min_size=1, max_size=40),
     st.floats(0, 1),
 )
-def test_quantile_is_numpy_s(pairs, q):
+def test_quantile_matches_numpy(pairs, q):
     x = np.array([value for value, _ in pairs], dtype=np.float32)
     mask = np.array([taken for _, taken in pairs])
     got = reference.masked_quantile(torch.from_numpy(x), torch.from_numpy(mask), q)
@@ -59,7 +59,8 @@ def test_quantile_of_nothing_or_of_nan_is_nan():
     x = torch.tensor([1.0, math.nan, 3.0])
     assert reference.masked_quantile(x, torch.zeros(3, dtype=torch.bool), 0.5).isnan()
     assert reference.masked_quantile(x, torch.tensor([True, True, False]), 0.0).isnan()
-    assert reference.masked_quantile(x, torch.tensor([True, False, True]), 0.5).item() == 2  # a NaN left out is unread
+    # A NaN outside the mask is not read.
+    assert reference.masked_quantile(x, torch.tensor([True, False, True]), 0.5).item() == 2
     assert reference.masked_quantile(x[:0], torch.zeros(0, dtype=torch.bool), 0.5).isnan()
 
 
@@ -85,7 +86,7 @@ def test_partition_with_no_valid_pixel_is_neither():
     entropy, valid = torch.rand(2, 3, 3), torch.zeros(2, 3, 3, dtype=torch.bool)
     gamma = reference.masked_quantile(entropy, valid, 0.8)
     assert not any(part.any() for part in reference.partition(entropy, valid, gamma))
-    # A threshold that is not a number separates nothing, even where pixels are valid.
+    # A NaN threshold selects no pixel, even where pixels are valid.
     assert not any(part.any() for part in reference.partition(entropy, ~valid, gamma))
 
 
@@ -111,7 +112,7 @@ def test_grid_rule_by_hand():
     assert reference.grid_index(129, 513, align_corners=True).tolist() == list(range(0, 513, 4))
     assert reference.grid_index(1, 7, align_corners=True).tolist() == [0]
     assert reference.grid_index(1, 7).tolist() == [3]
-    # Aligned 3 of 4: the middle lies half way between rows 1 and 2 and goes up: floor((2*1*3 + 2) / 4) = 2.
+    # Aligned 3 of 4: the middle is halfway between rows 1 and 2 and rounds up: floor((2*1*3 + 2) / 4) = 2.
     assert reference.grid_index(3, 4, align_corners=True).tolist() == [0, 2, 3]
 
 
@@ -139,7 +140,7 @@ def test_sample_to_grid_matches_loops(align_corners, dtype):
 
 def test_rank_by_hand():
     logits = torch.tensor([0.5, 2.0, -1.0, 2.0, 0.5]).view(1, 5, 1, 1)
-    # 1 and 3 tie at the top, 0 and 4 behind them: the lower class of a tie stands first.
+    # 1 and 3 tie at the top, 0 and 4 behind them: the lower class of a tie comes first.
     assert reference.class_rank(logits).flatten().tolist() == [2, 0, 4, 1, 3]
 
 
@@ -163,7 +164,7 @@ def test_bits_by_hand():
 
 
 @pytest.mark.parametrize("classes", [*CLASSES, 32, 31, 300])
-def test_bits_match_loops_and_come_back(classes):
+def test_pack_and_unpack_match_loops(classes):
     mask = np.random.default_rng(classes).random((7, classes)) < 0.4
     sets = [np.flatnonzero(mask[:, c]).tolist() for c in range(classes)]
     packed = reference.pack_mask(torch.from_numpy(mask))
@@ -176,7 +177,7 @@ def test_bits_match_loops_and_come_back(classes):
 
 
 def contrast_case(classes: int, batch: int, grid: tuple[int, int], seed: int):
-    """Random logits, labels with ignored pixels, and a partition with pixels of all three kinds."""
+    """Return random logits, labels with ignored pixels, and a partition with all three kinds of pixels."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (batch, classes, *grid)).astype(np.float32)
     label = rng.integers(0, classes, (batch, *grid))
@@ -298,7 +299,7 @@ def test_thin_by_hand():
     # Offset 0: at r = 1, 3, 5.
     assert reference.thin_mask(mask, torch.tensor([3]), draw * 0).flatten().tolist() == [0, 1, 0, 1, 0, 1]
     assert torch.equal(reference.thin_mask(mask, torch.tensor([0]), draw), mask)  # 0 keeps all
-    assert torch.equal(reference.thin_mask(mask, torch.tensor([9]), draw), mask)  # so does more than there are
+    assert torch.equal(reference.thin_mask(mask, torch.tensor([9]), draw), mask)  # and so does more than n
 
 
 @few

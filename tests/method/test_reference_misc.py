@@ -1,4 +1,4 @@
-"""Schedules, weights, the EMA and pooling of the reference, and the random streams, against loops and by hand."""
+"""Test schedules, weights, EMA, pooling and random streams of the reference, against loops and by hand."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_ema_gate_selects_and_does_not_multiply():
     assert teacher[0].tolist() == [2, 3] and teacher[1].item() == 9
 
 
-def test_ema_of_lists_that_differ_in_length_is_refused():
+def test_ema_of_lists_of_different_lengths_raises():
     with pytest.raises(ValueError):
         reference.ema_update([torch.zeros(1)], [], 0.5)
 
@@ -97,7 +97,7 @@ def test_pooling_of_fine_grids_is_the_mean_of_blocks(stride):
 
 
 @pytest.mark.parametrize(("grid", "size"), [((4, 6), (16, 24)), ((2, 3), (16, 24)), ((129, 129), (513, 513))], ids=str)
-def test_grids_of_stride_4_and_coarser_are_left_alone(grid, size):
+def test_grids_of_stride_4_and_coarser_are_unchanged(grid, size):
     x = torch.randn(1, 2, *grid)
     assert torch.equal(reference.pool_to_stride4(x, size), x)
 
@@ -112,7 +112,7 @@ def test_pooling_of_odd_sizes_averages():
 # --- random streams ---
 
 
-def test_streams_are_stable_and_apart():
+def test_streams_are_stable_and_distinct():
     keys = [(0,), (1,), (0, "mix"), (0, "mix", 1), (0, 1, "mix"), (0, "draw"), (0, 1, 1), (0, 11), (0, "1", 1)]
     numbers = {key: randomness.stream(*key) for key in keys}
     assert all(0 <= number < 1 << 63 for number in numbers.values())
@@ -121,7 +121,7 @@ def test_streams_are_stable_and_apart():
     assert all(randomness.stream(*key) == number for key, number in numbers.items())
 
 
-def test_draws_depend_on_nothing_but_their_key():
+def test_draws_depend_only_on_their_key():
     first = ops.draw32((4, 8), randomness.generator(3, 17, "anchors"))
     torch.manual_seed(0)
     torch.rand(100)

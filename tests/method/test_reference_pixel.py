@@ -1,4 +1,4 @@
-"""Upsampling, per-pixel statistics, cross-entropy and hard examples of the reference, against loops and by hand."""
+"""Test upsampling, statistics, cross-entropy and hard examples of the reference, against loops and by hand."""
 
 import math
 
@@ -43,7 +43,7 @@ def random_target(shape: tuple[int, ...], classes: int, ignore_index: int, seed:
 
 def test_upsample_two_columns_by_hand():
     row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
-    # Half-pixel centers: output j of 4 looks at (j + 1/2) / 2 - 1/2 = -1/4 (clamped to 0), 1/4, 3/4, 5/4 (held at 1).
+    # Half-pixel centers: output j of 4 reads (j + 1/2) / 2 - 1/2 = -1/4 (clamped to 0), 1/4, 3/4, 5/4 (held at 1).
     assert reference.upsample(row, (1, 4), align_corners=False).flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
     # Aligned corners: 0, 1/4, 2/4, 3/4, 1 of the way for 5 outputs.
     assert reference.upsample(row, (1, 5), align_corners=True).flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -175,7 +175,7 @@ def test_cross_entropy_value_and_gradient_match_loops(batch, classes, grid, size
     got_num.backward()
     assert got_num.item() == pytest.approx(num, rel=1e-5, abs=1e-6)
     assert got_den.item() == pytest.approx(den, rel=1e-5)
-    if classes > 1:  # one class: the gradient is zero, and rounding has nothing to be relative to
+    if classes > 1:  # with one class the gradient is zero, so there is no relative error
         assert oracle.relative_error(leaf.grad, grad) < 1e-5
     else:
         assert leaf.grad.abs().max() < 1e-5
@@ -186,7 +186,7 @@ def test_cross_entropy_value_and_gradient_match_loops(batch, classes, grid, size
 
 
 @both_alignments
-def test_cross_entropy_is_torch_s_on_the_upsampled_logits(align_corners):
+def test_cross_entropy_matches_torch_on_the_upsampled_logits(align_corners):
     logits, weight = random_logits(2, 5, (3, 4)), torch.rand(5) + 0.1
     target = torch.from_numpy(random_target((2, 9, 11), 5, 255))
     full = F.interpolate(logits, (9, 11), mode="bilinear", align_corners=align_corners)
@@ -209,7 +209,7 @@ def test_any_integer_target(dtype):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "parts"])
-def test_nothing_to_learn_from_is_zero_with_a_zero_gradient(reduction):
+def test_no_labeled_pixel_gives_zero_loss_and_gradient(reduction):
     logits = random_logits(2, 3, (2, 2)).requires_grad_()
     target = torch.full((2, 5, 5), 255, dtype=torch.uint8)
     out = reference.upsampled_cross_entropy(logits, target, reduction=reduction)
@@ -262,7 +262,7 @@ def test_cross_entropy_gradcheck(align_corners, smoothing):
 
 
 def one_row(probabilities: list[float]) -> torch.Tensor:
-    """Logits of one row of pixels of two classes, class 1 having these probabilities."""
+    """Return logits of one row of pixels of two classes, where class 1 has these probabilities."""
     p = torch.tensor(probabilities, dtype=torch.float64)
     return torch.stack((torch.zeros_like(p), (p / (1 - p)).log())).view(1, 2, 1, -1).float()
 
@@ -270,11 +270,11 @@ def one_row(probabilities: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("threshold", "min_kept", "expected"),
     [
-        (0.5, 0, [1, 0, 0, 1, 0]),  # the threshold alone: 0.2 and 0.1
+        (0.5, 0, [1, 0, 0, 1, 0]),  # only the threshold: 0.2 and 0.1
         (0.5, 1, [1, 0, 0, 1, 0]),  # the smallest is 0.1, below the threshold: no change
         (0.5, 3, [1, 1, 0, 1, 0]),  # the third smallest is 0.7
-        (0.0, 2, [1, 0, 0, 1, 0]),  # the count alone
-        (0.0, 9, [1, 1, 1, 1, 0]),  # more than there are: all labeled ones, never the ignored one
+        (0.0, 2, [1, 0, 0, 1, 0]),  # only the count
+        (0.0, 9, [1, 1, 1, 1, 0]),  # more than exist: all labeled pixels, never the ignored one
     ],
 )
 def test_ohem_by_hand(threshold, min_kept, expected):
@@ -297,7 +297,7 @@ def test_ohem_matches_loops(batch, classes, grid, size, align_corners, threshold
     ).numpy()
     distance = np.abs(probability - cut)
     near = distance < 1e-5
-    assert (distance[near] < 1e-12).all()  # the pixel that makes the cut and its exact copies, no others
+    assert (distance[near] < 1e-12).all()  # only the pixel at the limit and its exact copies
     assert (got == keep)[~near].all()
     assert got.sum() >= min(min_kept, (target != 255).sum())
 

@@ -1,4 +1,4 @@
-"""The EMA teacher: schedule, buffers, storage of its own, the gate."""
+"""Test the EMA teacher: schedule, buffers, separate storage, gate."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def shift(module: nn.Module, by: float) -> None:
             tensor.add_(int(by) if not tensor.is_floating_point() else by)
 
 
-def test_teacher_is_a_frozen_copy_with_storage_of_its_own():
+def test_teacher_is_a_frozen_copy_with_separate_storage():
     net = student()
     teacher = EMATeacher(net)
     assert not teacher.module.training and not any(p.requires_grad for p in teacher.module.parameters())
@@ -73,6 +73,6 @@ def test_restart_and_state_dict():
         assert torch.equal(tensor, net.state_dict()[name])
 
 
-def test_momentum_out_of_range_is_refused():
+def test_momentum_out_of_range_raises():
     with pytest.raises(ValueError, match="momentum"):
         EMATeacher(student(), momentum=1.5)

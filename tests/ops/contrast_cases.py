@@ -1,4 +1,4 @@
-"""Inputs of the contrastive ops' tests: a batch of maps, features, rings with a history."""
+"""Make inputs for the tests of the contrastive ops: maps, features, and rings with a history."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +16,7 @@ needs_extension = pytest.mark.skipif(_backend.extension() is None, reason=f"not 
 
 @dataclass(frozen=True)
 class Batch:
-    """Logits (images, classes, *grid); the first ``labeled`` images are labeled."""
+    """Describe logits (images, classes, *grid); the first ``labeled`` images are labeled."""
 
     classes: int
     grid: tuple[int, int] = (5, 7)
@@ -53,7 +53,7 @@ BATCHES = [
 
 
 class Maps(NamedTuple):
-    """What contrast_masks takes, and its settings."""
+    """Hold the arguments and settings of contrast_masks."""
 
     logits: Tensor
     label: Tensor
@@ -96,7 +96,7 @@ def make_features(batch: Batch, dim: int, dtype: torch.dtype = torch.float32, la
 
 
 def make_anchor_label(classes: int, pixels: int, present: float = 0.6, without: int | None = None) -> Tensor:
-    """−1 for most of the rest; class ``without`` has no anchor."""
+    """Return anchor labels, mostly −1; class ``without`` has no anchor."""
     g = generator(pixels)
     label = torch.randint(classes, (pixels,), generator=g)
     label[torch.rand(pixels, generator=g) > present] = -1
@@ -115,7 +115,7 @@ def draw32(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Rings(NamedTuple):
-    """The state of a bank."""
+    """Hold the state of a bank."""
 
     bank: Tensor
     offsets: Tensor
@@ -128,11 +128,11 @@ class Rings(NamedTuple):
         return Rings(*(x.clone() for x in self))
 
 
-EMPTY = -7.0  # in slots that nobody has written
+EMPTY = -7.0  # in unwritten slots
 
 
 def make_rings(capacities: list[int], dim: int, dtype: torch.dtype = torch.float32, pushed: int = 0) -> Rings:
-    """Rings in which every class has taken ``pushed`` keys; slots not yet written hold EMPTY."""
+    """Return rings in which every class has taken ``pushed`` keys; unwritten slots hold EMPTY."""
     sizes = torch.tensor(capacities)
     offsets = torch.cat((torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)))
     rings = Rings(torch.full((int(sizes.sum()), dim), EMPTY, dtype=dtype), offsets, torch.zeros_like(sizes))

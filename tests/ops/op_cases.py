@@ -1,22 +1,22 @@
-"""Inputs, tolerances and comparisons of the per-pixel ops' tests."""
+"""Make inputs, and define tolerances and comparisons, for the tests of the per-pixel ops."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Largest ‖actual − expected‖ / ‖expected‖. Every backend widens its input to fp32 exactly, so the error of a value does
-# not depend on the input's dtype; a gradient is rounded to it once.
+# Largest ‖actual − expected‖ / ‖expected‖. Every backend converts its input to fp32 exactly, so the error of a value
+# does not depend on the input's dtype. A gradient is rounded to that dtype once.
 TOLERANCE = {
     "value": 1e-5,
     "gradient": {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3},
 }
-TIE = 1e-5  # logits or probabilities closer than this may be ordered either way
+TIE = 1e-5  # logits or probabilities closer than this may be in either order
 
 
 @dataclass(frozen=True)
 class Case:
-    """Logits (batch, classes, *grid) upsampled to ``size``."""
+    """Describe logits (batch, classes, *grid) upsampled to ``size``."""
 
     classes: int
     grid: tuple[int, int]
@@ -57,7 +57,7 @@ HALVES = [torch.bfloat16, torch.float16]
 
 
 def between_sure_corners(height: float, device: torch.device) -> Tensor:
-    """Logits of BASE's shape whose neighbors are sure of different classes: midway all classes are far below them."""
+    """Return logits whose neighbors are sure of different classes, so that all classes are very low midway."""
     logits = make_logits(BASE, device)
     rows, columns = (torch.arange(n, device=device) for n in BASE.grid)
     sure = (rows[:, None] + columns) % BASE.classes
@@ -88,7 +88,7 @@ def ignore_index(case: Case) -> int:
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "value") -> None:
-    """Relative error of the norm; on failure the elements that differ most."""
+    """Check the relative error of the norm; on failure print the elements that differ most."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     error = (actual - expected).abs()

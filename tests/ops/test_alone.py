@@ -1,4 +1,4 @@
-"""``u2pl_fast.ops`` needs torch alone: no package of this project's list, no triton, no compiled extension."""
+"""Test that ``u2pl_fast.ops`` needs only torch: no other dependency, no triton, no compiled extension."""
 
 import importlib.metadata
 import json
@@ -44,7 +44,7 @@ print(json.dumps({
 
 
 def requirements(name: str, found: set[str]) -> set[str]:
-    """The distribution ``name`` and all that it needs, those of other platforms and of triton left out."""
+    """Return the requirements of distribution ``name``, without those of other platforms and without triton."""
     for line in importlib.metadata.requires(name) or ():
         needed = re.match(r"[A-Za-z0-9._-]+", line)[0].lower().replace("_", "-")
         if "extra ==" in line or needed in found or needed == "triton":
@@ -60,7 +60,7 @@ def requirements(name: str, found: set[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with links to torch and what torch needs, and the package without its extension: nothing else."""
+    """Make a folder with links to torch and its requirements, and the package without its extension."""
     folder = tmp_path_factory.mktemp("bare")
     site = Path(sysconfig.get_path("purelib"))
     allowed = requirements("torch", {"torch"})
@@ -74,7 +74,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_ops_import_and_run_with_torch_alone(bare: Path):
+def test_ops_import_and_run_with_only_torch(bare: Path):
     code = f"import sys; sys.path.insert(0, {str(bare)!r})\n{USE}"
     # -I -S: no site-packages, no user folder, no environment variable
     command = [sys.executable, "-I", "-S", "-c", code]

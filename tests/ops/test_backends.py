@@ -1,4 +1,4 @@
-"""Which backend an op runs with on which device, what ``ops.info`` says of it, and the warning of a fallback."""
+"""Test the choice of backend by device, ``ops.info``, and the warning of a fallback."""
 
 import re
 import warnings
@@ -17,7 +17,7 @@ SOURCES = sorted(Path(ops.__file__).parent.glob("*.py"))
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
-    """A machine's triton and the functions of its extension, to be set in the test."""
+    """Replace the machine's triton and extension, as the test sets them."""
     has = {"triton": False}
     extension = SimpleNamespace()
     monkeypatch.setattr(_backend, "has_triton", lambda: has["triton"])
@@ -30,11 +30,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
 
 
 def on(device: str, dtype: torch.dtype = torch.float32, elements: int = 1) -> SimpleNamespace:
-    """What is looked at of a tensor; none can be made where the device is missing."""
+    """Return an object with a tensor's attributes, since the device may be missing here."""
     return SimpleNamespace(device=torch.device(device), dtype=dtype, numel=lambda: elements)
 
 
-def told(op: str, tensor: object) -> list[str]:
+def warned(op: str, tensor: object) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert _backend.resolve(op, tensor) == "reference"
@@ -68,7 +68,7 @@ def test_info_of_a_gpu(installed: dict) -> None:
     assert {op for op, backend in ops.info("cuda").items() if backend == "cuda"} == {"ring_push"}
 
 
-def test_info_refuses_what_an_op_would(installed: dict) -> None:
+def test_info_raises_like_an_op(installed: dict) -> None:
     installed["functions"]["thin_mask"] = None
     with ops.use_backend("cpu"), pytest.raises(ValueError, match="backend 'cpu' takes CPU tensors"):
         ops.info("cuda")
@@ -77,23 +77,23 @@ def test_info_refuses_what_an_op_would(installed: dict) -> None:
 @pytest.mark.parametrize(("device", "remedy"), [("cuda", "pip install triton"), ("cpu", _backend.BUILD_HINT)])
 def test_a_fallback_warns_once_for_each_op(device: str, remedy: str, installed: dict) -> None:
     for op in ("ring_push", "thin_mask"):
-        (message,) = told(op, on(device))
+        (message,) = warned(op, on(device))
         assert message.startswith(f"{op}: ") and remedy in message
-        assert not told(op, on(device))
+        assert not warned(op, on(device))
 
 
 @pytest.mark.parametrize(
     "tensor", [on("cuda", torch.float64), on("cuda", elements=0), on("mps")], ids=["float64", "empty", "mps"]
 )
-def test_the_reference_where_nothing_is_better_does_not_warn(tensor: object, installed: dict) -> None:
-    assert not told("ring_push", tensor)
+def test_no_warning_where_only_the_reference_exists(tensor: object, installed: dict) -> None:
+    assert not warned("ring_push", tensor)
 
 
-def test_the_reference_where_it_is_chosen_does_not_warn(installed: dict) -> None:
+def test_no_warning_for_a_chosen_reference(installed: dict) -> None:
     with ops.use_backend("reference"):
-        assert not told("ring_push", on("cuda"))
+        assert not warned("ring_push", on("cuda"))
 
 
-def test_a_missing_extension_warns_of_itself_alone(installed: dict) -> None:
+def test_missing_extension_gives_one_warning(installed: dict) -> None:
     installed["extension"] = False
-    assert not told("ring_push", on("cpu"))
+    assert not warned("ring_push", on("cpu"))

@@ -1,4 +1,4 @@
-"""ops.class_sample: every backend equals the reference exactly, and the draws are uniform."""
+"""Test ops.class_sample: every backend equals the reference exactly, and draws are uniform."""
 
 import pytest
 import torch
@@ -33,15 +33,15 @@ def test_more_pixels_than_a_block(backend: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("present", [0.0, 1.0])
-def test_no_anchor_at_all_and_no_draw(present: float, backend: str, device: torch.device) -> None:
+def test_no_anchors_and_no_draws(present: float, backend: str, device: torch.device) -> None:
     label = make_anchor_label(4, 30, present).to(device)
     assert (ops.class_sample(label, 4, draw32(4, 3).to(device)) >= 0).all() == bool(present)
     assert ops.class_sample(label, 4, draw32(4, 0).to(device)).shape == (4, 0)
     assert (ops.class_sample(label[:0], 4, draw32(4, 3).to(device)) == -1).all()
 
 
-def test_every_pixel_is_as_likely_as_any_other(backend: str, device: torch.device) -> None:
-    """Chi-square with 9 degrees of freedom: 27.9 is exceeded once in a thousand."""
+def test_draws_are_uniform(backend: str, device: torch.device) -> None:
+    """Check chi-square with 9 degrees of freedom: it exceeds 27.9 once in a thousand."""
     label = torch.zeros(17, dtype=torch.int16, device=device)
     label[3::2] = -1
     members = (label == 0).nonzero().flatten()
@@ -57,7 +57,7 @@ def test_opcheck(backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.class_sample, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(label: Tensor, draws: Tensor) -> Tensor:
         return ops.class_sample(label, 5, draws) + 1
 
@@ -82,6 +82,6 @@ def test_wrong_arguments(label: Tensor, classes: int, draws: Tensor, error: type
 
 
 @needs_extension
-def test_class_out_of_range_is_refused_on_the_cpu() -> None:
+def test_class_out_of_range_raises_on_the_cpu() -> None:
     with ops.use_backend("cpu"), pytest.raises(ValueError, match="anchor_label: 9"):
         ops.class_sample(torch.tensor([0, 9], dtype=torch.int16), 3, draw32(3, 2))

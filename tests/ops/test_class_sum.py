@@ -1,4 +1,4 @@
-"""ops.class_sum: every backend against the reference."""
+"""Test ops.class_sum: every backend against the reference."""
 
 import pytest
 import torch
@@ -34,9 +34,9 @@ def test_dtypes(dim: int, dtype: torch.dtype, layout: str, backend: str, device:
     assert_close(total, reference.class_sum(features.double(), label, 5), TOLERANCE["value"])
 
 
-def test_many_pixels_keep_their_digits_and_bits(backend: str, device: torch.device) -> None:
+def test_many_pixels_stay_accurate_and_repeat_their_bits(backend: str, device: torch.device) -> None:
     batch = Batch(2, (63, 67), 2)
-    features = (make_features(batch, 3) + 100).to(device)  # all of one sign: nothing cancels, errors add up
+    features = (make_features(batch, 3) + 100).to(device)  # of one sign, so that errors add up and nothing cancels
     label = make_anchor_label(2, batch.pixels, present=1.0).to(device)
     total = ops.class_sum(features, label, 2)
     assert_close(total, reference.class_sum(features.double(), label, 2), TOLERANCE["value"])
@@ -57,7 +57,7 @@ def test_opcheck(backend: str, device: torch.device) -> None:
         torch.library.opcheck(torch.ops.u2pl_fast.class_sum, (features, label, 21))
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(features: Tensor, label: Tensor) -> Tensor:
         return ops.class_sum(features * 2, label, 21) + 1
 
@@ -80,6 +80,6 @@ def test_wrong_arguments(features: Tensor, label: Tensor, error: type[Exception]
 
 
 @needs_extension
-def test_class_out_of_range_is_refused_on_the_cpu() -> None:
+def test_class_out_of_range_raises_on_the_cpu() -> None:
     with ops.use_backend("cpu"), pytest.raises(ValueError, match="anchor_label: 3"):
         ops.class_sum(torch.zeros(2, 4), torch.tensor([0, 3], dtype=torch.int16), 3)

@@ -1,4 +1,4 @@
-"""ops.contrast_masks: every backend against the reference."""
+"""Test ops.contrast_masks: every backend against the reference."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from tests.ops.contrast_cases import BATCHES, Batch, Maps, make_maps, settings
 from tests.ops.op_cases import HALVES, LAYOUTS
 from u2pl_fast import ops, reference
 
-NEAR = 1e-5  # a probability this close to the threshold may fall on either side
+NEAR = 1e-5  # a probability this close to the threshold may be on either side
 BASE = Batch(21, (5, 3), 3, 1)
 
 
 def assert_masks(actual: reference.ContrastMasks, maps: Maps, chosen: dict) -> None:
-    """Negatives, and anchors away from the threshold, agree exactly; the counts are those of the maps returned."""
+    """Check that negatives, anchors away from the threshold, and counts agree exactly."""
     expected = reference.contrast_masks(*maps, **chosen)
     classes = maps.logits.shape[1]
     assert [x.dtype for x in actual] == [x.dtype for x in expected]
@@ -119,7 +119,7 @@ def test_opcheck(batch: Batch, backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.contrast_masks, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(logits: Tensor, *maps: Tensor) -> Tensor:
         masks = ops.contrast_masks(logits * 2, *maps, **settings(BASE))
         return masks.keys + masks.anchors

@@ -1,4 +1,4 @@
-"""ops.contrastive_loss: the branch in one call equals its steps in the reference, and nothing waits for the device."""
+"""Test ops.contrastive_loss: it equals its steps in the reference, and never waits for the device."""
 
 from contextlib import contextmanager
 
@@ -24,7 +24,7 @@ def make_draws(mode: str = "per_anchor", seed: int = 0) -> ops.ContrastiveDraws:
 
 
 class PlainBank:
-    """The rings of a bank, moved by reference functions."""
+    """Keep the rings of a bank with reference functions."""
 
     def __init__(self, rings: MemoryBank) -> None:
         self.bank, self.offsets, self.pushed, self.max_keys = rings.bank, rings.offsets, rings.pushed, rings.max_keys
@@ -43,7 +43,7 @@ def plain_loss(
     mode: str,
     head: nn.Module,
 ) -> Tensor:
-    """The same steps by reference functions alone."""
+    """Compute the same steps with reference functions only."""
     masks = reference.contrast_masks(*maps, **settings(BATCH))
     return reference.contrastive_loss_from_masks(
         masks, features, keys, PlainBank(bank), draws, negatives=mode, project=head
@@ -53,7 +53,7 @@ def plain_loss(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ["per_anchor", "shared", "full"])
 @pytest.mark.parametrize("cap", [0, 3])
-def test_is_its_steps(cap: int, mode: str, layout: str, backend: str, device: torch.device) -> None:
+def test_equals_its_steps(cap: int, mode: str, layout: str, backend: str, device: torch.device) -> None:
     maps = make_maps(BATCH).to(device, layout)
     torch.manual_seed(0)
     head = nn.Linear(DIM, DIM).to(device)
@@ -91,7 +91,7 @@ def test_dense_representations_need_no_head(backend: str, device: torch.device) 
     assert_close(loss, expected, TOLERANCE["value"], "loss")
 
 
-def test_positives_take_the_place_of_the_centers(backend: str, device: torch.device) -> None:
+def test_positives_replace_the_centers(backend: str, device: torch.device) -> None:
     masks = ops.contrast_masks(*make_maps(BATCH).to(device), **settings(BATCH))
     features = make_features(BATCH, DIM).to(device)
     draws = ops.ContrastiveDraws(*(x.to(device) for x in make_draws()))
@@ -114,7 +114,7 @@ def test_positives_take_the_place_of_the_centers(backend: str, device: torch.dev
 
 
 @pytest.mark.parametrize("name", ["features", "keys"])
-def test_features_of_other_pixels_than_the_masks_are_refused_before_the_bank_moves(name: str) -> None:
+def test_features_of_other_pixels_raise_before_the_bank_changes(name: str) -> None:
     masks = ops.contrast_masks(*make_maps(BATCH), **settings(BATCH))
     right, bank = make_features(BATCH, DIM), make_bank()
     for wrong, error in ((right[1:], ValueError), (right[0], ValueError), (right.to(torch.complex64), TypeError)):
@@ -124,7 +124,7 @@ def test_features_of_other_pixels_than_the_masks_are_refused_before_the_bank_mov
     assert not bank.pushed.any()
 
 
-def test_gate_leaves_the_bank_alone(backend: str, device: torch.device) -> None:
+def test_closed_gate_keeps_the_bank(backend: str, device: torch.device) -> None:
     maps, bank = make_maps(BATCH).to(device), make_bank().to(device)
     features = make_features(BATCH, DIM).to(device).requires_grad_()
     draws = ops.ContrastiveDraws(*(x.to(device) for x in make_draws()))
@@ -135,7 +135,7 @@ def test_gate_leaves_the_bank_alone(backend: str, device: torch.device) -> None:
     assert result.loss == 0 and not features.grad.any()
 
 
-def test_nothing_labeled_nothing_reliable(backend: str, device: torch.device) -> None:
+def test_no_labeled_and_no_reliable_pixel(backend: str, device: torch.device) -> None:
     maps = make_maps(BATCH, ignored=1.0).to(device)
     nowhere = torch.zeros_like(maps.reliable)
     features = make_features(BATCH, DIM).to(device).requires_grad_()
@@ -176,7 +176,7 @@ def test_opcheck(dtype: torch.dtype, backend: str, device: torch.device) -> None
     torch.library.opcheck(torch.ops.u2pl_fast.class_weight, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     maps = make_maps(BATCH).to(device)
     draws = ops.ContrastiveDraws(*(x.to(device) for x in make_draws()))
 
@@ -203,7 +203,7 @@ def test_draws_are_32_bits_and_repeat(mode: str) -> None:
         assert a is None or (a.min() >= 0 and a.max() < 1 << 32 and a.max() > 1 << 31)
 
 
-def test_unknown_mode_is_refused() -> None:
+def test_unknown_mode_raises() -> None:
     with pytest.raises(ValueError, match="^negatives: "):
         ops.contrastive_draws(3, generator(), negatives="none")
 

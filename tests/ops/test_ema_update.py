@@ -1,4 +1,4 @@
-"""The average against its formula, the gate as a GPU takes it, and how few operations a step needs."""
+"""Test the average against its formula, the gate as on a GPU, and the number of operations per step."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ NAN = float("nan")
 
 
 def tensors(seed: int, device: str = "cpu") -> list[torch.Tensor]:
-    """One of each kind: widths that packing has to sort, memory formats, holes, no elements."""
+    """Return tensors of all kinds: several element sizes, memory formats, gaps, no elements."""
     torch.manual_seed(seed)
     made = [
         torch.randn(3),
@@ -37,7 +37,7 @@ def tensors(seed: int, device: str = "cpu") -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5, 0.99, 1.0])
-def test_values_are_the_references(momentum):
+def test_values_match_reference(momentum):
     got, want = tensors(0), tensors(0)
     ema_update(got, tensors(1), momentum)
     reference.ema_update(want, tensors(1), momentum)
@@ -47,7 +47,7 @@ def test_values_are_the_references(momentum):
 
 @pytest.mark.parametrize("device", ["cpu", "cpu as a GPU", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("momentum", [0.0, 0.99])
-def test_an_open_gate_changes_no_bit_and_a_closed_one_lets_nothing_through(monkeypatch, device, momentum):
+def test_open_gate_is_exact_and_closed_gate_changes_nothing(monkeypatch, device, momentum):
     if device == "cpu as a GPU":
         device = "cpu"
         monkeypatch.setattr(_backend, "readable", lambda gate: False)
@@ -61,7 +61,7 @@ def test_an_open_gate_changes_no_bit_and_a_closed_one_lets_nothing_through(monke
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_selection_takes_bits_whole(is_open):
+def test_selection_copies_exact_bits(is_open):
     new, old = tensors(1), tensors(0)
     for x in (new if not is_open else old)[:3]:
         x.fill_(NAN)
@@ -69,33 +69,33 @@ def test_selection_takes_bits_whole(is_open):
     for one, other, like in zip(chosen, new if is_open else old, old, strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
         if like.numel() and like.is_contiguous():
-            assert one.stride() == like.stride()  # else a GPU takes the tensors one by one
+            assert one.stride() == like.stride()  # otherwise a GPU processes the tensors one by one
 
 
-def test_packing_reads_a_memory_format_other_than_its_own():
+def test_packing_accepts_another_memory_format():
     like = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 4, 5)
     (got,) = Packing([like]).unpack(Packing([like]).pack([x]))
     assert torch.equal(got, x) and got.stride() == like.stride()
 
 
-def test_parameters_may_want_gradients():
+def test_parameters_may_require_gradients():
     teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
     ema_update(list(teacher.parameters()), list(student.parameters()), 0.0)
     assert torch.equal(_selected(torch.tensor(True), [student.weight], [teacher.weight])[0], student.weight)
 
 
 @pytest.mark.parametrize("other", [torch.zeros(2, 1), torch.zeros(2, dtype=torch.int32)])
-def test_tensors_that_differ_are_refused(other):
-    with pytest.raises(ValueError, match=r"student: expected torch.float32 \(2,\) in place 1"):
+def test_different_tensors_raise(other):
+    with pytest.raises(ValueError, match=r"student: expected torch.float32 \(2,\) at index 1"):
         ema_update([torch.zeros(3), torch.zeros(2)], [torch.zeros(3), other], 0.5)
 
 
 class Launches(TorchDispatchMode):
-    """Lists the operations that are not views: those for which a device has something to do.
+    """List the operations that are not views, and therefore need work on a device.
 
-    A multi-tensor operation is one where it can take its fast way, a few launches on a GPU, however many tensors there
-    are, and so is a ``cat``. Otherwise it goes through its tensors one by one and counts once for each.
+    A multi-tensor operation counts once if it can take its fast path (a few launches on a GPU, for any number of
+    tensors), and so does a ``cat``. Otherwise it processes its tensors one by one and counts once for each.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Launches(TorchDispatchMode):
 
 
 def update(student: nn.Module) -> list[str]:
-    """Operations of a step's guard and average, on a device that no Python can read from."""
+    """Return the operations of a step's guard and average, on a device whose values Python cannot read."""
     student = student.to("meta")
     guard, teacher = BufferGuard(student), EMATeacher(student)
     ok = torch.ones((), dtype=torch.bool, device="meta")

@@ -1,4 +1,4 @@
-"""ops.gather_pixels: values equal the reference's exactly, gradients with repeated pixels and −1."""
+"""Test ops.gather_pixels: exact values, and gradients with repeated pixels and −1."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LAYOUTS = ["nchw", "nhwc", "rows"]
 
 
 def make_index(pixels: int, *shape: int) -> Tensor:
-    """Half of the places name one of three pixels, some are −1."""
+    """Return an index in which half of the entries select one of three pixels, and some are −1."""
     g = generator(7)
     index = torch.randint(pixels, shape, generator=g)
     index = torch.where(torch.rand(shape, generator=g) < 0.5, index % 3, index)
@@ -21,7 +21,7 @@ def make_index(pixels: int, *shape: int) -> Tensor:
 
 
 def both(features: Tensor, index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, gradient, the reference's gradient in float64)."""
+    """Return (values, gradient, the reference's gradient in float64)."""
     own, exact = features.detach().clone().requires_grad_(), features.detach().double().requires_grad_()
     values = ops.gather_pixels(own, index)
     values.backward(grad)
@@ -53,7 +53,7 @@ def test_one_pixel_and_none(layout: str, backend: str, device: torch.device) -> 
 
 
 def test_rows_of_a_pixel_far_apart(backend: str, device: torch.device) -> None:
-    """Small integers have exact sums, so any row that is forgotten or added twice shows."""
+    """Use small integers, whose sums are exact, so that a missing or repeated row shows."""
     features = make_features(BATCH, 3).to(device)
     index = torch.full((1000,), -1)
     index[[0, 1, 63, 64, 500, 999]] = 5
@@ -70,7 +70,7 @@ def test_shape_of_the_index(backend: str, device: torch.device) -> None:
     assert ops.gather_pixels(features, torch.zeros(2, 0, 3, dtype=torch.int64, device=device)).shape == (2, 0, 3, 6)
 
 
-def test_slices_are_read_where_they_lie(backend: str, device: torch.device) -> None:
+def test_slices_are_read_in_place(backend: str, device: torch.device) -> None:
     whole = make_features(Batch(5, (5, 7), 4), 8).to(device)
     index = make_index(70, 9).to(device)
     assert torch.equal(ops.gather_pixels(whole[2:], index), reference.gather_pixels(whole[2:], index))
@@ -101,7 +101,7 @@ def test_opcheck(layout: str, backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.gather_pixels, (features, make_index(BATCH.pixels, 4, 5).to(device)))
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(features: Tensor, index: Tensor) -> Tensor:
         return (ops.gather_pixels(features * 2, index) ** 2).sum()
 
@@ -130,6 +130,6 @@ def test_wrong_arguments(features: Tensor, index: Tensor, error: type[Exception]
 
 @needs_extension
 @pytest.mark.parametrize("bad", [-2, 6])
-def test_index_out_of_range_is_refused_on_the_cpu(bad: int) -> None:
+def test_index_out_of_range_raises_on_the_cpu(bad: int) -> None:
     with ops.use_backend("cpu"), pytest.raises(ValueError, match=f"^index: {bad} "):
         ops.gather_pixels(torch.zeros(6, 3), torch.tensor([0, bad]))

@@ -1,6 +1,6 @@
-"""Inputs that no caller means to pass: odd memory, odd values, arguments that cannot be right.
+"""Test unusual inputs: odd memory layouts, odd values, invalid arguments.
 
-What is valid gives the reference's result, however it lies in memory. What is not gives one ValueError or TypeError
+A valid input gives the result of the reference in any memory layout. An invalid one raises one ValueError or TypeError
 whose message begins with the argument's name, before anything is read or written out of bounds.
 """
 
@@ -35,7 +35,7 @@ seeds = st.integers(0, 2**16)
 
 
 def lay_out(x: Tensor, kind: str) -> Tensor:
-    """A tensor of the shape of ``x`` in this kind of memory: of its values, or of some where memory is shared."""
+    """Return a tensor of the shape of ``x`` in this kind of memory, with its values unless memory is shared."""
     if x.numel() == 0 or x.dim() == 0:
         return x
     match kind:
@@ -56,12 +56,12 @@ def lay_out(x: Tensor, kind: str) -> Tensor:
 
 
 def plain(x: Tensor) -> Tensor:
-    """The same values in memory of their own."""
+    """Return the same values in separate memory."""
     return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 def finite_floor(logits: Tensor) -> Tensor:
-    """A copy with −10⁴ for −∞."""
+    """Return a copy with −10⁴ in place of −∞."""
     return torch.where(logits == -math.inf, torch.tensor(-1e4, dtype=logits.dtype), logits).contiguous()
 
 
@@ -81,7 +81,7 @@ def make_logits(shape: tuple[int, ...], dtype: torch.dtype, values: str, seed: i
 
 
 def make_target(shape: tuple[int, ...], num_classes: int, ignored: float, seed: int) -> tuple[Tensor, int]:
-    """Labels, and the ignore index."""
+    """Return labels and the ignore index."""
     g = generator(seed + 1)
     ignore_index = 255 if num_classes <= 255 else -1
     target = torch.randint(num_classes, shape, generator=g)
@@ -90,7 +90,7 @@ def make_target(shape: tuple[int, ...], num_classes: int, ignored: float, seed: 
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """NaN and infinity in the same places, and the rest equal relative to the largest."""
+    """Check that NaN and infinity are in the same places, and the rest is equal relative to the largest."""
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
     actual, expected = actual.detach().double(), expected.detach().double()
     assert torch.equal(actual.isnan(), expected.isnan()), f"{what}: NaN elsewhere"
@@ -103,11 +103,12 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
 
 
 def spread_nan(actual: Tensor, expected: Tensor, logits: Tensor) -> Tensor:
-    """``expected`` with the NaN of ``actual``, of which none may be missing, or in an image whose logits are finite.
+    """Return ``expected`` with the NaN of ``actual``.
 
-    A weight of 0 times NaN is NaN: which neighbors are read with that weight is each backend's own.
+    Check that ``actual`` has every NaN of ``expected``, and no other in an image whose logits are finite. A weight of 0
+    times NaN is NaN, and backends differ in the neighbors that they read with weight 0.
     """
-    assert actual[expected.isnan()].isnan().all(), "a NaN is hidden"
+    assert actual[expected.isnan()].isnan().all(), "a NaN is missing"
     if len(logits):
         assert not actual[(logits.flatten(1) < math.inf).all(1)].isnan().any()
     return torch.where(actual.isnan(), actual, expected)
@@ -134,7 +135,7 @@ def test_pixel_stats(b, c, h, w, height, width, kind, dtype, values, align_corne
     logits = make_logits((b, c, h, w), dtype, values, seed, kind)
     size = (3 * height, 3 * width)
     actual = ops.pixel_stats(logits, size, align_corners=align_corners)
-    # A class at −∞ has no probability anywhere; interpolate makes NaN of it where it weighs nothing.
+    # A class at −∞ has probability 0 everywhere, but interpolate gives NaN where its weight is 0.
     expected = reference.pixel_stats(finite_floor(logits), size, align_corners=align_corners)
     tolerance = 1e-3 if values == "large" else 2e-5  # a logit of 1000 is rounded to 1e-4
     assert_same(spread_nan(actual.confidence, expected.confidence, logits), actual.confidence, tolerance, "confidence")
@@ -255,7 +256,7 @@ def test_contrast_masks(b, c, h, w, kind, map_kind, dtype, values, seed) -> None
 
 
 def test_nan_logits_leave_other_pixels_alone() -> None:
-    """A pixel with a NaN has no defined rank or anchor; its neighbors must not notice."""
+    """Check that a pixel with NaN, which has no defined rank or anchor, does not affect its neighbors."""
     logits = make_logits((2, 21, 4, 5), torch.float32, "plain", 0)
     label, ignore_index = make_target((2, 4, 5), 21, 0.2, 0)
     yes = torch.ones_like(label, dtype=torch.bool)
@@ -287,14 +288,14 @@ def test_sampling_and_thinning(pixels, c, kind, draw_kind, count, seed) -> None:
     mask, caps = make_mask(c, pixels, seed=seed), torch.randint(0, 5, (c,), generator=g)
     mask, caps, draw = lay_out(mask, kind), lay_out(caps, draw_kind), lay_out(draw32(c, seed=seed), draw_kind)
     thinned = ops.thin_mask(mask, caps, draw), reference.thin_mask(plain(mask), caps, draw)
-    assert torch.equal(*(reference.unpack_mask(x, c) for x in thinned))  # bits past the last class mean nothing
+    assert torch.equal(*(reference.unpack_mask(x, c) for x in thinned))  # bits past the last class have no meaning
 
 
 @small
 @given(st.integers(0, 3), st.sampled_from([1, 3, 16, 19]), sides, sides, st.booleans(), memory, memory, dtypes,
        st.sampled_from(["plain", "large", "nan", "inf"]), st.lists(st.integers(0, 4), max_size=3), seeds)  # fmt: skip
 def test_features(b, dim, h, w, rows, kind, grad_kind, dtype, values, shape, seed) -> None:
-    """class_sum, and gather_pixels with a gradient that arrives in any memory."""
+    """Test class_sum, and gather_pixels with a gradient in any memory layout."""
     features = make_logits((b * h * w, dim, 1, 1)[:2] if rows else (b, dim, h, w), dtype, values, seed)
     features, g = lay_out(features, kind), generator(seed)
     pixels = b * h * w
@@ -358,11 +359,11 @@ def test_info_nce(c, count, dim, negatives, mode, kind, other_kind, dtype, bank_
     assert_same(results[0][1], results[1][1], 1e-4 if dtype == torch.float32 else 2e-2, "gradient")
 
 
-# --- Arguments that cannot be right -----------------------------------------------------------------------------------
+# --- Invalid arguments ------------------------------------------------------------------------------------------------
 
 
 def valid_calls() -> dict[str, dict]:
-    """Arguments by name for every op, all of which work as they are."""
+    """Return valid arguments by name for every op."""
     logits, target = torch.randn(2, 5, 3, 4), torch.zeros(2, 6, 8, dtype=torch.int64)
     label, flags = target[:, :3, :4].clone(), torch.ones(2, 3, 4, dtype=torch.bool)
     features, anchor_label = torch.randn(2, 7, 3, 4), torch.zeros(24, dtype=torch.int16)
@@ -409,8 +410,8 @@ def test_every_op_has_a_valid_call():
 
 @pytest.mark.parametrize("op", ["ohem_mask", "upsampled_cross_entropy"])
 @pytest.mark.parametrize(("dtype", "label", "ignore_index"), [(torch.uint8, 100, -1), (torch.int8, -1, 511)])
-def test_labels_are_compared_as_numbers_whatever_their_type(op, dtype, label, ignore_index):
-    """100 is one of 300 classes, which uint8 cannot count to; −1 is not 511, which int8 cannot hold."""
+def test_labels_compare_by_value_for_every_dtype(op, dtype, label, ignore_index):
+    """Check labels out of the range of a dtype: uint8 cannot hold all of 300 classes, nor int8 the value 511."""
     target = torch.full((1, 3, 4), label, dtype=dtype)
     call = {"logits": torch.randn(1, 300, 3, 4), "target": target, "ignore_index": ignore_index}
     call |= {"threshold": 0.7, "min_kept": 1} if op == "ohem_mask" else {}
@@ -437,7 +438,7 @@ SPOILED = {
 TENSORS = [(op, name) for op, call in valid_calls().items() for name, x in call.items() if isinstance(x, Tensor)]
 CONSTANTS = [("upsampled_cross_entropy", name) for name in ("weight", "pixel_weight")]
 CONSTANTS += [("info_nce", name) for name in ("weight", "positives")]
-STILL_VALID = {  # more images, pixels, slots or draws than before
+STILL_VALID = {  # the change adds images, pixels, slots or draws
     ("pixel_stats", "logits", "longer"),
     ("pixel_stats", "logits", "device"),
     ("thin_mask", "mask", "longer"),
@@ -459,8 +460,8 @@ STILL_VALID = {  # more images, pixels, slots or draws than before
         if (op, name, spoil) not in STILL_VALID and (spoil != "gradient" or (op, name) in CONSTANTS)
     ],
 )
-def test_one_wrong_tensor_is_named(op: str, name: str, spoil: str) -> None:
-    """A shape can disagree with another argument's, so either of them may be named; a type or a gradient is its own."""
+def test_error_names_the_wrong_tensor(op: str, name: str, spoil: str) -> None:
+    """Check the name. A shape can disagree with another argument, so either may be named; a dtype cannot."""
     call = valid_calls()[op]
     call[name] = SPOILED[spoil](call[name])
     with pytest.raises((ValueError, TypeError)) as caught:
@@ -470,7 +471,7 @@ def test_one_wrong_tensor_is_named(op: str, name: str, spoil: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_calls_that_are_spoiled_work() -> None:
+def test_calls_are_valid_before_a_change() -> None:
     for op, call in valid_calls().items():
         getattr(ops, op)(**call)
 
@@ -481,7 +482,7 @@ def _change(op: str, name: str, value: object) -> object:
 
 
 def _rings(op: str) -> list:
-    """Slots outside the bank: memory that is not its own would be read, or written."""
+    """Return slots outside the bank, where an op would read or write foreign memory."""
     return [
         _change(op, "offsets", torch.tensor([-4, 4, 8, 12, 16, 20])),
         _change(op, "offsets", torch.tensor([0, 4, 8, 12, 16, 21])),
@@ -532,8 +533,8 @@ VALUES_OUT_OF_RANGE = [
 
 @pytest.mark.parametrize("way", ["default", "reference", "float64"])
 @pytest.mark.parametrize(("op", "name", "value"), VALUES_OUT_OF_RANGE)
-def test_one_value_out_of_range_is_named(op: str, name: str, value: object, way: str) -> None:
-    """On the CPU by every implementation; float64 always goes to the reference."""
+def test_error_names_the_value_out_of_range(op: str, name: str, value: object, way: str) -> None:
+    """Check every implementation on the CPU; float64 always uses the reference."""
     call = valid_calls()[op] | {name: value}
     before = call["bank"].clone() if op == "ring_push" else None
     if way == "float64":
@@ -545,7 +546,7 @@ def test_one_value_out_of_range_is_named(op: str, name: str, value: object, way:
     assert before is None or torch.equal(call["bank"], before)
 
 
-def test_no_pixel_to_name() -> None:
+def test_index_without_pixels_raises() -> None:
     features = torch.zeros(0, 7, 3, 4)
     assert not ops.gather_pixels(features, torch.full((2,), -1)).any()
     with pytest.raises(ValueError, match="^index: "):
@@ -565,8 +566,8 @@ def test_no_pixel_to_name() -> None:
     ],
     ids=lambda x: None if isinstance(x, str) else "-".join([*x, *(str(tuple(y.shape)) for y in x.values())]),
 )
-def test_features_of_another_grid_are_refused_before_the_bank_moves(changed: dict, named: str) -> None:
-    """A pixel's number means a place on the grid of the logits: elsewhere it would name the wrong one."""
+def test_features_of_another_grid_raise_before_the_bank_changes(changed: dict, named: str) -> None:
+    """Check the grid: on another one, the number of a pixel is another place."""
     call = valid_calls()["contrastive_loss"] | changed
     with pytest.raises((ValueError, TypeError), match=f"^{named}: "):
         ops.contrastive_loss(**call)

@@ -1,4 +1,4 @@
-"""ops.info_nce: values and gradients of every backend against the reference in float64."""
+"""Test ops.info_nce: values and gradients of every backend against the reference in float64."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from u2pl_fast.ops import _backend
 
 MODES = ["per_anchor", "shared", "full"]
 HALVES = [torch.bfloat16, torch.float16]
-# (loss, gradient) where tensor cores multiply: anchors and shares are rounded to the bank's type. Seen: 9e-5 and 2.3e-3
-# with bfloat16, 8e-6 and 1.7e-3 with float16. Elsewhere all is widened to float32.
+# (loss, gradient) with tensor cores, where anchors and shares are rounded to the bank's type. Observed: 9e-5 and 2.3e-3
+# with bfloat16, 8e-6 and 1.7e-3 with float16. Elsewhere everything is computed in float32.
 ROUNDED = {torch.bfloat16: (3e-4, 1e-2), torch.float16: (4e-5, 2e-3)}
 
 
@@ -40,7 +40,7 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     bank_type: torch.dtype = torch.float32,
 ) -> Inputs:
-    """Rings of 1, 2, … slots, some part-filled and some wrapped; the last but one class takes no part."""
+    """Return rings of 1, 2, … slots, some partly filled and some wrapped; the second last class is inactive."""
     g = generator(classes + dim)
     rings = make_rings([1 + 5 * c % 23 for c in range(classes)], dim, bank_type, pushed)
     weight = torch.rand(classes, generator=g) / classes
@@ -57,7 +57,7 @@ def make_inputs(
 
 
 def both(inputs: Inputs, mode: str, temperature: float = 0.5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradient) of the op and of the reference in float64, on the same bank."""
+    """Return (loss, gradient) of the op and of the reference in float64, on the same bank."""
     results = []
     for function, anchors in ((ops.info_nce, inputs.anchors), (reference.info_nce, inputs.anchors.double())):
         leaf = anchors.detach().clone().requires_grad_()
@@ -127,7 +127,7 @@ def test_gradcheck(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_matches_loops(mode: str) -> None:
-    """Against code that shares nothing with the reference."""
+    """Compare with code that is independent of the reference."""
     inputs = make_inputs(mode, 3, 4, 6, 5)
     arrays = [None if x is None else x.numpy() for x in (*inputs[:3], *inputs.rings, inputs.indices)]
     expected = oracle.info_nce(*arrays, mode, 0.5)
@@ -135,7 +135,7 @@ def test_matches_loops(mode: str) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_full_is_per_anchor_with_every_slot_named(backend: str, device: torch.device) -> None:
+def test_full_equals_per_anchor_with_all_slots(backend: str, device: torch.device) -> None:
     inputs = make_inputs("full", 4, 6, 24, pushed=12)
     fill = reference.ring_fill(inputs.rings.offsets, inputs.rings.pushed)
     for c, keys in enumerate(fill.tolist()):
@@ -152,7 +152,7 @@ def test_full_is_per_anchor_with_every_slot_named(backend: str, device: torch.de
 
 @pytest.mark.parametrize("mode", ["per_anchor", "shared"])
 @pytest.mark.parametrize("negatives", [5, 65])
-def test_draws_name_slots(negatives: int, mode: str, backend: str, device: torch.device) -> None:
+def test_draws_select_slots(negatives: int, mode: str, backend: str, device: torch.device) -> None:
     inputs = make_inputs(mode, negatives=negatives, pushed=9).to(device)
     draws = draw32(*inputs.indices.shape, seed=1).to(device)
     draws[..., 0], draws[..., 1] = 0, 2**32 - 1
@@ -165,7 +165,7 @@ def test_draws_name_slots(negatives: int, mode: str, backend: str, device: torch
 
 @pytest.mark.parametrize("mode", MODES)
 def test_half_banks_stay_near_fp32(mode: str, backend: str, device: torch.device) -> None:
-    """A key rounded to bfloat16 moves its score by less than 2⁻⁸ / τ, so the loss too; to float16 by 2⁻¹¹ / τ."""
+    """Check the bound: rounding a key to bfloat16 moves a score by less than 2⁻⁸ / τ, to float16 by 2⁻¹¹ / τ."""
     exact = make_inputs(mode, dim=64, negatives=50, pushed=30).to(device)
     loss, grad, *_ = both(exact, mode)
     for dtype, unit in ((torch.bfloat16, 2**-8), (torch.float16, 2**-11)):
@@ -176,7 +176,7 @@ def test_half_banks_stay_near_fp32(mode: str, backend: str, device: torch.device
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_class_takes_part(mode: str, backend: str, device: torch.device) -> None:
+def test_no_active_class(mode: str, backend: str, device: torch.device) -> None:
     inputs = make_inputs(mode, pushed=0)
     inputs = inputs._replace(weight=torch.zeros(5), positives=torch.zeros(5, 19)).to(device)
     loss, grad, *_ = both(inputs, mode)
@@ -184,8 +184,8 @@ def test_no_class_takes_part(mode: str, backend: str, device: torch.device) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_idle_classes_are_not_read(mode: str, backend: str, device: torch.device) -> None:
-    """NaN where a class of weight 0 has its anchors, center and keys, and past every fill, changes nothing."""
+def test_inactive_classes_are_not_read(mode: str, backend: str, device: torch.device) -> None:
+    """Check that NaN in a class of weight 0, and past every fill, changes nothing."""
     if backend == "reference":
         pytest.skip("it starts from 0 · Σ anchors, where NaN stays NaN")
     inputs = make_inputs(mode, pushed=3)
@@ -214,7 +214,7 @@ def test_zero_anchor_and_zero_center(backend: str, device: torch.device) -> None
     assert_close(grad, exact_grad, 1e-5)
 
 
-def test_no_gradient_where_none_is_wanted(backend: str, device: torch.device) -> None:
+def test_no_gradient_without_requires_grad(backend: str, device: torch.device) -> None:
     inputs = make_inputs("shared").to(device)
     arguments = dict(indices=inputs.indices, negatives="shared")
     assert not ops.info_nce(*inputs[:3], *inputs.rings, **arguments).requires_grad
@@ -223,7 +223,7 @@ def test_no_gradient_where_none_is_wanted(backend: str, device: torch.device) ->
         assert not ops.info_nce(leaf, *inputs[1:3], *inputs.rings, **arguments).requires_grad
 
 
-def test_second_derivative_is_refused(backend: str, device: torch.device) -> None:
+def test_second_derivative_raises(backend: str, device: torch.device) -> None:
     inputs = make_inputs("shared").to(device)
     leaf = inputs.anchors.requires_grad_()
     loss = ops.info_nce(leaf, *inputs[1:3], *inputs.rings, indices=inputs.indices, negatives="shared")
@@ -265,7 +265,7 @@ def test_opcheck(mode: str, backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.info_nce, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(inputs: Inputs) -> Tensor:
         return ops.info_nce(2 * inputs.anchors, *inputs[1:3], *inputs.rings, indices=inputs.indices)
 
@@ -311,7 +311,7 @@ def test_wrong_arguments(changed: dict, error: type[Exception], name: str) -> No
 
 @needs_extension
 @pytest.mark.parametrize("slot", [-1, 9])
-def test_slot_past_the_fill_is_refused_on_the_cpu(slot: int) -> None:
+def test_slot_past_the_fill_raises_on_the_cpu(slot: int) -> None:
     inputs = make_inputs("per_anchor")
     inputs.indices[3, 2, 1] = slot  # of weight 0: not read
     ops.info_nce(*inputs[:3], *inputs.rings, indices=inputs.indices)

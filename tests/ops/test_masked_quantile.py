@@ -1,4 +1,4 @@
-"""ops.masked_quantile: every backend equals NumPy's linear method exactly."""
+"""Test ops.masked_quantile: every backend equals NumPy's linear method exactly."""
 
 import math
 import os
@@ -26,14 +26,14 @@ def numbers(kind: str, n: int) -> torch.Tensor:
         case "tiny":
             return torch.randn(n, generator=g) * 1e-39  # denormal, both signs
         case "one-exponent":
-            return 1 + torch.rand(n, generator=g) * 1e-6  # equal but for the last digits
+            return 1 + torch.rand(n, generator=g) * 1e-6  # equal except for the last digits
         case "infinite":
             return torch.randn(n, generator=g).masked_fill(torch.rand(n, generator=g) < 0.3, -math.inf)
     raise AssertionError(kind)
 
 
 def expected(x: torch.Tensor, mask: torch.Tensor, q: float) -> float:
-    """NumPy's linear method, positions and blending in float64."""
+    """Compute NumPy's linear method, with positions and blending in float64."""
     v = np.sort(x[mask].double().numpy())
     if v.size == 0 or np.isnan(v).any():
         return math.nan
@@ -88,8 +88,8 @@ def test_nan(q: float, backend: str, device: torch.device) -> None:
     assert ops.masked_quantile(x, ~x.isnan(), q).isfinite()
 
 
-def test_more_elements_than_float_counts(backend: str, device: torch.device) -> None:
-    """Past 2²⁴ a position in float32 cannot name every element; torch.quantile refuses such a tensor."""
+def test_more_than_2_to_24_elements(backend: str, device: torch.device) -> None:
+    """Use more elements than float32 positions distinguish; torch.quantile refuses such a tensor."""
     if backend == "triton" and device.type == "cpu":
         pytest.skip("takes minutes in the interpreter")
     n = 2**24 + 3
@@ -105,7 +105,7 @@ def test_opcheck(backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.masked_quantile, (x, x > 0, q))
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     x = numbers("normal", 300).to(device)
 
     def f(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""ops.ohem_mask: every backend against the reference."""
+"""Test ops.ohem_mask: every backend against the reference."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from u2pl_fast import ops, reference
 
 
 def assert_keep(logits: Tensor, target: Tensor, case: Case, threshold: float, min_kept: int) -> Tensor:
-    """Equal except within ``TIE`` of the limit, and few pixels are that close."""
+    """Check equality except within ``TIE`` of the limit, and that few pixels are that close."""
     chosen = {"ignore_index": ignore_index(case), "align_corners": case.align_corners}
     actual = ops.ohem_mask(logits, target, threshold=threshold, min_kept=min_kept, **chosen)
     expected = reference.ohem_mask(logits, target, threshold=threshold, min_kept=min_kept, **chosen)
@@ -58,7 +58,7 @@ def test_opcheck(backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.ohem_mask, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     target = make_target(BASE, device)
 
     def f(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""ops.pixel_stats: every backend against the reference."""
+"""Test ops.pixel_stats: every backend against the reference."""
 
 import pytest
 import torch
@@ -67,12 +67,12 @@ def test_extreme_logits(backend: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("height", [5.0, 30.0, 300.0])
-def test_between_sure_corners(height: float, backend: str, device: torch.device) -> None:
+def test_between_confident_corners(height: float, backend: str, device: torch.device) -> None:
     logits = between_sure_corners(height, device)
     assert_stats(ops.pixel_stats(logits, BASE.size, align_corners=True), logits, BASE)
 
 
-def test_nan_is_not_hidden(backend: str, device: torch.device) -> None:
+def test_nan_stays_nan(backend: str, device: torch.device) -> None:
     logits = make_logits(BASE, device)
     logits[0, 1, 2, 3] = torch.nan
     stats = ops.pixel_stats(logits, BASE.size, align_corners=True)
@@ -80,7 +80,7 @@ def test_nan_is_not_hidden(backend: str, device: torch.device) -> None:
     assert stats.entropy[1].isfinite().all()
 
 
-def test_repeats_its_bits(backend: str, device: torch.device) -> None:
+def test_bits_repeat(backend: str, device: torch.device) -> None:
     logits = make_logits(HALF, device)
     first = ops.pixel_stats(logits, HALF.size)
     torch.set_num_threads(2)
@@ -99,7 +99,7 @@ def test_opcheck(case: Case, backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.pixel_stats, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(logits: Tensor) -> Tensor:
         stats = ops.pixel_stats(logits * 2, BASE.size, align_corners=True)
         return stats.entropy + stats.confidence

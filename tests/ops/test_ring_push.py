@@ -1,4 +1,4 @@
-"""ops.ring_push: every backend against the reference and against a queue per class."""
+"""Test ops.ring_push: every backend against the reference and against a queue per class."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from tests.ops.op_cases import assert_close, generator
 from u2pl_fast import ops, reference
 from u2pl_fast.ops import _backend
 
-# Elements of unit vectors: a rounding to the bank's type, and the norm's own rounding in fp32.
+# Elements of unit vectors: one rounding to the bank's type, and the rounding of the norm in fp32.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 CLASSES = [1, 2, 21, 33, 64, 150, 300]
 LAYOUTS = ["nchw", "nhwc", "rows"]
@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest, filled_memory: None) -> Iterator[str
 
 
 def assert_rings(actual: Rings, expected: Rings) -> None:
-    """The same slots written, with the same keys; what nobody wrote is untouched."""
+    """Check that the same slots have the same keys, and that unwritten slots are unchanged."""
     assert torch.equal(actual.pushed.cpu(), expected.pushed.cpu())
     assert actual.bank.dtype == expected.bank.dtype
     error = (actual.bank.double().cpu() - expected.bank.double().cpu()).abs()
@@ -75,10 +75,10 @@ def test_dtypes(
 
 @pytest.mark.parametrize("bank_type", TOLERANCE, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_of_exact_norm_have_the_reference_s_bits(
+def test_rows_of_exact_norm_equal_the_reference_bit_for_bit(
     layout: str, bank_type: torch.dtype, backend: str, device: torch.device
 ) -> None:
-    """Norms that are powers of two: no sum and no division rounds."""
+    """Use norms that are powers of two, so that no sum and no division rounds."""
     batch = Batch(3, (5, 13), 4)
     signs = torch.sign(make_features(batch, 16)) * 2.0 ** torch.arange(-2, 2).view(4, 1, 1, 1)
     features = reference.pixel_rows(signs) if layout == "rows" else signs.contiguous(memory_format=MEMORY[layout])
@@ -103,7 +103,7 @@ def test_maps_of_one_pixel(layout: str, backend: str, device: torch.device) -> N
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nan_spoils_its_own_row_alone(layout: str, backend: str, device: torch.device) -> None:
+def test_nan_affects_only_its_row(layout: str, backend: str, device: torch.device) -> None:
     batch = Batch(1, (3, 3), 1)
     features = make_features(batch, 40, layout=layout)
     reference.pixel_rows(features)[4, 7] = torch.nan  # a view: written in place
@@ -117,12 +117,12 @@ def test_nan_spoils_its_own_row_alone(layout: str, backend: str, device: torch.d
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 15), max_size=11)), min_size=1, max_size=6),
 )
-def test_any_series_of_pushes_is_a_queue(
+def test_pushes_equal_a_queue(
     backend: str, device: torch.device, sizes: list[int], steps: list[tuple[bool, list[int]]]
 ) -> None:
     rings = make_rings(sizes, 2).to(device)
     queues, serial = oracle.Rings(sizes), 0
-    for is_open, bits in steps:  # one pixel an entry; bit c says that it is a key of class c
+    for is_open, bits in steps:  # one pixel per entry; bit c is set if it is a key of class c
         angles = 0.1 + 0.07 * np.arange(serial, serial + len(bits))
         serial += len(bits)
         features = np.stack((np.cos(angles), np.sin(angles)), 1).astype(np.float32)
@@ -137,7 +137,7 @@ def test_any_series_of_pushes_is_a_queue(
 
 
 def test_overflow_keeps_the_newest(backend: str, device: torch.device) -> None:
-    """3001 keys into rings of 1 to 2500, one of them in use: each slot holds the last key that falls on it."""
+    """Push 3001 keys into rings of 1 to 2500, one of them in use: each slot holds its last key."""
     rings = make_rings([1, 37, 1000, 2500], 2, pushed=5)
     expected = rings.clone()
     features = torch.randn(3001, 2, generator=generator())
@@ -150,8 +150,8 @@ def test_overflow_keeps_the_newest(backend: str, device: torch.device) -> None:
     torch.testing.assert_close(rings.bank[0].cpu(), newest)
 
 
-def test_the_oldest_kept_key_lies_anywhere(backend: str, device: torch.device) -> None:
-    """Every pixel is a key; images of 40 pixels, so that no block of a backend's ends with one."""
+def test_oldest_kept_key_at_any_position(backend: str, device: torch.device) -> None:
+    """Make every pixel a key, in images of 40 pixels, which end within a block of every backend."""
     batch = Batch(6, (4, 10), 4)
     expected = make_rings([5, 25, 31, 33, 100, 160], 3)
     rings = expected.clone().to(device)
@@ -224,7 +224,7 @@ def test_instruction_sets_agree(level: str) -> None:
             rings = expected.clone()
             for layout in ("nchw", "nhwc"):
                 features, mask = make_features(batch, 40, dtype, layout), make_mask(5, batch.pixels)
-                features[0, 3] *= 1e-3  # some numbers that are subnormal as halves
+                features[0, 3] *= 1e-3  # some numbers that are subnormal in half precision
                 reference.ring_push(*expected, features, mask)
                 extension.ring_push(*rings, features, mask)
             assert_rings(rings, expected)
@@ -263,7 +263,7 @@ def test_opcheck(backend: str, device: torch.device) -> None:
         torch.library.opcheck(torch.ops.u2pl_fast.ring_push, (*arguments, gate))
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     batch = Batch(5, (5, 7))
     features, mask = make_features(batch, 6).to(device), make_mask(5, batch.pixels).to(device)
 
@@ -308,7 +308,7 @@ def test_cuda_graph_replays_pushes(backend: str, device: torch.device) -> None:
     features, mask = make_features(batch, 64).to(device), make_mask(21, batch.pixels).to(device)
     gate = torch.tensor(True, device=device)
     rings, expected = make_rings([500] * 21, 64).to(device), make_rings([500] * 21, 64)
-    ops.ring_push(*rings.clone(), features, mask, gate=gate)  # what a first launch sets up is no part of the graph
+    ops.ring_push(*rings.clone(), features, mask, gate=gate)  # keep the setup of a first launch out of the graph
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,4 @@
-"""ops.thin_mask: every backend equals the reference bit for bit."""
+"""Test ops.thin_mask: every backend equals the reference bit for bit."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_many_pixels_and_the_largest_draw(backend: str, device: torch.device) ->
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 80), st.integers(0, 30), st.integers(0, (1 << 32) - 1))
-def test_keeps_what_the_comb_hits(n: int, cap: int, draw: int) -> None:
+def test_matches_loops(n: int, cap: int, draw: int) -> None:
     mask = torch.ones(n, 1, dtype=torch.int32)
     kept = ops.thin_mask(mask, torch.tensor([cap]), torch.tensor([draw])).flatten().nonzero().flatten().tolist()
     assert kept == oracle.thin(list(range(n)), cap, draw)
@@ -51,7 +51,7 @@ def test_opcheck(backend: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.u2pl_fast.thin_mask, arguments)
 
 
-def test_compiles_whole(backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(backend: str, device: torch.device) -> None:
     def f(mask: Tensor, caps: Tensor, draw: Tensor) -> Tensor:
         return ops.thin_mask(mask, caps + 1, draw) & mask
 

@@ -1,4 +1,4 @@
-"""ops.upsampled_cross_entropy: values and gradients of every backend against the reference."""
+"""Test ops.upsampled_cross_entropy: values and gradients of every backend against the reference."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_weights_and_smoothing(case: Case, extra: str, reduction: str, backend: 
 
 @pytest.mark.parametrize("height", [5.0, 30.0, 300.0])
 @pytest.mark.parametrize("extra", ["plain", "all"])
-def test_between_sure_corners(height: float, extra: str, backend: str, device: torch.device) -> None:
+def test_between_confident_corners(height: float, extra: str, backend: str, device: torch.device) -> None:
     logits = between_sure_corners(height, device)
     assert_loss(logits, make_target(BASE, device), **options(BASE, extra, device))
 
@@ -112,7 +112,7 @@ def test_nothing_kept(backend: str, device: torch.device) -> None:
     assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def test_double_use_of_the_logits(backend: str, device: torch.device) -> None:
+def test_logits_used_twice(backend: str, device: torch.device) -> None:
     logits, target = make_logits(BASE, device).requires_grad_(), make_target(BASE, device)
     other = target.flip(1)
 
@@ -124,7 +124,7 @@ def test_double_use_of_the_logits(backend: str, device: torch.device) -> None:
 
 
 def test_grad_scaler_in_half_precision(backend: str, device: torch.device) -> None:
-    """A mean's gradient is about 1e-6 here: in fp16 before the scale it would be zero or denormal."""
+    """Use a mean whose gradient is about 1e-6: without the scale it would be zero or denormal in fp16."""
     weight = torch.nn.Parameter(torch.ones((), device=device))
     features, target = make_logits(HALF, device), make_target(HALF, device)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12)
@@ -142,7 +142,7 @@ def test_grad_scaler_in_half_precision(backend: str, device: torch.device) -> No
     assert_close(gradients[0][0], gradients[1][0], 1e-2, "gradient of the weight")
 
 
-def test_no_gradient_is_made_where_none_is_wanted(backend: str, device: torch.device) -> None:
+def test_no_gradient_without_requires_grad(backend: str, device: torch.device) -> None:
     logits, target = make_logits(BASE, device), make_target(BASE, device)
     arguments = (target, None, None, 255, 0.0, True, False)
     num, _, grad = torch.ops.u2pl_fast.upsampled_cross_entropy(logits, *arguments)
@@ -152,7 +152,7 @@ def test_no_gradient_is_made_where_none_is_wanted(backend: str, device: torch.de
     assert not loss.requires_grad and torch.equal(loss, num)
 
 
-def test_repeats_its_bits(backend: str, device: torch.device) -> None:
+def test_bits_repeat(backend: str, device: torch.device) -> None:
     logits, target = make_logits(HALF, device).requires_grad_(), make_target(HALF, device)
     results = []
     for threads in (1, 2, 2):
@@ -169,7 +169,7 @@ def test_repeats_its_bits(backend: str, device: torch.device) -> None:
 @pytest.mark.parametrize("spread", [1, 30, 300])
 @pytest.mark.parametrize("extra", ["plain", "all"])
 def test_instruction_sets_agree(extra: str, spread: int, level: str) -> None:
-    """Several blocks a row, even steps and uneven ones; with wide logits exponentials leave fp32's range in a cell."""
+    """Use several blocks per row, even and uneven steps, and logits whose exponentials leave fp32's range in a cell."""
     extension, cpu = _backend.extension(), torch.device("cpu")
     if level not in extension.cpu_levels():
         pytest.skip(f"this machine does not run {level}")
@@ -182,7 +182,7 @@ def test_instruction_sets_agree(extra: str, spread: int, level: str) -> None:
         extension.use_cpu_level(before)
 
 
-def test_second_derivative_is_refused(backend: str, device: torch.device) -> None:
+def test_second_derivative_raises(backend: str, device: torch.device) -> None:
     logits = make_logits(BASE, device).requires_grad_()
     loss = ops.upsampled_cross_entropy(logits, make_target(BASE, device))
     (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
@@ -235,7 +235,7 @@ def test_opcheck(extra: str, layout: str, backend: str, device: torch.device) ->
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "parts"])
-def test_compiles_whole(reduction: str, backend: str, device: torch.device) -> None:
+def test_compiles_without_graph_breaks(reduction: str, backend: str, device: torch.device) -> None:
     target = make_target(BASE, device)
 
     def f(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Test files that are written completely or not at all."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from u2pl_fast.utils.atomic import replacing
 
 
-def test_what_was_there_stays_until_all_is_written(tmp_path):
+def test_old_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
     with replacing(path) as temporary:
@@ -21,7 +21,7 @@ def test_what_was_there_stays_until_all_is_written(tmp_path):
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_a_pipe_is_written_to_itself(tmp_path):
+def test_pipe_is_written_directly(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

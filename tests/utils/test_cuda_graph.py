@@ -1,4 +1,4 @@
-"""L_c as a CUDA graph: the capture must not move the bank, and a replay must be a step like any other."""
+"""Test L_c as a CUDA graph: capture does not change the bank, and a replay equals a normal step."""
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from u2pl_fast.utils.randomness import generator
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """``torch.cuda.make_graphed_callables`` on the CPU; gives the inputs of every replay.
+    """Replace ``torch.cuda.make_graphed_callables`` on the CPU; return the inputs of every replay.
 
-    Like the original it runs the module three times before it captures, replays from one set of tensors into another,
-    and hands these out as they are: the next replay overwrites results and gradients.
+    Like the original, it runs the module three times before the capture, replays from one set of tensors into another,
+    and returns these without a copy: the next replay overwrites results and gradients.
     """
     replays = []
 
@@ -65,7 +65,7 @@ def stand_in(monkeypatch):
 
 
 def steps(crit, device="cpu", count=3, accumulate=1):
-    """Losses, gradients of features and head, and the bank, after each of some steps; losses as handed out."""
+    """Return losses, gradients of features and head, and the bank, after each of some steps."""
     seen = []
     head, teacher_head = (batch(seed)[0].project.to(device) for seed in (0, 1))
     crit = crit.to(device)
@@ -88,7 +88,7 @@ def steps(crit, device="cpu", count=3, accumulate=1):
         seen += [got.total.detach(), got.contrastive, *got.statistics.values()]
         seen += [x.clone() for x in (features.grad, head.weight.grad, crit.bank.bank)]
         with torch.no_grad():
-            teacher_head.weight.lerp_(head.weight, 0.5)  # as the EMA does, in place: a replay must see it
+            teacher_head.weight.lerp_(head.weight, 0.5)  # in place like the EMA: a replay must use the new values
     return seen
 
 
@@ -127,7 +127,7 @@ def test_cuda_graph_replays_steps(negatives, accumulate):
         torch.testing.assert_close(one, other)
 
 
-def test_several_processes_are_refused():
+def test_several_processes_raise():
     crit = criterion()
     crit.group = object()
     with pytest.raises(ValueError, match="group"):

@@ -1,7 +1,9 @@
-"""Fused operations for semi-supervised segmentation, each usable alone in any PyTorch project.
+"""Provide fused operations for segmentation, each usable alone in any PyTorch project.
 
-One file an op: docstring, argument checks, registration with torch, gradient. ``use_backend`` and the environment
-variable ``U2PL_FAST_BACKEND`` choose between implementations; ``info`` says which of them each op runs with.
+Each op has one file with its docstring, argument checks, registration with torch and gradient. Choose an implementation
+with ``use_backend`` or the environment variable ``U2PL_FAST_BACKEND``; ``info`` returns the one that each op uses.
+
+The examples assume ``import torch`` and ``from u2pl_fast import ops``.
 """
 
 from ..reference import ContrastiveLoss, ContrastMasks, PixelStats, pack_mask, unpack_mask

@@ -1,8 +1,8 @@
-"""Which implementation runs: the one place that decides.
+"""Choose the implementation that runs each op.
 
 Backends: ``reference`` (plain PyTorch, any device), ``cpu`` (the C++ extension), ``triton`` (CUDA and ROCm; on the CPU
-under ``TRITON_INTERPRET=1``) and ``cuda`` (hand-written CUDA). One op has one name everywhere, so what exists is looked
-up by that name: the function ``_C.<op>``, the file ``kernels/<op>.py``, the function ``_C.<op>_cuda``.
+with ``TRITON_INTERPRET=1``) and ``cuda`` (hand-written CUDA). An op has the same name in each, so implementations are
+found by name: the function ``_C.<op>``, the file ``kernels/<op>.py``, the function ``_C.<op>_cuda``.
 """
 
 import functools
@@ -20,15 +20,26 @@ from torch import Tensor
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 BUILD_HINT = "build it with `pip install -e . --no-build-isolation` or `python setup.py build_ext --inplace`"
 
-# A plain global on purpose: autograd runs backward passes in threads of its own, which must see the same choice.
+# A plain global, not a thread-local: autograd runs backward passes in other threads, which must see the same choice.
 _chosen: str | None = None
 
 
 class use_backend:
-    """Run every op with the backend ``name``; None gives the choice back to the device's default.
+    """Run every op with the backend ``name``.
 
-    ``use_backend("reference")`` holds from here on; ``with use_backend("reference"): ...`` for the block only. It wins
-    over the environment variable ``U2PL_FAST_BACKEND``. An op without an implementation by that name keeps its default.
+    Call ``use_backend("reference")`` to switch from here on, or use it as a context manager to switch within a block.
+    It overrides the environment variable ``U2PL_FAST_BACKEND``. An op that lacks this backend keeps its default.
+
+    Args:
+        name: ``reference``, ``cpu``, ``triton`` or ``cuda``; None restores the default of each device.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    Examples:
+        >>> logits = torch.randn(1, 5, 8, 8)
+        >>> with ops.use_backend("reference"):
+        ...     stats = ops.pixel_stats(logits, (32, 32))
     """
 
     def __init__(self, name: str | None) -> None:
@@ -53,12 +64,12 @@ def _check_name(name: str, argument: str) -> None:
 
 @functools.cache
 def extension() -> Any:
-    """The module of the compiled extension, or None after one warning that says how to build it."""
+    """Return the compiled extension, or None after one warning that tells how to build it."""
     try:
         return importlib.import_module("..._C", __name__)
     except ImportError as error:
         warnings.warn(
-            f"u2pl_fast._C cannot be loaded ({error}); on the CPU the slow reference implementation stands in. To have "
+            f"u2pl_fast._C cannot be loaded ({error}), so ops on the CPU use the slow reference implementation. For "
             f"the fast one, {BUILD_HINT}.",
             RuntimeWarning,
             stacklevel=2,
@@ -68,7 +79,7 @@ def extension() -> Any:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether triton is installed."""
+    """Return whether triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -78,12 +89,12 @@ def _has_kernel(op: str) -> bool:
 
 
 def kernel(op: str) -> ModuleType:
-    """The module ``kernels/<op>.py``, imported when first used: importing an op must not need triton."""
+    """Import ``kernels/<op>.py`` at first use, so that importing an op does not require triton."""
     return importlib.import_module(f"..kernels.{op}", __package__)
 
 
 def interpreted() -> bool:
-    """Whether triton kernels run on the CPU, in triton's interpreter."""
+    """Return whether triton kernels run on the CPU, in triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -100,25 +111,25 @@ def _exists(op: str, backend: str) -> bool:
 
 def _check_device(backend: str, device: torch.device) -> None:
     if backend == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend 'cpu' takes CPU tensors, got one on {device}; unset U2PL_FAST_BACKEND or move it")
+        raise ValueError(f"backend 'cpu' takes CPU tensors, got one on {device}; move it, or unset U2PL_FAST_BACKEND")
     if backend == "cuda" and device.type != "cuda":
-        raise ValueError(f"backend 'cuda' takes CUDA tensors, got one on {device}; unset U2PL_FAST_BACKEND or move it")
+        raise ValueError(f"backend 'cuda' takes CUDA tensors, got one on {device}; move it, or unset U2PL_FAST_BACKEND")
     if backend == "triton" and device.type != "cuda" and not interpreted():
         raise ValueError(
-            f"backend 'triton' takes CUDA tensors, got one on {device}; set TRITON_INTERPRET=1 before the start to run "
-            "its kernels on the CPU, or choose the backend 'cpu' or 'reference'"
+            f"backend 'triton' takes CUDA tensors, got one on {device}; set TRITON_INTERPRET=1 before Python "
+            "starts to run its kernels on the CPU, or choose the backend 'cpu' or 'reference'"
         )
 
 
 @functools.cache
 def names() -> list[str]:
-    """The ops that have backends, which are the files of ``kernels/``; none is imported."""
+    """Return the ops that have backends, which are the files of ``kernels/``, without importing them."""
     kernels = importlib.import_module("..kernels", __package__)
     return [module.name for module in pkgutil.iter_modules(kernels.__path__) if not module.name.startswith("_")]
 
 
 def _forced() -> str | None:
-    """What ``use_backend`` or the environment asks for."""
+    """Return the backend that ``use_backend`` or the environment asks for."""
     forced = _chosen or os.environ.get("U2PL_FAST_BACKEND") or None
     if forced:
         _check_name(forced, "U2PL_FAST_BACKEND")
@@ -126,7 +137,7 @@ def _forced() -> str | None:
 
 
 def _choose(op: str, device: torch.device) -> str:
-    """The forced backend if the op has it, else the device's default."""
+    """Return the forced backend if the op has it, else the device's default."""
     forced = _forced()
     if forced:
         if _exists(op, forced):
@@ -140,25 +151,26 @@ def _choose(op: str, device: torch.device) -> str:
 
 @functools.cache
 def _warn_of_fallback(op: str, device: str) -> None:
-    """Once for each op that falls back to the reference although it has something better for this kind of device."""
+    """Warn once per op that uses the reference where a faster backend exists for this device."""
     if device == "cuda" and not has_triton():
         remedy = "install triton (`pip install triton`)"
     elif device == "cpu" and extension() is not None:
-        remedy = f"u2pl_fast._C is of another version: {BUILD_HINT}"
-    else:  # nothing is better there, or ``extension`` has said it of all ops
+        remedy = f"rebuild u2pl_fast._C, which is of another version: {BUILD_HINT}"
+    else:  # no faster backend exists there, or ``extension`` has already warned
         return
     warnings.warn(
-        f"{op}: no fast implementation for {device} tensors is installed; the slow reference implementation stands in. "
-        f"To have the fast one, {remedy}.",
+        f"{op}: no fast implementation for {device} tensors is installed, so the slow reference implementation runs. "
+        f"For the fast one, {remedy}.",
         RuntimeWarning,
         stacklevel=3,
     )
 
 
 def resolve(op: str, tensor: Tensor) -> str:
-    """The backend that runs ``op`` on ``tensor``: the forced one if the op has it, else the device's default.
+    """Return the backend that runs ``op`` on ``tensor``: the forced one if the op has it, else the device's default.
 
-    CPU: cpu, reference. CUDA and ROCm: cuda, triton, reference. Any other device, float64 and empty tensors: reference.
+    The order is cpu, reference on the CPU, and cuda, triton, reference on CUDA and ROCm. Other devices, float64 and
+    empty tensors use the reference.
     """
     if tensor.dtype == torch.float64 or tensor.numel() == 0:
         return "reference"
@@ -169,16 +181,23 @@ def resolve(op: str, tensor: Tensor) -> str:
 
 
 def info(device: torch.device | str | None = None) -> dict[str, str]:
-    """Return, for each op, the backend that it would run with now on tensors of ``device``.
+    """Return the backend that each op would use now on tensors of ``device``.
 
-    What ``use_backend`` or ``U2PL_FAST_BACKEND`` chose counts. float64 and empty tensors take the reference everywhere.
-    Ops that are missing here call others (``contrastive_loss``) or torch alone (``ema_update``).
+    The result reflects ``use_backend`` and ``U2PL_FAST_BACKEND``. It does not list ops that call other ops
+    (``contrastive_loss``) or torch only (``ema_update``). float64 and empty tensors always use the reference.
 
     Args:
-        device: None for the GPU if there is one, else the CPU.
+        device: None is the GPU if there is one, else the CPU.
+
+    Returns:
+        Backends by the name of the op.
 
     Raises:
         ValueError: the chosen backend does not run on that device.
+
+    Examples:
+        >>> ops.info("cpu")["pixel_stats"] in ("cpu", "reference")
+        True
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -186,5 +205,5 @@ def info(device: torch.device | str | None = None) -> dict[str, str]:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether asking for the value makes nobody wait: where it is on the CPU."""
+    """Return whether reading the value waits for no device, which is so on the CPU."""
     return x.is_cpu

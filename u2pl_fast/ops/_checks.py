@@ -1,4 +1,7 @@
-"""Argument checks that the ops share: shape, dtype and device at once, values of labels on CUDA when asked."""
+"""Check arguments that several ops share.
+
+Shape, dtype and device are checked at once. Values of labels on CUDA are checked on request, since reading them waits.
+"""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ _label_errors: dict[torch.device, Tensor] = {}
 
 
 def check_logits(logits: Tensor) -> None:
-    """(B, C, h, w), floating, with at least one class and one pixel."""
+    """Check that logits are (B, C, h, w), floating, with at least one class and one pixel."""
     if logits.dim() != 4 or 0 in logits.shape[1:]:
         raise ValueError(f"logits: expected (B, C, h, w) with C, h, w ≥ 1, got {tuple(logits.shape)}")
     if logits.dtype not in FLOATS:
@@ -25,7 +28,7 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """(H, W), both positive."""
+    """Check that ``size`` is (H, W), both at least 1, and return it."""
     try:
         height, width = size
     except (TypeError, ValueError):
@@ -38,7 +41,7 @@ def check_size(size: Sequence[int]) -> tuple[int, int]:
 
 
 def check_map(name: str, x: Tensor, logits: Tensor, shape: Sequence[int] | None = None) -> None:
-    """(B, H, W) of the logits' batch and device, and no gradient wanted."""
+    """Check that ``x`` is (B, H, W), of the logits' batch and device, without a gradient."""
     if x.dim() != 3 or x.shape[0] != logits.shape[0] or 0 in x.shape[1:]:
         raise ValueError(f"{name}: expected (B, H, W) with B = {logits.shape[0]}, got {tuple(x.shape)}")
     if shape is not None and x.shape != shape:
@@ -47,7 +50,7 @@ def check_map(name: str, x: Tensor, logits: Tensor, shape: Sequence[int] | None 
 
 
 def check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """Integer labels (B, H, W), and an ``ignore_index`` that is no class."""
+    """Check for integer labels (B, H, W), and for an ``ignore_index`` that is not a class."""
     check_map("target", target, logits)
     if target.dtype not in INTEGERS:
         raise TypeError(f"target: expected an integer dtype, got {target.dtype}")
@@ -55,24 +58,35 @@ def check_target(target: Tensor, logits: Tensor, ignore_index: int) -> None:
 
 
 def check_constant(name: str, x: Tensor, logits: Tensor) -> None:
-    """Real numbers on the logits' device, and without a gradient."""
+    """Check for real numbers on the logits' device, without a gradient."""
     if x.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {x.dtype}")
     if x.device != logits.device:
-        raise ValueError(f"{name}: expected on {logits.device} like logits, got on {x.device}")
+        raise ValueError(f"{name}: expected a tensor on {logits.device} like logits, got one on {x.device}")
     if x.requires_grad:
-        raise ValueError(f"{name}: the op has no gradient for it; pass {name}.detach()")
+        raise ValueError(f"{name}: is not differentiable in this op; pass {name}.detach()")
 
 
 def dense(x: Tensor) -> Tensor:
-    """``x`` as it is where it is contiguous or channels_last, which every backend reads in place; else a copy."""
+    """Return ``x`` if it is contiguous or channels_last, which every backend reads in place; else a copy."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
 
 
 def label_errors(device: torch.device | str) -> Tensor:
-    """int32 (1) on ``device``: labels seen so far that were neither a class nor ``ignore_index``."""
+    """Return the counter of labels on ``device`` that were neither a class nor ``ignore_index``.
+
+    Args:
+        device: the device of the labels.
+
+    Returns:
+        int32 (1), on that device. Reading it waits for the device.
+
+    Examples:
+        >>> ops.label_errors("cpu")
+        tensor([0], dtype=torch.int32)
+    """
     device = torch.empty(0, device=device).device
     if device not in _label_errors:
         _label_errors[device] = torch.zeros(1, dtype=torch.int32, device=device)
@@ -80,19 +94,29 @@ def label_errors(device: torch.device | str) -> Tensor:
 
 
 def check_label_errors(device: torch.device | str) -> None:
-    """Raise if any op on ``device`` met a label that was neither a class nor ``ignore_index``, and count from 0 again.
+    """Raise if an op on ``device`` met a label that was neither a class nor ``ignore_index``, and reset the counter.
 
-    Such labels count as ignored. Reading the counter waits for the device, so call this where values are logged.
+    On CUDA such labels count as ignored at first. Reading the counter waits for the device, so call this where you log
+    values.
+
+    Args:
+        device: the device of the labels.
+
+    Raises:
+        ValueError: there were such labels since the last call.
+
+    Examples:
+        >>> ops.check_label_errors("cpu")
     """
     counter = label_errors(device)
     count = int(counter)
     counter.zero_()
     if count:
-        raise ValueError(f"target: {count} labels are neither in 0..C-1 nor ignore_index")
+        raise ValueError(f"target: {count} labels are neither in 0..C-1 nor ignore_index; correct them")
 
 
 def _is_bad(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Where a label is neither a class nor ``ignore_index``, both of which may lie outside the labels' type."""
+    """Return where a label is neither a class nor ``ignore_index``, both of which may exceed the labels' dtype."""
     target = target.long()
     return ((target < 0) | (target >= num_classes)) & (target != ignore_index)
 
@@ -103,7 +127,10 @@ def count_label_errors(target: Tensor, num_classes: int, ignore_index: int) -> N
 
 
 def label_errors_now(target: Tensor, num_classes: int, ignore_index: int, name: str = "target") -> None:
-    """After a kernel that counts: on the CPU, or with ``U2PL_FAST_DEBUG=1``, raise at once and name a bad label."""
+    """Raise at once for a label that is neither a class nor ``ignore_index``, on the CPU or with ``U2PL_FAST_DEBUG=1``.
+
+    Call it after a kernel that counts such labels.
+    """
     if target.device.type != "cpu" and os.environ.get("U2PL_FAST_DEBUG", "0") != "1":
         return
     counter = label_errors(target.device)

@@ -1,4 +1,4 @@
-"""Argument checks that the contrastive ops share; each error names the argument and what was expected of it."""
+"""Check arguments that the contrastive ops share; each error names the argument and the expected value."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,17 +12,17 @@ MAX_CLASSES = 2**15 - 1  # anchor maps are int16
 
 
 def check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int], device: torch.device) -> None:
-    """Exactly this dtype, shape and device."""
+    """Check for exactly this dtype, shape and device."""
     if x.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {x.dtype}")
     if x.shape != tuple(shape):
         raise ValueError(f"{name}: expected {tuple(shape)}, got {tuple(x.shape)}")
     if x.device != device:
-        raise ValueError(f"{name}: expected on {device}, got on {x.device}")
+        raise ValueError(f"{name}: expected a tensor on {device}, got one on {x.device}")
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
-    """(B, D, h, w) or (R, D), floating, D ≥ 1."""
+    """Check for (B, D, h, w) or (R, D), floating, D ≥ 1."""
     if features.dim() not in (2, 4) or features.shape[1] == 0:
         raise ValueError(f"{name}: expected (B, D, h, w) or (R, D) with D ≥ 1, got {tuple(features.shape)}")
     if features.dtype not in _checks.FLOATS:
@@ -30,17 +30,18 @@ def check_features(features: Tensor, name: str = "features") -> None:
 
 
 def num_pixels(features: Tensor) -> int:
-    """P = B·h·w of feature maps, R of rows."""
+    """Return P = B·h·w of feature maps, or R of rows."""
     return features.shape[0] if features.dim() == 2 else features.shape[0] * features.shape[2] * features.shape[3]
 
 
 def check_num_classes(num_classes: int, name: str = "num_classes") -> None:
+    """Check that the number of classes fits the int16 of anchor maps."""
     if not 1 <= num_classes <= MAX_CLASSES:
         raise ValueError(f"{name}: expected 1..{MAX_CLASSES} classes, got {num_classes}")
 
 
 def check_anchor_label(anchor_label: Tensor, pixels: int | None = None, device: torch.device | None = None) -> None:
-    """int16 (P)."""
+    """Check for int16 (P)."""
     if anchor_label.dim() != 1:
         raise ValueError(f"anchor_label: expected (P,), got {tuple(anchor_label.shape)}")
     shape = anchor_label.shape if pixels is None else (pixels,)
@@ -48,7 +49,7 @@ def check_anchor_label(anchor_label: Tensor, pixels: int | None = None, device: 
 
 
 def check_mask(mask: Tensor, num_classes: int, pixels: int | None = None, device: torch.device | None = None) -> None:
-    """int32 (P, ⌈C/32⌉)."""
+    """Check for int32 (P, ⌈C/32⌉)."""
     if mask.dim() != 2:
         raise ValueError(f"mask: expected (P, ⌈C/32⌉), got {tuple(mask.shape)}")
     rows = mask.shape[0] if pixels is None else pixels
@@ -57,7 +58,7 @@ def check_mask(mask: Tensor, num_classes: int, pixels: int | None = None, device
 
 
 def check_rings(bank: Tensor, offsets: Tensor, pushed: Tensor, dim: int, device: torch.device) -> None:
-    """bank (slots, D) floating, offsets int64 (C+1), pushed int64 (C), all on one device."""
+    """Check for bank (slots, D) floating, offsets int64 (C+1) and pushed int64 (C), all on one device."""
     if pushed.dim() != 1 or pushed.numel() == 0:
         raise ValueError(f"pushed: expected (C,) with C ≥ 1, got {tuple(pushed.shape)}")
     check_tensor("pushed", pushed, torch.int64, pushed.shape, device)
@@ -67,17 +68,17 @@ def check_rings(bank: Tensor, offsets: Tensor, pushed: Tensor, dim: int, device:
     if bank.dtype not in _checks.FLOATS:
         raise TypeError(f"bank: expected float32, bfloat16, float16 or float64, got {bank.dtype}")
     if bank.device != device:
-        raise ValueError(f"bank: expected on {device}, got on {bank.device}")
+        raise ValueError(f"bank: expected a tensor on {device}, got one on {bank.device}")
 
 
 def check_written(name: str, x: Tensor) -> None:
-    """Written in place: each element has memory of its own."""
+    """Check that a tensor written in place is contiguous, so that no two elements share memory."""
     if not x.is_contiguous():
-        raise ValueError(f"{name}: expected contiguous, since it is written in place")
+        raise ValueError(f"{name}: expected a contiguous tensor, since the op writes to it; pass {name}.contiguous()")
 
 
 def check_values(name: str, x: Tensor, low: int, high: int) -> None:
-    """On the CPU, where reading costs no wait: every element in low .. high − 1."""
+    """Check on the CPU, where reading does not wait, that every element is in low..high − 1."""
     if x.device.type != "cpu" or x.numel() == 0:
         return
     least, most = (int(bound) for bound in torch.aminmax(x))
@@ -86,20 +87,20 @@ def check_values(name: str, x: Tensor, low: int, high: int) -> None:
 
 
 def check_draws(name: str, draws: Tensor) -> None:
-    """On the CPU: a draw outside [0, 2³²) would name an element past the end."""
+    """Check on the CPU that draws are in [0, 2³²); others would select an element past the end."""
     check_values(name, draws, 0, 1 << 32)
 
 
 def check_ring_values(bank: Tensor, offsets: Tensor, pushed: Tensor) -> None:
-    """On the CPU: rings that lie within the bank, one after another."""
+    """Check on the CPU that the rings lie within the bank, one after another."""
     if offsets.device.type != "cpu":
         return
     starts = offsets.tolist()
     if starts[0] < 0 or starts[-1] > bank.shape[0] or any(start > end for start, end in pairwise(starts)):
-        raise ValueError(f"offsets: expected to rise from 0 to the bank's {bank.shape[0]} slots, got {starts}")
+        raise ValueError(f"offsets: expected values that rise from 0 to the bank's {bank.shape[0]} slots, got {starts}")
     check_values("pushed", pushed, 0, 2**63)
 
 
 def dense_features(features: Tensor) -> Tensor:
-    """As it is where every backend reads it in place (contiguous or channels_last), else a copy."""
+    """Return ``features`` if every backend reads its layout in place (contiguous or channels_last), else a copy."""
     return _checks.dense(features) if features.dim() == 4 else features.contiguous()

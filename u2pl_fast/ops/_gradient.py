@@ -1,4 +1,4 @@
-"""The backward pass of ops that compute their gradient in the forward pass: one scaled cast."""
+"""Define the backward pass of ops that compute their gradient in the forward pass."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ PART = 2**17
 
 @torch.library.custom_op("u2pl_fast::scale_gradient", mutates_args=())
 def scale_gradient(grad: Tensor, scale: Tensor, x: Tensor, op: str) -> Tensor:
-    """grad · scale, rounded once to the dtype of the op's input ``x``.
+    """Return grad · scale, rounded once to the dtype of the op's input ``x``.
 
-    ``x`` is not read, but a second derivative would go through it, and finds a message that names ``op``.
+    ``x`` is an argument so that a second derivative raises an error that names ``op``. Its values are not read.
     """
     out = torch.empty_like(grad, dtype=x.dtype)
     gapless = grad.is_contiguous() or (grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last))
     if grad.device.type != "cpu" or out.dtype == grad.dtype or not gapless:
         return torch.mul(grad, scale, out=out)
-    # On the CPU a product that is rounded to another dtype takes a temporary of its size: parts keep that in a cache.
+    # On the CPU, a product with another output dtype allocates a temporary of its size. Small parts keep it in cache.
     for part, target in zip(_flat(grad).split(PART), _flat(out).split(PART), strict=True):
         torch.mul(part, scale, out=target)
     return out
 
 
 def _flat(x: Tensor) -> Tensor:
-    """All elements in the order of memory, of a tensor without gaps."""
+    """Return all elements of a tensor without gaps, in memory order."""
     return x.as_strided((x.numel(),), (1,))
 
 

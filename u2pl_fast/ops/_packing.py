@@ -1,4 +1,4 @@
-"""Tensors of any dtypes end to end in one, so that one launch reads or selects them all."""
+"""Pack tensors of any dtypes into one, so that one launch reads or selects them all."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,29 +9,32 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 class Packing:
-    """How tensors with the shapes, dtypes and memory formats of ``like`` lie in one: as words of their bits.
+    """Pack tensors with the shapes, dtypes and memory formats of ``like`` into one tensor of words.
 
-    Packing is one ``cat``, which copies 128 tensors a launch on a GPU; unpacking makes views.
+    Packing is one ``cat``, which copies 128 tensors per launch on a GPU. Unpacking makes views.
     """
 
     def __init__(self, like: Sequence[Tensor]) -> None:
         self._like = list(like)
-        # Wide elements first: each tensor then begins at a multiple of its own element size.
+        # Wide elements come first, so that each tensor begins at a multiple of its element size.
         self._order = sorted(range(len(like)), key=lambda i: -like[i].element_size())
         self._word = WORDS.get(min((x.element_size() for x in like), default=8), torch.int64)
         self._channels_last = [_is_channels_last(x) for x in like]
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        """All bits in one dimension. A tensor in another memory format than ``like``'s costs a launch of its own."""
+        """Return all bits as one dimension.
+
+        A tensor whose memory format differs from that of ``like`` costs an extra launch.
+        """
         return torch.cat([self._flat(tensors[i], i) for i in self._order])
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
-        """Views of what :meth:`pack` gave, in the order of ``like``."""
+        """Return views of the result of :meth:`pack`, in the order of ``like``."""
         views = list(self._like)
         sizes = [views[i].numel() * views[i].element_size() // self._word.itemsize for i in self._order]
         for i, part in zip(self._order, packed.split(sizes), strict=True):
             like, part = views[i], part.view(views[i].dtype)
-            # The very strides, also where a dimension has one element: multi-tensor operations compare them.
+            # Multi-tensor operations compare strides, even those of dimensions with one element: use exactly those.
             dense = like.is_contiguous() or self._channels_last[i]
             views[i] = part.as_strided(like.shape, like.stride()) if dense else part.view(like.shape)
         return views
@@ -46,7 +49,10 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def by_dtype(old: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Both lists in parts of one dtype: multi-tensor operations go through a list of several tensor by tensor."""
+    """Yield both lists by dtype.
+
+    Multi-tensor operations process a list of several dtypes tensor by tensor.
+    """
     for dtype in dict.fromkeys(x.dtype for x in old):
         pairs = [(x, y) for x, y in zip(old, new, strict=True) if x.dtype == dtype]
         yield [x for x, _ in pairs], [y for _, y in pairs]

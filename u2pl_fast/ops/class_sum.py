@@ -1,4 +1,4 @@
-"""Sums features over the pixels of each class, read in place."""
+"""Sum features over the pixels of each class, reading either memory layout in place."""
 
 import torch
 from torch import Tensor
@@ -16,22 +16,30 @@ from ._contrast_checks import (
 
 
 def class_sum(features: Tensor, anchor_label: Tensor, num_classes: int) -> Tensor:
-    """Σ z over the pixels of each class; divided by the count it is the class center z_c⁺.
+    """Sum features over the pixels of each class: Σ z.
+
+    Divide by the number of pixels to get the class center z_c⁺. The sums are float32 in a fixed order, so every run
+    gives the same bits. The result has no gradient: centers are constants of the loss.
 
     Args:
         features: (B, D, h, w), contiguous or channels_last, or (R, D); float32, bfloat16, float16 or float64.
-        anchor_label: int16 (P), P = B·h·w or R: the class of each pixel, or −1 for none.
+        anchor_label: int16 (P) with P = B·h·w or R: the class of each pixel, or −1 for none.
         num_classes: C.
 
     Returns:
-        float32 (C, D) (float64 for float64 features), 0 for a class without a pixel; summed in fp32 in a fixed order.
-        No gradient: centers are constants of the loss.
+        float32 (C, D), or float64 for float64 features; 0 for a class without pixels.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a class
-            that is neither −1 nor in 0..C-1.
+        ValueError: an argument has a wrong shape or device. On the CPU also: a class is not in −1..C-1.
+        TypeError: an argument has a wrong dtype.
 
-    Source: the positive sample of U2PL (Wang et al., CVPR 2022, Eq. 7).
+    Examples:
+        >>> features = torch.tensor([[1.0, 0.0], [2.0, 1.0], [5.0, 5.0]])
+        >>> ops.class_sum(features, torch.tensor([1, 1, -1], dtype=torch.int16), 2)
+        tensor([[0., 0.],
+                [3., 1.]])
+
+    Source: the positive sample of U²PL (Wang et al., CVPR 2022, Eq. 7).
     """
     check_num_classes(num_classes)
     check_features(features)

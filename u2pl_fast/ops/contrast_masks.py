@@ -1,4 +1,4 @@
-"""Which pixels are anchors and negatives of which classes, from the logits in one pass and without a sort."""
+"""Find the anchors and negatives of every class in one pass over the logits, without a sort."""
 
 import math
 
@@ -23,36 +23,45 @@ def contrast_masks(
     positive_threshold: float,
     ignore_index: int = 255,
 ) -> ContrastMasks:
-    """Negatives and anchors of every class for the P = B·h·w pixels of a batch, labeled images first.
+    """Find the anchors and negatives of every class among the P = B·h·w pixels of a batch.
 
-    With p = softmax(l), y the label and O(c) the rank of class c by descending logit (0 = most likely, ties to the
-    lower class):
+    With p = softmax(l), y the label and O(c) the rank of class c by descending logit (0 = most likely; of equal classes
+    the lower comes first):
 
-        anchor of c:    y = c and p(c) > δ_p; a pixel of an unlabeled image must be reliable too.
-        negative of c:  labeled image: y ≠ c, y not ignored and O(c) < r_l;
-                        unlabeled image: unreliable and r_l ≤ O(c) < r_h.
+        anchor of c:    y = c and p(c) > δ_p; a pixel of an unlabeled image must also be reliable
+        negative of c:  labeled image: y ≠ c, y not ignored and O(c) < r_l
+                        unlabeled image: unreliable and r_l ≤ O(c) < r_h
 
-    A pixel is an anchor of one class at most and can be a negative of many.
+    A pixel is an anchor of at most one class and can be a negative of several. The result has no gradient.
 
     Args:
-        logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
+        logits: (B, C, h, w), labeled images first; contiguous or channels_last; float32, bfloat16, float16 or float64.
         label: (B, h, w), any integer dtype: labels, then pseudo-labels.
-        reliable, unreliable: bool (B, h, w); not read for the first ``num_labeled`` images.
-        num_labeled: how many of the B images are labeled.
-        low_rank, high_rank: r_l and r_h, 0 ≤ r_l ≤ r_h. positive_threshold: δ_p.
-        ignore_index: the label of pixels left out; not one of 0..C-1.
+        reliable: bool (B, h, w); not read for the first ``num_labeled`` images.
+        unreliable: bool (B, h, w); not read for the first ``num_labeled`` images.
+        num_labeled: the number of labeled images.
+        low_rank: r_l, with 0 ≤ r_l ≤ r_h.
+        high_rank: r_h.
+        positive_threshold: δ_p.
+        ignore_index: the label of ignored pixels; must not be a class.
 
     Returns:
-        ``ContrastMasks(mask, anchor_label, keys, anchors)``: mask int32 (P, ⌈C/32⌉), class c in bit c % 32 of word
-        c // 32 (``unpack_mask`` makes booleans of it); anchor_label int16 (P), −1 for none; keys and anchors int64 (C),
-        how many negatives and anchors each class has. No gradient.
+        ``ContrastMasks(mask, anchor_label, keys, anchors)``. ``unpack_mask`` converts the mask to booleans.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype, device or rank, naming the argument; a label that is neither a
-            class nor ``ignore_index``: at once on the CPU; on CUDA it counts as ignored and ``check_label_errors``
-            raises.
+        ValueError: an argument has a wrong shape, device or rank, or a label is neither a class nor ``ignore_index``.
+            On CUDA such a label counts as ignored, and ``check_label_errors`` raises.
+        TypeError: an argument has a wrong dtype.
 
-    Source: Section 3.3 of U2PL (Wang et al., CVPR 2022): anchor pixels (Eq. 6) and negative samples (Eqs. 9-13).
+    Examples:
+        >>> logits, label = torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4))
+        >>> reliable = torch.rand(2, 4, 4) < 0.8
+        >>> settings = dict(num_labeled=1, low_rank=3, high_rank=5, positive_threshold=0.3)
+        >>> masks = ops.contrast_masks(logits, label, reliable, ~reliable, **settings)
+        >>> masks.mask.shape, masks.anchor_label.shape, masks.anchors.shape
+        (torch.Size([32, 1]), torch.Size([32]), torch.Size([5]))
+
+    Source: Wang et al., CVPR 2022, Section 3.3: anchors (Eq. 6) and negatives (Eqs. 9-13).
     """
     _checks.check_logits(logits)
     shape = (logits.shape[0], *logits.shape[2:])
@@ -86,7 +95,7 @@ def _contrast_masks(
     positive_threshold: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(mask, anchor label, (2, C): keys and anchors)."""
+    """Return mask, anchor label, and keys and anchors as one (2, C)."""
     maps = (label, reliable, unreliable)
     settings = {
         "num_labeled": num_labeled,

@@ -1,4 +1,7 @@
-"""The random numbers that the sampling ops take: drawn outside, so that every backend can be given the same ones."""
+"""Draw the random numbers of the sampling ops.
+
+The ops take them as arguments, so that every backend can use the same ones.
+"""
 
 from typing import NamedTuple
 
@@ -9,10 +12,12 @@ from .info_nce import NEGATIVES
 
 
 class ContrastiveDraws(NamedTuple):
-    """Every random number of ``contrastive_loss``, int64 uniform in [0, 2³²).
+    """Hold the random numbers of one ``contrastive_loss``: int64, uniform in [0, 2³²).
 
-    thinning (C): which keys the bank takes. anchors (C, M). negatives (C, M, N) for ``per_anchor``, (C, N) for
-    ``shared``, None for ``full``.
+    Attributes:
+        thinning: (C), selects the keys that the bank takes.
+        anchors: (C, M), selects the anchors.
+        negatives: (C, M, N) for ``per_anchor``, (C, N) for ``shared``, None for ``full``.
     """
 
     thinning: Tensor
@@ -21,7 +26,20 @@ class ContrastiveDraws(NamedTuple):
 
 
 def draw32(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Integers uniform in [0, 2³²), int64, on the generator's device."""
+    """Draw integers uniform in [0, 2³²), on the generator's device.
+
+    Args:
+        shape: the shape of the result.
+        generator: a ``torch.Generator``; the same state gives the same numbers.
+
+    Returns:
+        int64, of that shape.
+
+    Examples:
+        >>> draws = ops.draw32((19, 256), torch.Generator().manual_seed(0))
+        >>> draws.shape, draws.dtype
+        (torch.Size([19, 256]), torch.int64)
+    """
     return torch.randint(0, 1 << 32, shape, generator=generator, device=generator.device, dtype=torch.int64)
 
 
@@ -33,7 +51,26 @@ def contrastive_draws(
     num_negatives: int = 50,
     negatives: str = "per_anchor",
 ) -> ContrastiveDraws:
-    """The random numbers of one ``contrastive_loss``, on the generator's device."""
+    """Draw the random numbers of one ``contrastive_loss``, on the generator's device.
+
+    Args:
+        num_classes: C.
+        generator: a ``torch.Generator`` on the device of the logits.
+        num_anchors: M.
+        num_negatives: N.
+        negatives: ``per_anchor``, ``shared`` or ``full``, as in ``info_nce``.
+
+    Returns:
+        ``ContrastiveDraws(thinning, anchors, negatives)``.
+
+    Raises:
+        ValueError: ``negatives`` is unknown.
+
+    Examples:
+        >>> draws = ops.contrastive_draws(19, torch.Generator(), num_anchors=256, num_negatives=50)
+        >>> draws.thinning.shape, draws.anchors.shape, draws.negatives.shape
+        (torch.Size([19]), torch.Size([19, 256]), torch.Size([19, 256, 50]))
+    """
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
     thinning, anchors = draw32((num_classes,), generator), draw32((num_classes, num_anchors), generator)

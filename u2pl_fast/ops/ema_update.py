@@ -1,4 +1,4 @@
-"""Exponential moving average of a teacher's tensors, gated on the device."""
+"""Update a teacher's tensors as an exponential moving average, gated on the device."""
 
 from collections.abc import Sequence
 
@@ -17,29 +17,36 @@ def ema_update(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """θ_t ← m·θ_t + (1−m)·θ_s in place, one multi-tensor operation a dtype; integer tensors are copied.
+    """Update θ_t ← m·θ_t + (1−m)·θ_s in place; copy integer tensors.
 
-    On a GPU such an operation is a handful of launches, however many tensors there are. A gate there adds two ``cat``
-    and a ``where``, and for as long as they take twice the memory of the student.
+    All tensors of a dtype share one multi-tensor operation. On a GPU, a gate adds two ``cat`` and one ``where``, and
+    temporarily takes twice the student's memory.
 
     Args:
-        teacher, student: tensors of the same shapes and dtypes, in the same order (parameters, then buffers).
+        teacher: tensors to update: parameters, then buffers.
+        student: tensors of the same shapes and dtypes, in the same order.
         momentum: m in [0, 1].
-        gate: 0-d bool tensor on the device; where it is false nothing changes, even if the student holds NaN.
+        gate: 0-d bool on the device; nothing changes if it is false, even if the student holds NaN.
 
     Raises:
-        ValueError: a momentum outside [0, 1], or tensors that differ in number, shape or dtype.
+        ValueError: the momentum is outside [0, 1], or the tensors differ in number, shape or dtype.
 
-    Source: mean teacher (Tarvainen & Valpola, 2017), applied to buffers too.
+    Examples:
+        >>> teacher, student = [torch.zeros(3)], [torch.ones(3)]
+        >>> ops.ema_update(teacher, student, momentum=0.75)
+        >>> teacher[0]
+        tensor([0.2500, 0.2500, 0.2500])
+
+    Source: Mean Teacher (Tarvainen & Valpola, NeurIPS 2017), applied to buffers too.
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
     if len(teacher) != len(student):
-        raise ValueError(f"student: expected {len(teacher)} tensors, one for each of the teacher's, got {len(student)}")
+        raise ValueError(f"student: expected {len(teacher)} tensors like the teacher, got {len(student)}")
     for i, (old, new) in enumerate(zip(teacher, student, strict=True)):
         if new.shape != old.shape or new.dtype != old.dtype:
             expected, got = (f"{x.dtype} {tuple(x.shape)}" for x in (old, new))
-            raise ValueError(f"student: expected {expected} in place {i}, as the teacher has, got {got}")
+            raise ValueError(f"student: expected {expected} at index {i} like the teacher, got {got}")
     if gate is not None and _backend.readable(gate):
         if not gate:
             return
@@ -54,7 +61,7 @@ def ema_update(
 
 
 def _selected(gate: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """``new`` where the gate is true, else ``old``; bits are selected, so that NaN is a value like any other."""
+    """Return ``new`` if the gate is true, else ``old``; selecting bits keeps NaN in ``new`` out of ``old``."""
     packing = Packing(old)
     chosen = packing.pack(new)
     return packing.unpack(torch.where(gate, chosen, packing.pack(old), out=chosen))

@@ -1,4 +1,4 @@
-"""Rows of a feature map at given pixels, with a gradient whose bits repeat."""
+"""Gather rows of a feature map at given pixels, with a gradient that is equal bit for bit on every run."""
 
 from typing import Any
 
@@ -11,30 +11,36 @@ from ._contrast_checks import check_features, check_values, dense_features, num_
 
 
 def gather_pixels(features: Tensor, index: Tensor) -> Tensor:
-    """The features at pixels ``index``, zero at −1; differentiable in ``features``.
+    """Gather the features at pixels ``index``, with zeros at −1.
 
-    Pixel number b·h·w + y·w + x is place (y, x) of image b. In the backward pass the gradients of a pixel that occurs
-    more than once are summed in fp32 in the order of ``index``, and rounded once: the same bits every run.
+    Pixel number b·h·w + y·w + x is row y, column x of image b. The result is differentiable with respect to
+    ``features``. The backward pass sums the gradients of a repeated pixel in float32, in the order of ``index``, and
+    rounds once, so that every run gives the same bits.
 
     Args:
-        features: (B, D, h, w), contiguous or channels_last, or (R, D); float32, bfloat16, float16 or float64; read in
-            place.
-        index: int64, any shape, pixels in 0..P-1 or −1.
+        features: (B, D, h, w), contiguous or channels_last, or (R, D); float32, bfloat16, float16 or float64.
+        index: int64, any shape: pixels in 0..P-1, or −1.
 
     Returns:
-        (*index.shape, D) in the features' dtype.
+        (*index.shape, D), in the dtype of ``features``.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also an index outside −1
-            .. P-1.
+        ValueError: an argument has a wrong shape or device. On the CPU also: an index is not in −1..P-1.
+        TypeError: an argument has a wrong dtype.
 
-    Source: the anchors of U2PL (Wang et al., CVPR 2022), taken from the feature map before the representation head.
+    Examples:
+        >>> features = torch.arange(8.0).view(1, 2, 2, 2)
+        >>> ops.gather_pixels(features, torch.tensor([3, -1]))
+        tensor([[3., 7.],
+                [0., 0.]])
+
+    Source: the anchors of U²PL (Wang et al., CVPR 2022), taken from the feature map before the representation head.
     """
     check_features(features)
     if index.dtype != torch.int64:
         raise TypeError(f"index: expected torch.int64, got {index.dtype}")
     if index.device != features.device:
-        raise ValueError(f"index: expected on {features.device}, got on {index.device}")
+        raise ValueError(f"index: expected a tensor on {features.device}, got one on {index.device}")
     return _gather_pixels(dense_features(features), index.contiguous())
 
 
@@ -65,7 +71,7 @@ def _(features: Tensor, index: Tensor) -> Tensor:
 
 @torch.library.custom_op("u2pl_fast::gather_pixels_backward", mutates_args=())
 def _gather_pixels_backward(grad: Tensor, index: Tensor, shape: list[int], channels_last: bool) -> Tensor:
-    """The gradient of features of this shape and layout."""
+    """Return the gradient of features of this shape and layout."""
     match _backend.resolve("gather_pixels", grad):
         case "cpu":
             return _backend.extension().gather_pixels_backward(grad, index, shape, channels_last)
@@ -76,7 +82,10 @@ def _gather_pixels_backward(grad: Tensor, index: Tensor, shape: list[int], chann
 
 
 def _plain_backward(grad: Tensor, index: Tensor, shape: list[int], channels_last: bool) -> Tensor:
-    """A sorted segmented sum in fp32: ``index_add`` alone would add in any order on CUDA."""
+    """Sum in float32 over segments of sorted pixels.
+
+    ``index_add`` is not used, since its order of addition varies on CUDA.
+    """
     dim = shape[1]
     pixels = shape[0] if len(shape) == 2 else shape[0] * shape[2] * shape[3]
     where = torch.where(index < 0, pixels, index).flatten()

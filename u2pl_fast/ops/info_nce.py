@@ -1,4 +1,4 @@
-"""The pixel-to-class contrastive loss against a bank of keys; the gradient is made in the forward pass."""
+"""Compute the pixel-to-class contrastive loss against a bank of keys, and its gradient in the same pass."""
 
 from typing import Any
 
@@ -27,40 +27,47 @@ def info_nce(
     negatives: str = "per_anchor",
     temperature: float = 0.5,
 ) -> Tensor:
-    """Σ_c weight_c · mean_m ℓ_cm, the loss of M anchors of each class against the class's center and its keys.
+    """Compute the contrastive loss of M anchors per class against the class center and the keys in a bank.
 
-        ℓ = −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) )
+        L = Σ_c weight_c · mean_m −log( e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s⁻_j/τ}) )
 
-    s⁺ is the cosine of anchor and positive, s⁻_j that of the anchor and key j (keys are stored with norm 1; the other
-    norms are clamped at 1e-12). The softmax is online, nothing of size C·M·N·D exists, and the gradient, through the
-    anchor's normalization, comes from the same pass; the backward pass scales and casts it once.
+    s⁺ is the cosine of anchor and positive, s⁻_j the cosine of the anchor and key j. Keys in the bank have norm 1;
+    other norms are clamped at 1e-12. The softmax is online, and no tensor of C·M·N·D elements exists. The forward pass
+    also computes the gradient; the backward pass scales it and converts its dtype.
 
     Args:
         anchors: (C, M, D), float32, bfloat16, float16 or float64.
-        weight: (C); a class with weight 0 takes no part and is not read.
+        weight: (C); a class with weight 0 is skipped and not read.
         positives: (C, D), the class centers, of any norm.
-        bank: (ΣK_c, D), float32, bfloat16 or float16; offsets int64 (C+1); pushed int64 (C): as ``ring_push`` keeps
-            them.
-        indices: int64, slots within the class, each below its fill: (C, M, N) for ``per_anchor``, (C, N) for
-            ``shared``.
-        draws: in place of ``indices``, int64 of the same shape, uniform in [0, 2³²): slot (draw · fill) >> 32 of what
-            the class holds.
-        negatives: ``per_anchor``: N keys for each anchor. ``shared``: N keys for each class. ``full``: all that the
-            class holds; takes neither.
+        bank: (ΣK_c, D), float32, bfloat16 or float16, as ``ring_push`` stores it.
+        offsets: int64 (C+1), the start of each ring.
+        pushed: int64 (C), the keys pushed so far.
+        indices: int64 slots within the class, each below its fill: (C, M, N) for ``per_anchor``, (C, N) for ``shared``.
+        draws: in place of ``indices``, int64 of the same shape, uniform in [0, 2³²): slot (draw · fill) >> 32.
+        negatives: ``per_anchor``: N keys for each anchor. ``shared``: N keys for each class. ``full``: all keys of the
+            class, without ``indices`` or ``draws``.
         temperature: τ > 0.
 
     Returns:
-        0-d float32 (float64 for float64 anchors), differentiable once, with respect to the anchors alone.
+        0-d float32, or float64 for float64 anchors; differentiable once, with respect to the anchors only.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also rings that do not
-            lie within the bank, and a slot at or past its class's fill, which on CUDA counts as no negative.
-        RuntimeError: a second derivative is asked for.
+        ValueError: an argument has a wrong shape, device or value. On the CPU also: a ring lies outside the bank, or a
+            slot is at or past the fill of its class. On CUDA such a slot is skipped.
+        TypeError: an argument has a wrong dtype.
+        RuntimeError: a second derivative is requested.
 
-    Source: Eq. 4 (``per_anchor``) and Algorithm 1 (``shared``) of U2PL (Wang et al., CVPR 2022).
+    Examples:
+        >>> anchors = torch.randn(3, 4, 8, requires_grad=True)
+        >>> bank = torch.nn.functional.normalize(torch.randn(30, 8))
+        >>> rings = (bank, torch.tensor([0, 10, 20, 30]), torch.tensor([10, 10, 10]))
+        >>> loss = ops.info_nce(anchors, torch.full((3,), 1 / 3), torch.randn(3, 8), *rings, negatives="full")
+        >>> loss.backward()
+
+    Source: Wang et al., CVPR 2022, Eq. 4 (``per_anchor``) and Algorithm 1 (``shared``).
     """
     if anchors.dim() != 3 or 0 in anchors.shape:
-        raise ValueError(f"anchors: expected (C, M, D), every dimension at least 1, got {tuple(anchors.shape)}")
+        raise ValueError(f"anchors: expected (C, M, D), with every dimension ≥ 1, got {tuple(anchors.shape)}")
     if anchors.dtype not in _checks.FLOATS:
         raise TypeError(f"anchors: expected float32, bfloat16, float16 or float64, got {anchors.dtype}")
     num_classes, num_anchors, dim = anchors.shape
@@ -75,8 +82,8 @@ def info_nce(
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, got {negatives!r}")
     if (indices is not None) + (draws is not None) != (negatives != "full"):
-        expected = "neither these nor draws" if negatives == "full" else "either these or draws"
-        raise ValueError(f"indices: {negatives!r} takes {expected}")
+        expected = "neither indices nor draws" if negatives == "full" else "either indices or draws"
+        raise ValueError(f"indices: negatives {negatives!r} requires {expected}")
     name, slots = ("indices", indices) if draws is None else ("draws", draws)
     if slots is not None:
         lead = (num_classes, num_anchors) if negatives == "per_anchor" else (num_classes,)
@@ -118,9 +125,9 @@ def _info_nce(
     need_grad: bool,
     drawn: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of the loss with respect to the anchors in fp32, empty unless asked for).
+    """Return the loss and its gradient with respect to the anchors in float32, empty if not ``need_grad``.
 
-    ``drawn``: ``indices`` are draws.
+    If ``drawn``, ``indices`` are draws.
     """
     check_ring_values(bank, offsets, pushed)
     backend = _backend.resolve("info_nce", bank if bank.dtype == torch.float64 else anchors)
@@ -149,7 +156,7 @@ def _plain(
     temperature: float,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``reference.py`` and the derivative of its formula, written out: autograd is off inside a registered op."""
+    """Compute the loss with ``reference.py``, and its derivative by formula: autograd is off inside a custom op."""
     fill = reference.ring_fill(offsets, pushed)
     if indices is not None and indices.device.type == "cpu":
         for c in weight.nonzero()[:, 0].tolist():
@@ -204,7 +211,7 @@ def _(
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1], inputs[0])
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
+    ctx.set_materialize_grads(False)  # do not allocate zeros for the unused output
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple:

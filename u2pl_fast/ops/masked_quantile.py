@@ -1,4 +1,4 @@
-"""Exact quantile of the selected elements of a tensor, on the device and without a sort."""
+"""Compute the exact quantile of the selected elements of a tensor, on the device and without a sort."""
 
 import torch
 import torch.distributed as dist
@@ -9,24 +9,31 @@ from . import _backend
 
 
 def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The q-quantile of ``x[mask]`` by linear interpolation: NumPy's default method, for any number of elements.
+    """Compute the q-quantile of ``x[mask]`` by linear interpolation, NumPy's default method.
 
-    With n = #mask and v the sorted selected values: i = q·(n−1) in float64, and the result lies at the fraction i − ⌊i⌋
-    between v[⌊i⌋] and v[⌊i⌋+1]. Radix selection over order-preserving 32-bit keys: exact, the same bits on every run.
+    With v the n selected values in ascending order and i = q·(n−1) in float64, the result lies at fraction i − ⌊i⌋
+    between v[⌊i⌋] and v[⌊i⌋+1]. Radix selection over order-preserving 32-bit keys makes it exact, for any number of
+    elements, with the same bits on every run. The result has no gradient.
 
     Args:
-        x: any shape, float32, bfloat16, float16 or float64. mask: bool, same shape.
-        q: in [0, 1]; a number, or a 0-d tensor that stays on the device.
-        group: take the quantile over the elements of all processes of the group; every one of them must call.
+        x: any shape; float32, bfloat16, float16 or float64.
+        mask: bool, the shape of ``x``.
+        q: a number in [0, 1], or such a 0-d tensor, which stays on the device.
+        group: a process group: take the quantile over the elements of all its processes, each of which must call.
 
     Returns:
-        0-d float32 (float64 for float64 ``x``) on the device; NaN where nothing is selected or a selected value is NaN.
-        No gradient.
+        0-d float32, or float64 for float64 ``x``, on the device; NaN if nothing is selected or a selected value is NaN.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype, device or q, naming the argument.
+        ValueError: an argument has a wrong shape or device, or q is outside [0, 1].
+        TypeError: an argument has a wrong dtype.
 
-    Source: the threshold γ_t of U2PL (Wang et al., CVPR 2022), there ``np.percentile``.
+    Examples:
+        >>> x = torch.tensor([1.0, 2.0, 3.0, 100.0])
+        >>> ops.masked_quantile(x, x < 50, 0.75)
+        tensor(2.5000)
+
+    Source: the threshold γ_t of U²PL (Wang et al., CVPR 2022), there computed with ``np.percentile``.
     """
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
@@ -43,7 +50,7 @@ def masked_quantile(x: Tensor, mask: Tensor, q: float | Tensor, *, group: dist.P
     elif not 0 <= q <= 1:
         raise ValueError(f"q: expected a number in [0, 1], got {q}")
     else:
-        q = torch.full((), q, dtype=torch.float64, device=x.device)  # a fill, not a copy from the host
+        q = torch.full((), q, dtype=torch.float64, device=x.device)  # fills on the device; no copy from the host
     x, mask = x.detach().contiguous(), mask.contiguous()
     if group is None:
         return _masked_quantile(x, mask, q)

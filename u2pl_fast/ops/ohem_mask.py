@@ -1,4 +1,4 @@
-"""Online hard example mining: which labeled pixels the network is least sure of."""
+"""Select hard examples online: the labeled pixels with the lowest probability of their label."""
 
 import math
 
@@ -18,28 +18,37 @@ def ohem_mask(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> Tensor:
-    """Keep the labeled pixels with p(target) ≤ max(threshold, the k-th smallest p(target)), k = min(min_kept, pixels).
+    """Keep the labeled pixels whose label has a low probability.
 
-    Two defaults differ from torch's: ``ignore_index`` is 255, not −100, and upsampling is bilinear, not nearest.
-    p = softmax of the logits upsampled to the target's size, which are never stored. The k-th smallest is exact and
-    stays on the device.
+    Keep p(target) ≤ max(threshold, the k-th smallest p(target)) with k = min(min_kept, labeled pixels).
+
+    p is the softmax of the logits, upsampled to the size of the target; the upsampled logits are never stored. The k-th
+    smallest is exact and stays on the device. Two defaults differ from torch: ``ignore_index`` is 255, not −100, and
+    upsampling is bilinear, not nearest.
 
     Args:
-        logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
+        logits: (B, C, h, w), contiguous or channels_last; float32, bfloat16, float16 or float64.
         target: (B, H, W), any integer dtype.
-        threshold: keep every pixel whose p(target) is at most this.
-        min_kept: keep at least this many of the hardest pixels of the batch (all labeled ones if there are fewer).
-        ignore_index: the label of pixels left out; not one of 0..C-1.
+        threshold: keep every pixel with p(target) at most this.
+        min_kept: keep at least this number of the hardest pixels of the batch, or all if the batch has fewer.
+        ignore_index: the label of ignored pixels; must not be a class.
         align_corners: as in ``torch.nn.functional.interpolate``.
 
     Returns:
         bool (B, H, W), for ``pixel_weight`` of ``upsampled_cross_entropy``.
 
     Raises:
-        ValueError, TypeError: as ``upsampled_cross_entropy`` does.
+        ValueError: an argument has a wrong shape, device or value, or a label is neither a class nor ``ignore_index``.
+            On CUDA such a label counts as ignored, and ``check_label_errors`` raises.
+        TypeError: an argument has a wrong dtype.
 
-    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016, in
-    the form that segmentation code gives it.
+    Examples:
+        >>> logits = torch.tensor([[2.0, 0.0], [-2.0, 0.0]]).view(1, 2, 1, 2)
+        >>> ops.ohem_mask(logits, torch.tensor([[[0, 0]]]), threshold=0.7, min_kept=1)
+        tensor([[[False,  True]]])
+
+    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016, as
+    segmentation code applies it to pixels.
     """
     _checks.check_logits(logits)
     _checks.check_target(target, logits, ignore_index)

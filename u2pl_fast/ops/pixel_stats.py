@@ -1,4 +1,4 @@
-"""Label, confidence and entropy of every full-resolution pixel, from low-resolution logits in one pass."""
+"""Compute label, confidence and entropy of full-resolution pixels from low-resolution logits, in one pass."""
 
 from collections.abc import Sequence
 
@@ -11,26 +11,37 @@ from . import _backend, _checks
 
 
 def pixel_stats(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> PixelStats:
-    """Statistics of softmax(upsample(logits)) at each pixel, with bilinear upsampling that is never stored.
+    """Compute label, confidence and entropy of softmax(upsample(logits)) at each pixel.
 
-    With l the logits upsampled as ``torch.nn.functional.interpolate(mode="bilinear")`` does, d = l − max l and
-    S = Σ_c e^d:
+    The upsampled logits are never stored.
 
-        label = argmax l (ties to the lower class),  confidence = 1/S = max p,  entropy = log S − (Σ_c d·e^d)/S in nats.
+    With l the logits upsampled as ``torch.nn.functional.interpolate(mode="bilinear")`` does, d = l − max l and S = Σ_c
+    e^d, in nats:
+
+        label = argmax l,  confidence = 1 / S = max p,  entropy = log S − (Σ_c d·e^d) / S
+
+    A tie goes to the lower class. The result has no gradient.
 
     Args:
-        logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
+        logits: (B, C, h, w), contiguous or channels_last; float32, bfloat16, float16 or float64.
         size: (H, W), larger or smaller than (h, w).
-        align_corners: as in ``interpolate``.
+        align_corners: as in ``torch.nn.functional.interpolate``.
 
     Returns:
-        ``PixelStats(label, confidence, entropy)``, each (B, H, W): uint8 (int16 when C > 255), and two of float32
-        (float64 for float64 logits). No gradient.
+        ``PixelStats(label, confidence, entropy)``, each (B, H, W). The label is uint8, or int16 if C > 255; the others
+            are float32, or float64 for float64 logits.
 
     Raises:
-        ValueError, TypeError: a wrong shape or dtype, naming the argument.
+        ValueError: an argument has a wrong shape.
+        TypeError: an argument has a wrong dtype.
 
-    Source: pseudo-labels and Eq. 5's entropy of U2PL (Wang et al., CVPR 2022).
+    Examples:
+        >>> logits = torch.tensor([3.0, 3.0]).view(1, 2, 1, 1)
+        >>> stats = ops.pixel_stats(logits, (1, 2))
+        >>> stats.label, stats.confidence, stats.entropy
+        (tensor([[[0, 0]]], dtype=torch.uint8), tensor([[[0.5000, 0.5000]]]), tensor([[[0.6931, 0.6931]]]))
+
+    Source: the pseudo-labels of U²PL and their entropy (Wang et al., CVPR 2022, Eq. 5).
     """
     _checks.check_logits(logits)
     height, width = _checks.check_size(size)

@@ -1,4 +1,4 @@
-"""Appends normalized keys to one ring per class, in place, on the device and without a loop over the classes."""
+"""Append normalized keys to one ring per class, in place, without a loop over the classes."""
 
 import torch
 from torch import Tensor
@@ -26,24 +26,32 @@ def ring_push(
     *,
     gate: Tensor | None = None,
 ) -> None:
-    """Append the pixels whose bit is set, L2-normalized and in pixel order, to each class's ring: the newest K_c stay.
+    """Append the pixels set in ``mask``, L2-normalized and in pixel order, to the ring of each class.
 
-    Key number j ever taken by class c goes to slot offsets[c] + j mod K_c, with K_c = offsets[c+1] − offsets[c]. A
-    pixel is read and normalized once (norm clamped at 1e-12, in fp32) and written to every class whose bit it has.
+    Key number j of class c goes to slot offsets[c] + j mod K_c, with K_c = offsets[c+1] − offsets[c], so that the
+    newest K_c keys stay. A pixel is read and normalized once (in float32, its norm clamped at 1e-12) and written to
+    every class whose bit is set.
 
     Args:
-        bank: (ΣK_c, D), float32, bfloat16 or float16 (float64 on the reference), contiguous; written in place.
-        offsets: int64 (C+1), where each ring starts, from 0 to ΣK_c.
-        pushed: int64 (C), keys ever taken, contiguous; moved in place. A class holds min(pushed_c, K_c).
-        features: (B, D, h, w), contiguous or channels_last, or (R, D); read in place.
-        mask: int32 (P, ⌈C/32⌉) from ``contrast_masks``, ``thin_mask`` or ``pack_mask``.
-        gate: 0-d bool on the device; nothing moves where it is false.
+        bank: (ΣK_c, D), float32, bfloat16 or float16, contiguous; written in place.
+        offsets: int64 (C+1), the start of each ring, from 0 to ΣK_c.
+        pushed: int64 (C), the keys of all calls, contiguous; updated in place. Class c holds min(pushed_c, K_c) keys.
+        features: (B, D, h, w), contiguous or channels_last, or (R, D).
+        mask: int32 (P, ⌈C/32⌉), from ``contrast_masks``, ``thin_mask`` or ``pack_mask``.
+        gate: 0-d bool on the device; nothing changes if it is false.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also rings that do not
-            lie within the bank.
+        ValueError: an argument has a wrong shape or device. On the CPU also: a ring lies outside the bank.
+        TypeError: an argument has a wrong dtype.
 
-    Source: the category-wise memory bank of U2PL (Wang et al., CVPR 2022, Section 3.4).
+    Examples:
+        >>> bank, offsets, pushed = torch.zeros(3, 2), torch.tensor([0, 3]), torch.tensor([0])
+        >>> features = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+        >>> ops.ring_push(bank, offsets, pushed, features, torch.ones(2, 1, dtype=torch.int32))
+        >>> bank.tolist(), pushed.tolist()
+        ([[0.6..., 0.8...], [0.0, 1.0], [0.0, 0.0]], [2])
+
+    Source: the category-wise memory bank of U²PL (Wang et al., CVPR 2022, Section 3.4).
     """
     check_features(features)
     device = features.device

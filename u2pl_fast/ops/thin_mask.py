@@ -1,4 +1,4 @@
-"""Thins the negatives of each class to a number per step, evenly and in order, with integers alone."""
+"""Reduce the negatives of each class to a fixed number per step, evenly and in order, with integers only."""
 
 import torch
 from torch import Tensor
@@ -9,24 +9,31 @@ from ._contrast_checks import check_draws, check_mask, check_num_classes, check_
 
 
 def thin_mask(mask: Tensor, max_keys: Tensor, draw: Tensor) -> Tensor:
-    """Keep k = min(max_keys_c, n) of the n keys of each class: a comb over the keys in order, at a random offset.
+    """Keep k = min(max_keys_c, n) of the n keys of each class, evenly spaced and in order, from a random offset.
 
-    The key of rank r stays iff ⌊((r+1)k + v)/n⌋ > ⌊(rk + v)/n⌋, with v = (draw_c·n) >> 32. Exactly k stay, at most
-    ⌈n/k⌉ apart, and over all draws each key has the same chance.
+    The key of rank r stays if ⌊((r+1)k + v)/n⌋ > ⌊(rk + v)/n⌋, with v = (draw_c·n) >> 32. Exactly k keys stay, at most
+    ⌈n/k⌉ apart, and each key has the same chance over all draws.
 
     Args:
-        mask: int32 (P, ⌈C/32⌉) from ``contrast_masks`` or ``pack_mask``.
+        mask: int32 (P, ⌈C/32⌉), from ``contrast_masks`` or ``pack_mask``.
         max_keys: int64 (C); 0 keeps all.
         draw: int64 (C), uniform in [0, 2³²).
 
     Returns:
-        int32, the mask's shape.
+        int32, the shape of ``mask``.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; on the CPU also a cap below 0 and a
-            draw outside [0, 2³²).
+        ValueError: an argument has a wrong shape or device. On the CPU also: a cap is below 0, or a draw is outside
+            [0, 2³²).
+        TypeError: an argument has a wrong dtype.
 
-    Source: systematic sampling (Madow & Madow, 1944), so that a bank of U2PL (Wang et al., CVPR 2022) spans many steps.
+    Examples:
+        >>> mask = torch.ones(6, 1, dtype=torch.int32)
+        >>> ops.thin_mask(mask, torch.tensor([2]), torch.tensor([0])).flatten()
+        tensor([0, 0, 1, 0, 0, 1], dtype=torch.int32)
+
+    Source: systematic sampling (Madow & Madow, 1944). It lets the bank of U²PL (Wang et al., CVPR 2022) span many
+    steps.
     """
     check_num_classes(max_keys.numel(), "max_keys")
     check_tensor("max_keys", max_keys, torch.int64, (max_keys.numel(),), mask.device)

@@ -1,4 +1,4 @@
-"""Cross-entropy of low-resolution logits against a full-resolution label map, without the upsampled logits."""
+"""Compute the cross-entropy of low-resolution logits and full-resolution labels without upsampled logits."""
 
 from typing import Any
 
@@ -23,36 +23,48 @@ def upsampled_cross_entropy(
     reduction: str = "mean",
     align_corners: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """``F.cross_entropy(F.interpolate(logits, target.shape[-2:], mode="bilinear"), target)`` in one pass.
+    """Compute ``F.cross_entropy(F.interpolate(logits, target.shape[-2:], mode="bilinear"), target)`` in one pass.
 
-    Two defaults differ from torch's: ``ignore_index`` is 255, not −100, and upsampling is bilinear, not nearest.
-    With l the upsampled logits, p = softmax(l), ε the label smoothing and sums over the pixels that are kept:
+    Two defaults differ from torch: ``ignore_index`` is 255, not −100, and upsampling is bilinear, not nearest. With l
+    the upsampled logits, p = softmax(l), ε the label smoothing, w and pw the class and pixel weights, and sums over the
+    pixels that are not ignored:
 
-        ℓ = (1−ε)·w_y·(−log p_y) + (ε/C)·Σ_c w_c·(−log p_c),  num = Σ pw·ℓ,  den = Σ pw·w_y,  mean = num / den.
+        ℓ = (1−ε)·w_y·(−log p_y) + (ε/C)·Σ_c w_c·(−log p_c)
+        num = Σ pw·ℓ,  den = Σ pw·w_y,  mean = num / den
 
-    The gradient of num is made in the forward pass, in fp32 at low resolution, and the backward pass scales and casts
-    it once: nothing of size B·C·H·W exists. Under AMP pass half-precision logits as they are.
+    The forward pass computes the gradient of num in float32 at low resolution; the backward pass scales it and converts
+    its dtype. No tensor of B·C·H·W elements exists. Under AMP, pass half-precision logits unchanged.
 
     Args:
-        logits: (B, C, h, w), float32, bfloat16, float16 or float64, contiguous or channels_last; read in place.
-        target: (B, H, W), any integer dtype. H×W may be larger or smaller than h×w.
-        weight: (C), a weight per class. pixel_weight: (B, H, W), a weight per pixel, or a bool mask.
-        ignore_index: the label of pixels left out; not one of 0..C-1.
+        logits: (B, C, h, w), contiguous or channels_last; float32, bfloat16, float16 or float64.
+        target: (B, H, W), any integer dtype; larger or smaller than h×w.
+        weight: (C), a weight per class.
+        pixel_weight: (B, H, W), a weight per pixel, or a bool mask.
+        ignore_index: the label of ignored pixels; must not be a class.
         label_smoothing: ε in [0, 1].
-        reduction: ``mean``: 0 with a gradient of 0 where den is 0. ``sum``: num. ``parts``: (num, den), for a mean over
-            several processes; the gradient goes through num.
-        align_corners: as in ``interpolate``.
+        reduction: ``mean``: num / den, or 0 with a gradient of 0 if den is 0. ``sum``: num. ``parts``: (num, den), for
+            a mean over several processes; gradient flows through num.
+        align_corners: as in ``torch.nn.functional.interpolate``.
 
     Returns:
-        A 0-d float32 tensor, or two (float64 for float64 logits), differentiable once with respect to the logits.
+        One 0-d float32 tensor, or two for ``parts`` (float64 for float64 logits), differentiable once with respect to
+            the logits.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype or device, naming the argument; a target or weight that wants a
-            gradient; a label that is neither a class nor ``ignore_index``. That last one at once on the CPU; on CUDA it
-            counts as ignored and ``check_label_errors`` raises (at once with ``U2PL_FAST_DEBUG=1``).
-        RuntimeError: a second derivative is asked for.
+        ValueError: an argument has a wrong shape, device or value, a target or weight requires a gradient, or a label
+            is neither a class nor ``ignore_index``. On CUDA such a label counts as ignored, and ``check_label_errors``
+            raises; set ``U2PL_FAST_DEBUG=1`` to raise at once.
+        TypeError: an argument has a wrong dtype.
+        RuntimeError: a second derivative is requested.
 
-    Source: ``torch.nn.functional.cross_entropy``; L_s and L_u of U2PL (Wang et al., CVPR 2022).
+    Examples:
+        >>> logits, target = torch.zeros(1, 4, 2, 2, requires_grad=True), torch.randint(0, 4, (1, 8, 8))
+        >>> loss = ops.upsampled_cross_entropy(logits, target)
+        >>> print(f"{loss.item():.4f}")
+        1.3863
+        >>> loss.backward()
+
+    Source: ``torch.nn.functional.cross_entropy``; L_s and L_u of U²PL (Wang et al., CVPR 2022).
     """
     _checks.check_logits(logits)
     _checks.check_target(target, logits, ignore_index)
@@ -81,7 +93,7 @@ def upsampled_cross_entropy(
         return num
     if reduction == "parts":
         return num, den
-    return num / (den + (den == 0))  # den = 0 means num = 0; dividing by a tiny number instead would overflow backwards
+    return num / (den + (den == 0))  # num is 0 where den is; dividing by a tiny number overflows backwards
 
 
 @torch.library.custom_op("u2pl_fast::upsampled_cross_entropy", mutates_args=())
@@ -95,7 +107,7 @@ def _upsampled_cross_entropy(
     align_corners: bool,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(num, den, gradient of num with respect to the logits, empty unless asked for)."""
+    """Return num, den, and the gradient of num with respect to the logits, empty if not ``need_grad``."""
     arguments = (ignore_index, label_smoothing, align_corners, need_grad)
     match _backend.resolve("upsampled_cross_entropy", logits):
         case "cpu":
@@ -121,7 +133,7 @@ def _plain(
     align_corners: bool,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.py`` and the derivative of its formula, written out: autograd is off inside a registered op."""
+    """Compute the loss with ``reference.py``, and its derivative by formula: autograd is off inside a custom op."""
     num, den = reference.upsampled_cross_entropy(
         logits,
         target,
@@ -167,7 +179,7 @@ def _(
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[2], inputs[0])
     ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)  # no zeros of the gradient's size in its place
+    ctx.set_materialize_grads(False)  # do not allocate zeros for the unused outputs
 
 
 def _backward(ctx: Any, grad_num: Tensor | None, *_: None) -> tuple:
