@@ -124,7 +124,7 @@ def write(
         if sum(value.nbytes for value in network.state_dict().values()) >= _ONNX_BYTES:
             raise ValueError(f"out: {path} would exceed the 2 GiB of an .onnx file; use a name that ends in .pt2")
     if not path.parent.is_dir():
-        raise ValueError(f"out: cannot write {path}: create the folder {path.parent} first")
+        raise ValueError(f"out: cannot write {path}: no folder {path.parent}; create it first")
     exported = ExportedNetwork(network, outputs).eval()
     traced = padded_size(size, network.pad_multiple)
     reason = ""
