@@ -211,7 +211,7 @@ def test_padding_and_normalization_follow_the_settings():
     assert padding.abs().max() < 0.5 / 255 / 0.25 + 1e-6
     with pytest.raises(ValueError, match=r"image: expected \(B, 4, h, w\)"):
         predict_labels(net, image[:, :3])
-    with pytest.raises(ValueError, match="images: 3 channels, this network was built for 4"):
+    with pytest.raises(ValueError, match="images: expected 4 channels, got 3"):
         net(image[:, :3])
 
 

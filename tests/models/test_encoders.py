@@ -88,7 +88,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_rest_learns():
     assert {m.training for m in norms if not m.weight.requires_grad} == {False}
     assert {m.training for m in norms if m.weight.requires_grad} == {True}
     for stages in (-1, 6):
-        with pytest.raises(ValueError, match="freeze_stages: expected 0 to 5, the stages of this encoder"):
+        with pytest.raises(ValueError, match="freeze_stages: this encoder has 5 stages, got"):
             network(freeze_stages=stages)
 
 
@@ -116,7 +116,7 @@ def test_checkpointing_the_encoder_changes_no_gradient(narrow_dpt):
         assert all(torch.equal(a, b) for a, b in zip(once.buffers(), net.buffers(), strict=True))
     with pytest.raises(ValueError, match="checkpoint_encoder: mobilenetv3_small_050 has batch norm.*freeze_batchnorm"):
         network(checkpoint_encoder=True)
-    with pytest.raises(ValueError, match="checkpoint_encoder: mit_b0 can't"):
+    with pytest.raises(ValueError, match="checkpoint_encoder: mit_b0 does not support recomputed activations"):
         network("segformer", "mit_b0", checkpoint_encoder=True)
 
 

@@ -45,10 +45,10 @@ def test_refusals_name_the_file(trained, tmp_path, capsys):
     with pytest.raises(checkpoint.CheckpointError, match="no file"):
         load_model(tmp_path / "absent.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(checkpoint.CheckpointError, match="no readable"):
+    with pytest.raises(checkpoint.CheckpointError, match="not a readable"):
         load_model(tmp_path / "text.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(checkpoint.CheckpointError, match="foreign.safetensors holds weights, but not"):
+    with pytest.raises(checkpoint.CheckpointError, match="foreign.safetensors holds weights, but was not"):
         load_model(tmp_path / "foreign.safetensors")
 
 

@@ -100,7 +100,7 @@ def test_recipes_of_folders_say_what_they_would_train(tmp_path, name, capsys):
     assert ("supervised on folder" in said) == config.labels_first
     assert "are few" not in said
     main(["--dataset", "folder", "--dry-run", *flags])
-    assert "60 images are few: --config folder-small" in capsys.readouterr().out
+    assert "only 60 images: --config folder-small" in capsys.readouterr().out
 
 
 def test_the_published_data_sets_are_known_by_these_names():

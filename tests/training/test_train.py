@@ -64,7 +64,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert saved.to_dict() == checkpoint.load(tmp_path / "last.pt")["config"]
     assert "global batch 2 labeled + 2 unlabeled" in capsys.readouterr().out
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
-    with pytest.raises(ValueError, match="resume: .*last.pt holds networks alone"):
+    with pytest.raises(ValueError, match="resume: .*last.pt holds only networks"):
         run(tiny(tmp_path, steps=4, eval_every=2, resume=True))
 
 
@@ -162,7 +162,7 @@ def test_two_processes_train_as_one_program(tmp_path):
     for folder in (tmp_path / "two", tmp_path / "two" / "labels-alone"):
         assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
     told = two(tmp_path / "nothing", "--dry-run")
-    assert "each process receives a step: gradients" in told and not (tmp_path / "nothing").exists()
+    assert "each process receives per step: gradients" in told and not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.skipif(CAMVID is None, reason="U2PL_FAST_CAMVID names no folder of real images")
@@ -234,17 +234,19 @@ def test_a_step_that_is_not_finite_moves_nothing_and_too_many_stop(tmp_path, mon
 def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("u2pl_fast.training.trainer.LOGGED_AT_CHANCE", 2)
     run(tiny(tmp_path / "falls", log_every=1))
-    assert "at chance" not in capsys.readouterr().out
+    assert "level of chance" not in capsys.readouterr().out
     monkeypatch.setattr("u2pl_fast.training.trainer.AT_CHANCE", 0.1)
     run(tiny(tmp_path / "student", log_every=1, key_encoder="student"))
-    assert "is at chance, log(N + 1) = 3.93: the representations do not tell" in (told := capsys.readouterr().out)
-    assert "--key-encoder teacher-head may prevent it" in told
+    assert "level of chance, log(N + 1) = 3.93: the representations do not separate" in (
+        told := capsys.readouterr().out
+    )
+    assert "--key-encoder teacher-head may help" in told
     run(tiny(tmp_path / "head", log_every=1))
-    assert "--key-encoder teacher may prevent it" in capsys.readouterr().out
+    assert "--key-encoder teacher may help" in capsys.readouterr().out
     run(tiny(tmp_path / "teacher", log_every=1, key_encoder="teacher"))
-    assert "at chance" in (told := capsys.readouterr().out) and "may prevent" not in told
+    assert "level of chance" in (told := capsys.readouterr().out) and "may help" not in told
     run(tiny(tmp_path / "none", log_every=1, method="mean-teacher"))
-    assert "at chance" not in capsys.readouterr().out
+    assert "level of chance" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -363,7 +365,7 @@ def test_a_finished_run_labels_for_another_one_once(tmp_path, monkeypatch):
     (tmp_path / "earlier" / "last.pt").rename(tmp_path / "moved.pt")
     run(tiny(own, teacher_from=tmp_path / "moved.pt", resume=True, **options))
     names, state["class_names"] = state["class_names"], state["class_names"][::-1]
-    for change, message in (({}, "other classes"), ({"in_channels": 1}, "takes images of 1 channels")):
+    for change, message in (({}, "other classes"), ({"in_channels": 1}, "takes 1 channels")):
         checkpoint.save(tmp_path / "other.pt", state | {"config": state["config"] | change})
         with pytest.raises(ValueError, match=f"teacher_from: .*other.pt .*{message}"):
             run(tiny(tmp_path / "third", teacher_from=tmp_path / "other.pt", **options))
@@ -691,7 +693,7 @@ def test_masks_that_only_measure_need_not_be_usable(tmp_path, capsys):
     (tmp_path / "labeled.txt").write_text("train0\ntrain1\n")
     options |= {"encoder_weights": "none", "crop_size": (32, 32), "sup_only_epochs": 0.0, "steps": 2}
     assert run(tiny(tmp_path / "run", **options))["miou"] is not None
-    assert f"left out where pseudo-labels are measured: {broken}: class id 77" in capsys.readouterr().out
+    assert f"warning: not used to measure pseudo-labels: {broken}: class id 77" in capsys.readouterr().out
     assert "pseudo_accuracy" in (tmp_path / "run" / "log.jsonl").read_text()
 
 
@@ -716,12 +718,15 @@ def test_there_is_no_teacher_before_it_begins(tmp_path):
 
 def test_images_without_a_partner_are_told(tmp_path, capsys):
     run(tiny(tmp_path / "odd", batch_size=3, dry_run=True))
-    assert "--mix cutmix takes images of a process in pairs: one image of each step" in capsys.readouterr().out
+    assert "--mix cutmix mixes pairs of images of a process: one image of each step" in capsys.readouterr().out
     run(tiny(tmp_path / "more", unlabeled_batch_size=5, dry_run=True))
     told = capsys.readouterr().out
-    assert "global batch 2 labeled + 5 unlabeled" in told and "in pairs: one image of each step" in told
+    assert (
+        "global batch 2 labeled + 5 unlabeled" in told
+        and "pairs of images of a process: one image of each step" in told
+    )
     run(tiny(tmp_path / "even", batch_size=3, unlabeled_batch_size=4, dry_run=True))
-    assert "in pairs" not in capsys.readouterr().out
+    assert "pairs of images" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

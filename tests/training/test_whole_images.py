@@ -86,5 +86,5 @@ def test_aligned_corners_are_met(align_corners):
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
     monkeypatch.setattr(whole_images, "MOST_BYTES", 10_000)
     image = smooth_image(64, 96)
-    with pytest.raises(ValueError, match="teacher_input: the predictions of 5 whole images .* use crop"):
+    with pytest.raises(ValueError, match="teacher_input: predictions of 5 whole images .* use crop"):
         WholeImagePredictions().predict(Colors(), ((index, image) for index in range(9)))

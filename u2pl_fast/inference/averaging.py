@@ -1,8 +1,7 @@
-"""The mean of several predictions for one image, windows or scales of it, a strip of rows at a time.
+"""Average several predictions for one image, over windows or scales, in strips of rows.
 
-Probabilities at full size take B·C·H·W numbers, gigabytes for a large photo. Here they exist for a strip of the result
-and for the rows of windows that are not complete yet: what is held grows with the width of the image, not with its
-height.
+Probabilities at full size take B·C·H·W numbers, gigabytes for a large image. Here they exist only for a strip of the
+result and for incomplete rows of windows, so memory grows with the image's width, not with its height.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +13,25 @@ from torch import Tensor
 
 from ..reference import PixelStats, label_dtype, wide
 
-STRIP_ELEMENTS = 2**22  # probabilities of a strip: 16 MiB in fp32
+STRIP_ELEMENTS = 2**22  # probabilities per strip: 16 MiB in float32
 
 
 class View(Protocol):
-    """One prediction, asked for its probabilities from top to bottom."""
+    """Describe one prediction, whose probabilities are requested from top to bottom."""
 
     batch: int
     num_classes: int
     device: torch.device
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """Probabilities (B, C, bottom − top, W) of these rows of the result."""
+        """Return probabilities (B, C, bottom − top, W) of these rows of the result."""
         ...
 
 
 class WholeView:
-    """The probabilities of low-resolution logits (B, C, h, w) that belong to a result of ``full`` = (H, W).
+    """Return probabilities of low-resolution logits (B, C, h, w) for a result of ``full`` = (H, W).
 
-    Only the first ``width`` columns are given out; padding lies beyond them.
+    Only the first ``width`` columns are returned; the rest is padding.
     """
 
     def __init__(self, logits: Tensor, full: Sequence[int], width: int, align_corners: bool) -> None:
@@ -45,15 +44,16 @@ class WholeView:
 
 
 class SlidingView:
-    """The mean probabilities of overlapping windows of ``image``, interpolated to a result of ``size`` = (H, W).
+    """Return mean probabilities of overlapping windows of ``image``, for a result of ``size`` = (H, W).
 
-    Windows run through the network when the rows asked for need them; rows are forgotten when no later one does.
+    Windows run through the network when requested rows need them. Rows that no later request needs are dropped.
 
     Args:
-        probabilities: maps a window, uint8 (B, 3, h, w), to its probabilities (B, C, h, w).
-        image: (B, 3, H', W').
+        probabilities: maps a window, uint8 (B, N, h, w), to its probabilities (B, C, h, w).
+        image: (B, N, H', W').
         window: height and width, at most the image's.
         stride: distance between windows, at most their size.
+        size: height and width of the result; probabilities are interpolated to it.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SlidingView:
         self.probabilities, self.image, self.window, self.size = probabilities, image, window, size
         height, width = image.shape[-2:]
         self.tops, self.lefts = window_starts(height, window[0], stride[0]), window_starts(width, window[1], stride[1])
-        # Windows lie on a grid: the visits of a pixel are those of its row times those of its column.
+        # Windows form a grid: a pixel's visits are the product of its row's and its column's.
         self.row_visits = _visits(self.tops, window[0], height, image.device)
         self.column_visits = _visits(self.lefts, window[1], width, image.device)
         self.done = 0  # rows of windows
@@ -78,7 +78,7 @@ class SlidingView:
 
     def rows(self, top: int, bottom: int) -> Tensor:
         height, width = self.image.shape[-2:]
-        # Probabilities live on pixel centers, whatever the network's own grid does.
+        # Probabilities are at pixel centers, regardless of align_corners.
         low, high, share = _sources(height, self.size[0], top, bottom, align_corners=False)
         first, last = int(low[0]), int(high[-1])
         while self.done < len(self.tops) and self.tops[self.done] <= last:
@@ -89,7 +89,7 @@ class SlidingView:
         return _resample(mean, _Sources(low - first, high - first, share), self.size[1], align_corners=False)
 
     def _next_windows(self, first: int) -> None:
-        """Add the next row of windows; rows of the image above ``first`` are not needed any more."""
+        """Add the next row of windows; image rows above ``first`` are no longer needed."""
         top = self.tops[self.done]
         bottom = top + self.window[0]
         first = min(first, top)
@@ -109,13 +109,16 @@ class SlidingView:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows that cover ``length``; the last one ends flush with the border."""
+    """Return the first pixels of the windows that cover ``length``; the last window ends at the border."""
     steps = -(-(length - window) // stride)
     return [min(step * stride, length - window) for step in range(steps + 1)]
 
 
 def mean_stats(views: Sequence[View], size: Sequence[int]) -> PixelStats:
-    """Label ``argmax p``, confidence ``max p``, entropy ``−Σ p log p`` of the mean p of all views, each (B, H, W)."""
+    """Return label ``argmax p``, confidence ``max p`` and entropy ``−Σ p log p`` of the mean p of all views.
+
+    Each is (B, H, W).
+    """
     height, width = size
     batch, num_classes, device = views[0].batch, views[0].num_classes, views[0].device
     stats = PixelStats(
@@ -138,7 +141,7 @@ def mean_stats(views: Sequence[View], size: Sequence[int]) -> PixelStats:
 
 
 def _visits(starts: Sequence[int], window: int, length: int, device: torch.device) -> Tensor:
-    """How many windows cover each of ``length`` pixels, fp32."""
+    """Return how many windows cover each of ``length`` pixels, float32."""
     visits = torch.zeros(length, device=device)
     for start in starts:
         visits[start : start + window] += 1
@@ -146,7 +149,7 @@ def _visits(starts: Sequence[int], window: int, length: int, device: torch.devic
 
 
 class _Sources(NamedTuple):
-    """Rows ``low`` and ``high`` between which rows of a result lie, at the fraction ``share`` of the way."""
+    """Hold source rows ``low`` and ``high``, and the weight ``share`` of ``high``, for rows of a result."""
 
     low: Tensor
     high: Tensor
@@ -154,7 +157,7 @@ class _Sources(NamedTuple):
 
 
 def _sources(source: int, target: int, top: int, bottom: int, align_corners: bool) -> _Sources:
-    """For rows top..bottom of ``target`` interpolated from ``source`` rows, as ``torch.nn.functional.interpolate``."""
+    """Return the sources of rows top..bottom of ``target``, as in ``torch.nn.functional.interpolate``."""
     rows = torch.arange(top, bottom, dtype=torch.float64)
     if align_corners:
         place = rows * ((source - 1) / (target - 1) if target > 1 else 0)
@@ -165,7 +168,7 @@ def _sources(source: int, target: int, top: int, bottom: int, align_corners: boo
 
 
 def _resample(x: Tensor, sources: _Sources, width: int, align_corners: bool) -> Tensor:
-    """Bilinear (B, C, h, w) → (B, C, rows of ``sources``, width); a side that keeps its size is not touched."""
+    """Resize (B, C, h, w) bilinearly to (B, C, rows of ``sources``, width); a side of equal size is copied."""
     low, high, share = (part.to(x.device) for part in sources)
     rows = x[..., low, :]
     if share.any():

@@ -1,4 +1,4 @@
-"""The score of a whole data set: mean IoU from one confusion matrix."""
+"""Score a network on a data set: mean IoU from one confusion matrix."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -28,26 +28,28 @@ def evaluate_model(
     batch_size: int = 8,
     group: Group = None,
 ) -> dict[str, Any]:
-    """Mean IoU of a network over a data set: one confusion matrix, kept on the device, each image once.
+    """Return the mean IoU of a network on a data set, from one confusion matrix that counts each image once.
 
-    Neighboring images of equal sizes share a batch. The model comes back in the mode it was in.
+    Consecutive images of equal size share a batch. The model returns to its previous mode.
 
     Args:
-        model: see :func:`predict_labels`; the bare network, not its DDP wrapper.
-        samples: ``(image uint8 (N, h, w), label (H, W), name)``, CPU tensors; with ``group``, this process's share
-            (no image in two shares).
+        model: see :func:`predict_labels`; the network itself, not a DDP wrapper.
+        samples: ``(image uint8 (N, h, w), label (H, W), name)``, CPU tensors; with ``group``, this process's share,
+            which must not overlap with others.
         num_classes: C.
         ignore_index: label of pixels without truth.
         device: where the model is.
-        batch_size: images per forward, at most.
-        group: processes whose counts are added up; every process returns the same dict.
+        protocol, window, stride, flip, scales, amp_dtype: see :func:`predict_labels`.
+        channels_last: pass images to the network in this memory format.
+        batch_size: largest number of images per forward pass.
+        group: processes whose counts are added; every process returns the same dict.
 
     Returns:
         ``miou`` (mean over the classes in truth or prediction), ``iou_per_class`` (None for a class in neither),
-        ``confusion`` (rows = truth), ``protocol``, ``images`` and ``pixel_accuracy``: primitives, ready for JSON.
+        ``confusion`` (rows = truth), ``protocol``, ``images`` and ``pixel_accuracy``: plain values, ready for JSON.
 
     Raises:
-        ValueError: labels out of range, or no labeled pixel at all.
+        ValueError: labels are out of range, or no pixel has a label.
     """
     confusion = ConfusionMatrix(num_classes, ignore_index, device)
     images = 0
@@ -73,7 +75,7 @@ def evaluate_model(
     images = int(all_sum(torch.tensor(images, device=device), group))
     matrix = confusion.checked()
     if not matrix.any():
-        raise ValueError(f"samples: none of the {images} images has a labeled pixel; evaluate on a split with labels")
+        raise ValueError(f"samples: none of the {images} images has a labeled pixel; use a split with labels")
     iou = confusion.iou().tolist()
     return {
         "miou": confusion.miou(),
@@ -86,7 +88,7 @@ def evaluate_model(
 
 
 def _batches(samples: Iterable[Sample], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Runs of neighbors with equal image and label sizes, stacked."""
+    """Yield stacked runs of consecutive samples with equal image and label sizes."""
     run: list[tuple[Tensor, Tensor]] = []
     shapes = None
     for image, label, _ in samples:

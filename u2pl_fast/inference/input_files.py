@@ -1,4 +1,4 @@
-"""The images that a command line names: files, folders and patterns; and a name for the results of each."""
+"""Find the images that a command line names, and name the results of each."""
 
 import glob
 from collections import Counter
@@ -13,11 +13,11 @@ _LOOKED_FOR = f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
 def find_images(
     inputs: Sequence[str], is_result: Callable[[Path], bool] = lambda path: False
 ) -> tuple[list[Path], list[str]]:
-    """Image files that ``inputs`` name, each once and in order, and a message for each input that names none.
+    """Return the image files that ``inputs`` name, each once and in order, and a message per input without images.
 
-    Of a folder, everything below it with an image's suffix is taken, save hidden files. A pattern may hold ``*``,
-    ``?``, ``[…]`` and ``**`` (any folders); of what it matches, files without an image's suffix are left out unless the
-    pattern spells their suffix. Files that ``is_result`` are taken only where they are named one by one.
+    A folder stands for all images in it and its subfolders, except hidden files. A pattern may hold ``*``, ``?``,
+    ``[…]`` and ``**`` (any folders); it matches only files with an image's suffix, unless it ends in a suffix of its
+    own. Files for which ``is_result`` is true are skipped unless they are named directly.
     """
     found: dict[Path, Path] = {}
     failures = []
@@ -28,7 +28,7 @@ def find_images(
             matches = [file for file in sorted(path.rglob("*")) if not _hidden(file, path)]
             missing = f"{name}: no images in this folder ({_LOOKED_FOR})"
         elif path.exists() or not glob.has_magic(name):
-            found.setdefault(path.resolve(), path)  # a missing file is named when it's read
+            found.setdefault(path.resolve(), path)  # reading a missing file names it
             continue
         else:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
@@ -50,7 +50,7 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def result_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each image's results: its stem, preceded by parent folders, then numbered, where stems are equal."""
+    """Return a name for each image's results: its stem; equal stems get parent folders, then numbers."""
     parts = [path.resolve().with_suffix("").parts[1:] for path in paths]  # without the root
     names = [own[-1] for own in parts]
     for depth in range(2, max((len(own) for own in parts), default=0) + 1):

@@ -1,4 +1,4 @@
-"""Mean intersection over union from one confusion matrix, kept on the device until somebody reads it."""
+"""Compute mean intersection over union from one confusion matrix, kept on the device until a score is read."""
 
 import torch
 from torch import Tensor
@@ -6,23 +6,23 @@ from torch import Tensor
 from ..reference import check_ignore_index
 from ..utils.distributed import Group, all_sum
 
-# Spreading the counts over copies of the matrix keeps a GPU's atomics from queueing on the few bins that a good
-# network fills; the sum over the copies is an integer sum, so it doesn't depend on the order.
+# A good network fills few bins, where a GPU's atomics would wait for each other. Counts are spread over copies of the
+# matrix instead. Sums of integers do not depend on the order.
 _SCATTER_BINS = 1 << 16
 
 
 class ConfusionMatrix:
-    """Counts of (truth, prediction) pairs over any number of images.
+    """Count (truth, prediction) pairs over any number of images.
 
-    ``matrix[t, p]`` is the number of pixels of class ``t`` that were predicted as ``p``. Pixels whose label is
-    ``ignore_index`` are left out. Labels or predictions outside ``0..C-1`` are counted on the device and reported, as
-    a ``ValueError``, when a score is read: an update never synchronizes with the host. All counts are int64, so the
-    result is the same for any order of the images, any batch size and any number of processes.
+    ``matrix[t, p]`` is the number of pixels of class ``t`` predicted as ``p``. Pixels labeled ``ignore_index`` are not
+    counted. An update never synchronizes with the host: labels or predictions outside ``0..C-1`` are counted on the
+    device, and raise a ``ValueError`` when a score is read. Counts are int64, so the result does not depend on the
+    order of the images, the batch size or the number of processes.
 
     Args:
         num_classes: C, at least 1.
-        ignore_index: label of pixels without truth; must lie outside ``0..C-1``.
-        device: where the matrix lives.
+        ignore_index: label of pixels without truth; must be outside ``0..C-1``.
+        device: where the counts are.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
@@ -36,11 +36,11 @@ class ConfusionMatrix:
 
     @property
     def matrix(self) -> Tensor:
-        """The counts so far, int64 ``(C, C)`` on the device: row = truth, column = prediction. Unchecked, no copy."""
+        """Return the counts so far, unchecked: int64 ``(C, C)`` on the device, rows = truth. Not a copy."""
         return self._counts[:-3].view(self.num_classes, self.num_classes)
 
     def reset(self) -> None:
-        """Forget everything counted so far."""
+        """Set all counts to 0."""
         self._counts.zero_()
 
     def update(self, pred: Tensor, label: Tensor) -> None:
@@ -62,14 +62,14 @@ class ConfusionMatrix:
         self._counts += _histogram(index, ignored + 3)
 
     def all_reduce(self, group: Group) -> None:
-        """Add up the counts of all processes of ``group``; call it once, after the last update. None: one process."""
+        """Add the counts of all processes of ``group``; call it once, after the last update."""
         self._counts = all_sum(self._counts, group)
 
     def checked(self) -> Tensor:
-        """The matrix as int64 ``(C, C)`` on the CPU.
+        """Return the matrix as int64 ``(C, C)`` on the CPU.
 
         Raises:
-            ValueError: labels or predictions out of range were counted; the message says how many.
+            ValueError: labels or predictions were out of range; the message says how many.
         """
         counts = self._counts.cpu()
         bad_labels, bad_predictions = counts[-2:].tolist()
@@ -84,30 +84,30 @@ class ConfusionMatrix:
         return counts[:-3].view(self.num_classes, self.num_classes).clone()
 
     def iou(self) -> Tensor:
-        """``IoU_c = n_cc / (Σ_p n_cp + Σ_t n_tc − n_cc)``: float64 ``(C,)`` on the CPU.
+        """Return ``IoU_c = n_cc / (Σ_p n_cp + Σ_t n_tc − n_cc)``: float64 ``(C,)`` on the CPU.
 
-        NaN for a class that occurs neither in the truth nor in the predictions.
+        It is NaN for a class that is neither in the truth nor in the predictions.
         """
         matrix = self.checked().double()
         hits = matrix.diagonal()
         return hits / (matrix.sum(1) + matrix.sum(0) - hits)
 
     def miou(self) -> float:
-        """Mean of :meth:`iou` over the classes whose union isn't empty, as PASCAL VOC and Cityscapes define it.
+        """Return the mean of :meth:`iou` over the classes in truth or prediction, as VOC and Cityscapes define it.
 
-        NaN where nothing was counted.
+        It is NaN if nothing was counted.
         """
         return self.iou().nanmean().item()
 
     def pixel_accuracy(self) -> float:
-        """Share of the labeled pixels that were predicted right; NaN where nothing was counted."""
+        """Return the share of labeled pixels that were predicted correctly; NaN if nothing was counted."""
         matrix = self.checked().double()
         return (matrix.diagonal().sum() / matrix.sum()).item()
 
 
 def _histogram(index: Tensor, bins: int) -> Tensor:
-    """How often each of ``0..bins-1`` occurs in the 1-D int64 ``index``, without a host sync on any device."""
-    # bincount on a GPU reads the largest value back to the host to size its result.
+    """Return how often each of ``0..bins-1`` occurs in the 1-D int64 ``index``, without a host synchronization."""
+    # On a GPU, bincount reads the largest value back to the host to determine the size of its result.
     return torch.bincount(index, minlength=bins) if index.device.type == "cpu" else _scatter_histogram(index, bins)
 
 

@@ -1,9 +1,8 @@
-"""Label maps from a trained network, at the size that the caller wants, and the score of a whole data set.
+"""Compute label maps with a trained network, at any size.
 
-Two protocols. ``whole``: the image goes through the network once; label, confidence and entropy are computed straight
-from the low-resolution logits, which are never stored at full size. ``slide``: overlapping windows go through it, and
-their probabilities are averaged where they overlap. Either averages over the mirrored image and over scales where asked
-to. Labels are never resized, images may have been.
+``whole`` passes the image through the network once; label, confidence and entropy are computed directly from the
+low-resolution logits, which are never stored at full size. ``slide`` passes overlapping windows through it and averages
+their probabilities. Both can average over the mirrored image and over scales. Labels are never resized; images may be.
 """
 
 import math
@@ -39,35 +38,35 @@ def predict_labels(
     scales: Sequence[float] = (1.0,),
     amp_dtype: torch.dtype | None = None,
 ) -> PixelStats:
-    """Label ``argmax p``, confidence ``max p`` and entropy ``−Σ p log p`` (nats) of every pixel.
+    """Return label ``argmax p``, confidence ``max p`` and entropy ``−Σ p log p`` (nats) of every pixel.
 
     With f the network, I_s the image resized by s, up() bilinear interpolation to the result and m() the mirror image:
 
         p = (1/#scales) Σ_s p_s,   p_s = softmax(up(f(I_s))),   and with flip p_s = softmax(up(log q_s)) where
-        q_s = ½ softmax(f(I_s)) + ½ m(softmax(f(m(I_s)))) on the network's own grid.
+        q_s = ½ softmax(f(I_s)) + ½ m(softmax(f(m(I_s)))) at the network's resolution.
 
-    ``slide`` computes that of each window of I_s at the window's size, and p_s is the mean over the windows that cover
-    a pixel, interpolated to the result.
+    ``slide`` computes this for each window of I_s at the window's size; p_s is the mean over the windows that cover a
+    pixel, interpolated to the result.
 
-    The image is padded with the mean color, below and to the right, to what the network needs; the padding is cut off
-    the result. Results may be wanted at another ``size`` than the image's, when the image was resized: then the logits
-    (``whole``) or the averaged probabilities (``slide``) are interpolated to that size directly. Probabilities exist
-    for a strip of rows at a time (:mod:`.averaging`).
+    The image is padded with the mean color, below and to the right, to a size that the network accepts; the padding is
+    removed from the result. For another ``size`` than the image's, the logits (``whole``) or the averaged probabilities
+    (``slide``) are interpolated to that size directly. Probabilities exist for a strip of rows at a time
+    (:mod:`.averaging`).
 
     Args:
-        model: returns an object with ``logits`` ``(B, C, h', w')``, and says ``pad_multiple`` and ``align_corners``.
-            It runs in the mode it is in: put it into evaluation mode first.
-        image: uint8 ``(B, N, h, w)`` on the model's device, N = the model's ``in_channels``, 3 where it names none.
+        model: returns an object with ``logits`` ``(B, C, h', w')``; has ``pad_multiple`` and ``align_corners``. It runs
+            in its current mode: switch to evaluation mode first.
+        image: uint8 ``(B, N, h, w)`` on the model's device; N is the model's ``in_channels``, or 3 if it has none.
         size: ``(H, W)`` of the result; None = that of the image.
         protocol: ``"whole"`` or ``"slide"``.
         window: height and width of the windows of ``slide``, in pixels of each scale; a smaller image is one window.
         stride: distance between windows, at most their size; None = two thirds of it.
-        flip: average the probabilities with those of the mirrored input.
+        flip: average the probabilities with those of the mirrored image.
         scales: factors of the image's size; the probabilities of all are averaged.
-        amp_dtype: autocast the network to this type.
+        amp_dtype: autocast the network to this dtype.
 
     Returns:
-        PixelStats of ``(B, H, W)``: label uint8 (int16 when C > 255), confidence and entropy fp32.
+        PixelStats of ``(B, H, W)``: label uint8 (int16 when C > 255), confidence and entropy float32.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -93,7 +92,7 @@ def predict_labels(
         padded = _pad(scaled, model)
         logits = _network_logits(model, padded, flip, amp_dtype)
         full = _padded_result(size, padded, sides)
-        if len(scales) == 1:  # one pass over the low-resolution logits, without probabilities
+        if len(scales) == 1:  # directly from the low-resolution logits
             stats = ops.pixel_stats(logits, full, align_corners=model.align_corners)
             return PixelStats(*(x[:, : size[0], : size[1]] for x in stats))
         views.append(WholeView(logits, full, size[1], model.align_corners))
@@ -104,9 +103,9 @@ def predict_labels(
 def predict_logits(
     model: nn.Module, image: Tensor, size: Sequence[int], *, amp_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Logits fp32 ``(B, C, H, W)`` at ``size``, for those who need every class: ``predict_labels`` never stores them.
+    """Return float32 logits ``(B, C, H, W)`` at ``size``; ``predict_labels`` needs less memory.
 
-    Arguments and errors are those of :func:`predict_labels`, in its ``whole`` protocol.
+    Arguments and errors are those of :func:`predict_labels` with protocol ``whole``.
     """
     _check_image(image, getattr(model, "in_channels", 3))
     padded = _pad(image, model)
@@ -119,10 +118,10 @@ def predict_logits(
 def predict_cells(
     model: nn.Module, image: Tensor, cells: Sequence[int], *, amp_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Logits fp32 ``(B, C, *cells)`` at the centers of rows × columns equal cells that cover the image.
+    """Return float32 logits ``(B, C, *cells)`` at the centers of rows × columns equal cells of the image.
 
-    Interpolate bilinearly between the network's own logits. Arguments and errors are those of :func:`predict_labels`,
-    in its ``whole`` protocol.
+    They are interpolated bilinearly between the network's logits. Arguments and errors are those of
+    :func:`predict_labels` with protocol ``whole``.
     """
     _check_image(image, getattr(model, "in_channels", 3))
     padded = _pad(image, model)
@@ -138,7 +137,7 @@ def predict_cells(
 
 
 def _padded_result(size: Sequence[int], padded: Tensor, sides: Sequence[int]) -> list[int]:
-    """Pixels of the result's scale that the padded image covers; what lies beyond the image is cut off later."""
+    """Return the size of the padded image at the result's scale; the padding is removed later."""
     return [max(out, round(pad * out / side)) for out, pad, side in zip(size, padded.shape[-2:], sides, strict=True)]
 
 
@@ -146,7 +145,7 @@ def _check_windows(
     window: Sequence[int] | None, stride: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if window is None:
-        raise ValueError("window: the slide protocol needs its height and width")
+        raise ValueError("window: the slide protocol needs the window's height and width")
     if stride is None:
         stride = [max(1, 2 * side // 3) for side in window]
     if len(window) != 2 or len(stride) != 2 or not all(0 < s <= w for s, w in zip(stride, window, strict=True)):
@@ -155,7 +154,7 @@ def _check_windows(
 
 
 def _window_probabilities(model: nn.Module, window: Tensor, flip: bool, amp_dtype: torch.dtype | None) -> Tensor:
-    """Probabilities (B, C, h, w) of a window (B, N, h, w), at its own size."""
+    """Return probabilities (B, C, h, w) of a window (B, N, h, w), at its own size."""
     height, width = window.shape[-2:]
     padded = _pad(window, model)
     logits = upsample(_network_logits(model, padded, flip, amp_dtype), padded.shape[-2:], model.align_corners)
@@ -163,7 +162,7 @@ def _window_probabilities(model: nn.Module, window: Tensor, flip: bool, amp_dtyp
 
 
 def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torch.dtype | None) -> Tensor:
-    """Logits on the network's own grid; with ``flip`` the logarithm of the mean of both probabilities."""
+    """Return the network's logits; with ``flip``, the logarithm of the mean of both probabilities."""
     with torch.autocast(image.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         logits = model(image).logits
         if flip:
@@ -174,7 +173,7 @@ def _network_logits(model: nn.Module, image: Tensor, flip: bool, amp_dtype: torc
 
 
 def _pad(image: Tensor, model: nn.Module) -> Tensor:
-    """Fill up with the mean color, below and to the right, until the model takes the size."""
+    """Pad with the mean color, below and to the right, to a size that the model accepts."""
     height, width = image.shape[-2:]
     padded_height, padded_width = padded_size((height, width), model.pad_multiple)
     if (padded_height, padded_width) == (height, width):
@@ -196,7 +195,7 @@ def _check_image(image: Tensor, channels: int) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, uncompiled since images come in many sizes; afterwards all is as it was."""
+    """Set evaluation mode inside the block, uncompiled because images have many sizes; restore it afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

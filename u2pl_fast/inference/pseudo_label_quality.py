@@ -1,4 +1,4 @@
-"""How right a teacher's pseudo-labels and negatives are, against masks that training does not see."""
+"""Measure a teacher's pseudo-labels and negatives against masks that training does not use."""
 
 from collections.abc import Iterable
 
@@ -25,22 +25,29 @@ def pseudo_label_quality(
     amp_dtype: torch.dtype | None = None,
     group: Group = None,
 ) -> dict[str, float]:
-    """Scores of the labels and of the unlabeled negatives that a teacher would give; {} without a sample.
+    """Return scores of the labels and negatives that a teacher produces; an empty dict without samples.
 
-    A pixel is reliable where its entropy lies below the (1 − alpha) quantile of its image, and unreliable above. An
-    unreliable pixel is a negative of the classes ranked r_l ≤ O(c) < r_h by its logits.
+    A pixel is reliable if its entropy is below the (1 − alpha) quantile of its image, and unreliable if it is above. An
+    unreliable pixel is a negative of the classes with rank r_l ≤ O(c) < r_h by its logits.
 
     Args:
         teacher: as in :func:`u2pl_fast.inference.predict_labels`.
         samples: ``(image uint8 (N, h, w), label (H, W), name)``; with ``group``, this process's share.
-        alpha: share of unreliable pixels. ``low_rank``, ``high_rank``: r_l, r_h.
-        num_classes: C. ``ignore_index``: label of pixels without truth.
+        alpha: share of unreliable pixels.
+        low_rank, high_rank: r_l and r_h.
+        num_classes: C.
+        ignore_index: label of pixels without truth.
+        device: where the teacher is.
+        amp_dtype: autocast the teacher to this dtype.
+        group: processes whose counts are added.
 
     Returns:
-        Of the pixels with truth: ``pseudo_miou`` and ``pseudo_accuracy``; ``pseudo_accuracy_reliable`` and
-        ``pseudo_accuracy_unreliable``; ``pseudo_negatives_right``, the share of the (unreliable pixel, negative class)
-        pairs in which the pixel truly is not of that class, and ``pseudo_negatives_right_unranked``, the same were
-        every class but the most likely one a negative. What nothing was counted for is left out.
+        Scores over the pixels with truth: ``pseudo_miou`` and ``pseudo_accuracy``; ``pseudo_accuracy_reliable`` and
+        ``pseudo_accuracy_unreliable``; ``pseudo_negatives_right``, the share of (unreliable pixel, negative class)
+            pairs in
+        which the pixel is not of that class; and ``pseudo_negatives_right_unranked``, the same if every class but the
+            most
+        likely one is a negative. Scores without any pixel are omitted.
     """
     kinds = ("", "_reliable", "_unreliable")
     matrices = {kind: ConfusionMatrix(num_classes, ignore_index, device) for kind in kinds}
@@ -50,7 +57,7 @@ def pseudo_label_quality(
         for image, label, _ in samples:
             image, label = image[None].to(device), label[None].to(device)
             logits = predict_logits(teacher, image, label.shape[-2:], amp_dtype=amp_dtype)
-            stats = ops.pixel_stats(logits, label.shape[-2:])  # on their own grid: nothing is resampled
+            stats = ops.pixel_stats(logits, label.shape[-2:])  # same size: nothing is resampled
             every = torch.ones_like(stats.entropy, dtype=torch.bool)
             reliable, unreliable, _ = reliability(stats.entropy, every, 1 - alpha)
             known = label != ignore_index
@@ -72,7 +79,7 @@ def pseudo_label_quality(
 
 
 def _rank_of_truth(logits: Tensor, label: Tensor) -> Tensor:
-    """O(y): how many classes come before the true one, (B, H, W) of logits (B, C, H, W); ties go to the lower class."""
+    """Return how many classes precede the true one, (B, H, W) of logits (B, C, H, W); ties: lower class first."""
     own = logits.gather(1, label[:, None].long())
     classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
     before = (logits > own) | ((logits == own) & (classes < label[:, None]))

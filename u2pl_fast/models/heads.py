@@ -1,4 +1,4 @@
-"""Heads beside the classifier: the representation head, and the auxiliary classifier."""
+"""Build the heads beside the classifier: the representation head and the auxiliary classifier."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ PROJECTIONS = ("pointwise", "conv")
 
 
 def projection(kind: str | None, width: int, hidden: int, dim: int) -> nn.Module | None:
-    """Return the representation head: on rows of ``width`` features if pointwise, on maps of them if convolutional."""
+    """Return the representation head: a pointwise one takes rows of ``width`` features, a convolutional one maps."""
     if kind is None:
         return None
     if kind == "pointwise":

@@ -1,4 +1,4 @@
-"""A segmentation-models-pytorch network with a representation head; logits stay on the decoder's grid."""
+"""Define a segmentation network with a representation head; logits keep the decoder's resolution."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,33 +20,32 @@ COMPILER = "inductor"
 
 
 class SegmentationNetwork(nn.Module):
-    """Encoder, decoder, classifier at the decoder's resolution, and optionally a representation head.
+    """Segment images with an encoder, a decoder, a classifier, and optionally a representation head.
 
-    Takes images as uint8, or floats in 0..255, (B, N, H, W), N = 3 in RGB order, and normalizes them itself.
+    Takes images (B, N, H, W) as uint8, or as floats in 0..255, and normalizes them. With N = 3 the order is RGB.
 
     Args:
-        arch: a segmentation-models-pytorch architecture with a ``decoder``, by its short name. ``"dpt"`` takes plain
-            vision transformers, the others take encoders with a pyramid of features.
-        encoder: a timm model name, or one of segmentation-models-pytorch's own encoders.
+        arch: short name of a segmentation-models-pytorch architecture with a ``decoder``. ``"dpt"`` takes plain vision
+            transformers, the others take encoders with features at several scales.
+        encoder: name of a timm model or of an encoder of segmentation-models-pytorch.
         num_classes: C.
-        in_channels: N. Pretrained weights of the first convolution are adapted to it as timm does: summed for one
-            channel, else repeated and scaled by 3 ÷ N.
-        encoder_weights: ``None``, ``"imagenet"`` (downloaded by timm) or a ``.safetensors`` file of timm's names.
-        projection: ``None``, ``"pointwise"`` (linear, LayerNorm, ReLU, linear on decoder features, so that it can be
-            evaluated at chosen pixels) or ``"conv"`` (two 3×3 conv-BN-ReLU-dropout and a 1×1, dense, as published).
+        in_channels: N. Pretrained weights of the first convolution are adapted as in timm: summed for one channel, else
+            repeated and scaled by 3 ÷ N.
+        encoder_weights: ``None``, ``"imagenet"`` (downloaded by timm) or a ``.safetensors`` file with timm's names.
+        projection: ``None``, ``"pointwise"`` (linear, LayerNorm, ReLU, linear on decoder features, for chosen pixels
+            only) or ``"conv"`` (two 3×3 conv-BN-ReLU-dropout and a 1×1, computed everywhere, as published).
         representation_dim: D.
         projection_width: hidden channels of the head.
-        output_stride: 8, 16 or 32 for the encoder; None keeps the architecture's own.
-        decoder_width: channels of the decoder, where one number says them; None keeps the architecture's own.
-        auxiliary: adds a classifier on the last but one encoder stage, returned as ``aux_logits``.
-        align_corners: how the logits are meant to be upsampled; read by those who do.
-        image_mean, image_std: N numbers each, where white is 1; None: see
+        output_stride: 8, 16 or 32 for the encoder; None = the architecture's default.
+        decoder_width: channels of the decoder, for architectures with one width; None = the architecture's default.
+        auxiliary: add a classifier on the second-to-last encoder stage, returned as ``aux_logits``.
+        align_corners: how to upsample the logits; stored for the callers that upsample them.
+        image_mean, image_std: N numbers each, where white is 1; None = see
             :func:`u2pl_fast.data.image_format.normalization`.
-        checkpoint_encoder: keep no activations of the encoder, compute them again in the backward pass.
-        freeze_batchnorm: the encoder's batch norm keeps the running statistics of its weights, in training as well;
-            its scales and shifts are trained.
-        freeze_stages: this many stages of the encoder, first ones first, keep their weights and statistics.
-        feature_dropout: share of the encoder's channels that perturbed images lose.
+        checkpoint_encoder: recompute the encoder's activations in the backward pass instead of storing them.
+        freeze_batchnorm: keep the encoder's batch norm statistics during training; its scales and shifts are trained.
+        freeze_stages: number of encoder stages, from the first, that keep their weights and statistics.
+        feature_dropout: share of the encoder's channels to drop for perturbed images.
     """
 
     def __init__(
@@ -80,9 +79,7 @@ class SegmentationNetwork(nn.Module):
         self.freeze_batchnorm, self.freeze_stages = freeze_batchnorm, freeze_stages
         self.feature_dropout = feature_dropout
         if freeze_batchnorm and not any(encoders.batch_norms(self.encoder)):
-            raise ValueError(
-                f"freeze_batchnorm: {encoder} has no batch norm; leave it out, or add --no-freeze-batchnorm"
-            )
+            raise ValueError(f"freeze_batchnorm: {encoder} has no batch norm; remove it, or add --no-freeze-batchnorm")
         encoders.freeze_stages(self.encoder, freeze_stages, in_channels)
         if checkpoint_encoder:
             encoders.checkpoint_activations(self.encoder, encoder, freeze_batchnorm)
@@ -95,7 +92,7 @@ class SegmentationNetwork(nn.Module):
         self.mean_color = mean_color(mean)
         self.register_buffer("image_mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("image_std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.train()  # freezes, where asked
+        self.train()  # freezes layers as requested
 
     def train(self, mode: bool = True) -> "SegmentationNetwork":
         super().train(mode)
@@ -106,18 +103,22 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
-        """All but the encoder's: those that a recipe may train with a higher learning rate."""
+        """Return all parameters but the encoder's, which may get a higher learning rate."""
         encoder = {id(p) for p in self.encoder.parameters()}
         return [p for p in self.parameters() if id(p) not in encoder]
 
     def forward(self, images: Tensor, *, representations: bool = False, perturbed: int = 0) -> SegmentationOutput:
-        """Logits, and where asked for what the contrastive loss reads.
+        """Return logits and, if asked for, the features that the contrastive loss uses.
 
-        The last ``perturbed`` images lose a share ``feature_dropout`` of the channels of each encoder stage.
+        Args:
+            images: (B, N, H, W); H and W must be multiples of ``pad_multiple``.
+            representations: return features, and the head in ``project`` unless it was applied.
+            perturbed: drop a share ``feature_dropout`` of the channels of each encoder stage for the last ``perturbed``
+                images.
         """
         height, width = images.shape[-2:]
         if images.shape[1] != self.in_channels:
-            raise ValueError(f"images: {images.shape[1]} channels, this network was built for {self.in_channels}")
+            raise ValueError(f"images: expected {self.in_channels} channels, got {images.shape[1]}")
         if height % self.pad_multiple or width % self.pad_multiple:
             padded = padded_size((height, width), self.pad_multiple)
             raise ValueError(
@@ -135,7 +136,7 @@ class SegmentationNetwork(nn.Module):
         if not representations:
             return SegmentationOutput(logits, aux_logits=aux_logits)
         if self.projection is None:
-            raise ValueError("representations: this network was built with projection=None and has no head for them")
+            raise ValueError("representations: this network has no head for them; build it with projection='pointwise'")
         features = pool_to_stride4(decoded, (height, width))
         if self.dense_projection:
             return SegmentationOutput(logits, self.projection(features), None, aux_logits)
@@ -143,7 +144,7 @@ class SegmentationNetwork(nn.Module):
 
 
 def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: bool = True) -> SegmentationNetwork:
-    """The network of a resolved config; ``load_encoder_weights=False`` where a checkpoint will fill it anyway."""
+    """Build the network of a resolved config; skip the encoder weights if a checkpoint will replace them."""
     weights = None if config.encoder_weights == "none" or not load_encoder_weights else config.encoder_weights
     return SegmentationNetwork(
         config.arch,
@@ -168,19 +169,19 @@ def build_model(config: TrainConfig, num_classes: int, *, load_encoder_weights: 
 
 
 def compile_network(network: nn.Module) -> None:
-    """Have ``network`` compiled at its first call; what cannot be compiled runs as it is, with a warning that says so.
+    """Compile ``network`` at its first call; if that fails, warn and run it uncompiled.
 
-    Its state dict and its modules stay as they are.
+    Its state dict and its modules stay the same.
     """
     network.compile(backend=_compiled_or_eager, dynamic=False)
 
 
 def _compiled_or_eager(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-    from torch._dynamo import lookup_backend  # seconds to import, for those who compile
+    from torch._dynamo import lookup_backend  # takes seconds to import
 
     try:
         return lookup_backend(COMPILER)(graph, examples)
-    except Exception as error:  # a compiler raises dozens of kinds
+    except Exception as error:  # compilers raise many types
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(f"compile: the network runs uncompiled ({reason[:200]})", RuntimeWarning, stacklevel=2)
         return graph.forward

@@ -1,4 +1,4 @@
-"""SegFormer's decoder (Xie et al. 2021, arXiv:2105.15203) in an order that is quicker, with the same parameters."""
+"""Run SegFormer's decoder (Xie et al. 2021, arXiv:2105.15203) in a faster order, with the same parameters."""
 
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder as LibraryDecoder
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class SegformerDecoder(LibraryDecoder):
-    """The library's decoder with its 1×1 fusion before the upsampling, where there are 4 to 64 times fewer pixels.
+    """Apply the 1×1 fusion before the upsampling, to 4 to 64 times fewer pixels.
 
-    Σ W_i up(x_i) = Σ up(W_i x_i), since a 1×1 convolution and an interpolation commute: equal up to rounding.
+    Σ W_i up(x_i) = Σ up(W_i x_i), because a 1×1 convolution and interpolation commute. Results agree up to rounding.
     """
 
     def forward(self, features: list[Tensor]) -> Tensor:

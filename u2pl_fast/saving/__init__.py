@@ -1,1 +1,1 @@
-"""Checkpoints, weights files and exported programs."""
+"""Read and write checkpoints, weights files and exported programs."""

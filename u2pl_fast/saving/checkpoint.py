@@ -1,17 +1,17 @@
-"""Checkpoint files: written whole or not at all, and read without running any code from the file.
+"""Write checkpoint files atomically, and read them without running code from the file.
 
-A checkpoint is one dict of tensors and primitives:
+A checkpoint is one dict of tensors and plain values:
 
 ======================  ===============================================================================
 ``format``              int, version of this layout, :data:`FORMAT`
-``config``              dict of primitives, the training configuration
+``config``              dict of plain values, the training configuration
 ``num_classes``         int
-``class_names``         list of str, empty where the names aren't known
+``class_names``         list of str, empty if the names are unknown
 ``network``             ``"teacher"`` or ``"student"``: the network that the training evaluated
 ``student``             state dict
-``teacher``             state dict, or None while there is no teacher
+``teacher``             state dict, or None before the teacher starts
 ``step``                int, steps done
-anything else           the trainer's own (optimizer, bank, ...)
+other keys              state of the trainer (optimizer, bank, ...)
 ======================  ===============================================================================
 """
 
@@ -42,23 +42,22 @@ _LAYOUT: dict[str, tuple[type, ...]] = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be written, can't be read, or doesn't fit; the message names the file."""
+    """Report a checkpoint that cannot be written or read, or does not fit; the message names the file."""
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path`` atomically.
 
-    As :func:`u2pl_fast.utils.atomic.replacing`, and flushed to the disk: whoever reads ``path``, even after a power
-    cut, finds the old file or the new one.
+    The file is flushed to the disk: after a crash or a power cut, ``path`` is either the old file or the new one.
 
     Args:
         path: the file; its folder must exist.
-        state: dicts, lists and tuples of tensors and primitives. ``format`` is added. Tensors are saved from any
-            device, a view without the rest of its storage.
+        state: dicts, lists and tuples of tensors and plain values; ``format`` is added. Tensors may be on any device; a
+            view is saved without the rest of its storage.
 
     Raises:
         TypeError: ``state`` holds something else; the message names the key.
-        CheckpointError: the folder can't be written or the disk is full. The older file stays as it was.
+        CheckpointError: the folder is not writable or the disk is full. The old file is unchanged.
     """
     target = Path(path)
     plain = _plain({**state, "format": FORMAT}, "state")
@@ -71,27 +70,28 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         reason = _os_error(error)
         if reason is None:
             raise
-        kept = "; the file that was there is untouched" if os.path.exists(target) else ""
+        kept = "; the existing file is unchanged" if os.path.exists(target) else ""
         raise CheckpointError(
             f"cannot write checkpoint {target}: {reason.strerror or reason}{kept}. "
-            "Free some space or choose another, writable folder"
+            "Free some disk space or choose a writable folder"
         ) from error
     try:
         _sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(
-            f"wrote checkpoint {target}, but its folder could not be flushed to the disk: {error.strerror or error}"
+            f"wrote checkpoint {target}, but could not flush its folder to the disk: {error.strerror or error}"
         ) from error
 
 
 def load(path: str | os.PathLike[str], map_location: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a file that :func:`save` wrote.
 
-    The checksum of every record is verified, and unpickling is restricted to tensors and primitives
-    (``weights_only``): no code from the file is run.
+    The checksum of every record is verified. Unpickling is restricted to tensors and plain values (``weights_only``),
+    so no code from the file runs.
 
     Raises:
-        CheckpointError: missing, truncated, damaged, foreign or unsafe file, or one of another format version.
+        CheckpointError: the file is missing, truncated, damaged, unsafe, of another format version, or not a
+            checkpoint.
     """
     source = Path(path)
     _check_archive(source)
@@ -99,22 +99,22 @@ def load(path: str | os.PathLike[str], map_location: torch.device | str = "cpu")
         state = torch.load(source, map_location=map_location, weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"refused {source}: it holds more than tensors and primitives, or isn't a checkpoint of u2pl_fast. "
-            "Nothing in it was run"
+            f"refused {source}: it holds more than tensors and plain values, or is not a checkpoint of u2pl_fast. "
+            "No code in it was run"
         ) from error
     version = state.get("format") if isinstance(state, dict) else None
     if type(version) is not int:
-        raise CheckpointError(f"{source} isn't a checkpoint of u2pl_fast: it has no format number")
+        raise CheckpointError(f"{source} is not a checkpoint of u2pl_fast: it has no format number")
     if version != FORMAT:
-        raise CheckpointError(f"{source} has checkpoint format {version}; this version of u2pl_fast reads {FORMAT}")
+        raise CheckpointError(f"{source} has checkpoint format {version}, but this version of u2pl_fast reads {FORMAT}")
     return state
 
 
 def load_first(*paths: Path) -> tuple[dict[str, Any], Path, str | None]:
-    """The first of ``paths`` that can be read, which one that was, and what was wrong with those before it.
+    """Return the first of ``paths`` that can be read, its path, and the errors of those before it.
 
     Raises:
-        CheckpointError: none of them can be read; the message is the first one's.
+        CheckpointError: none of them can be read; the message is that of the first.
     """
     complaints: list[CheckpointError] = []
     for path in paths:
@@ -126,7 +126,7 @@ def load_first(*paths: Path) -> tuple[dict[str, Any], Path, str | None]:
 
 
 def keep_previous(path: Path, previous: Path) -> None:
-    """Give the file at ``path``, if there is one, the second name ``previous``; it is never without its own."""
+    """Link the file at ``path``, if there is one, to ``previous`` as well; ``path`` exists at all times."""
     if not path.exists():
         return
     try:
@@ -141,14 +141,14 @@ def keep_previous(path: Path, previous: Path) -> None:
 
 
 def check_layout(state: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
-    """Refuse a file of this format that doesn't hold a training's checkpoint (see the top of this module).
+    """Refuse a file that does not hold a training checkpoint (see the top of this module).
 
     Raises:
         CheckpointError: naming the keys that are missing or have the wrong type.
     """
     wrong = [key for key, types in _LAYOUT.items() if key not in state or not isinstance(state[key], types)]
     if wrong:
-        raise CheckpointError(f"{source} isn't a training checkpoint: {', '.join(wrong)} missing or of the wrong type")
+        raise CheckpointError(f"{source} is not a training checkpoint: {', '.join(wrong)} missing or of the wrong type")
     if state["network"] not in ("teacher", "student"):
         raise CheckpointError(f"{source}: network must be 'teacher' or 'student', got {state['network']!r}")
     if state["num_classes"] < 1:
@@ -163,13 +163,13 @@ def check_match(
     num_classes: int | None = None,
     source: str | os.PathLike[str] = "the checkpoint",
 ) -> None:
-    """Refuse weights that don't fit ``model``, saying what differs.
+    """Refuse weights that do not fit ``model``, and say what differs.
 
     Args:
         state: a whole checkpoint.
-        model: the network that ``state[key]`` is to be loaded into.
+        model: the network that will load ``state[key]``.
         key: ``"student"`` or ``"teacher"``.
-        num_classes: class count of the data at hand; compared with the checkpoint's where given.
+        num_classes: number of classes in the data set; None = not compared.
         source: name of the file, for the message.
 
     Raises:
@@ -182,7 +182,7 @@ def check_match(
     differences = []
     saved_classes = state.get("num_classes")
     if num_classes is not None and saved_classes is not None and saved_classes != num_classes:
-        differences.append(f"it was trained with {saved_classes} classes, here there are {num_classes}")
+        differences.append(f"it was trained with {saved_classes} classes, the data set has {num_classes}")
     missing = [name for name in own if name not in weights]
     if missing:
         differences.append(f"missing from the file: {_listed(missing)}")
@@ -194,20 +194,20 @@ def check_match(
         if name not in own:
             continue
         if not isinstance(value, Tensor):
-            shapes.append(f"{name} is no tensor")
+            shapes.append(f"{name} is not a tensor")
         elif value.shape != own[name].shape:
             shapes.append(f"{name} is {tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model")
     if shapes:
         differences.append(f"shapes: {_listed(shapes)}")
     if differences:
         raise CheckpointError(
-            f"the {key} weights of {source} don't fit the model: {'; '.join(differences)}. "
-            "Use the options that the checkpoint was trained with"
+            f"the {key} weights of {source} do not fit the model: {'; '.join(differences)}. "
+            "Use the settings of the checkpoint's run"
         )
 
 
 def _plain(value: Any, where: str) -> Any:
-    """``value`` as dicts, lists, tuples, tensors and primitives, detached; ``where`` names it in an error."""
+    """Return ``value`` as dicts, lists, tuples, detached tensors and plain values; ``where`` names it in errors."""
     if type(value) in _PRIMITIVES:
         return value
     if isinstance(value, Tensor):
@@ -215,7 +215,7 @@ def _plain(value: Any, where: str) -> Any:
         if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{type(tensor).__name__} ({tensor.layout}, {tensor.device})"
             raise TypeError(f"{where} is a {kind}: only plain, dense tensors can be saved")
-        # A slice would drag its whole storage into the file.
+        # A slice would save its whole storage.
         whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         return tensor if whole else tensor.clone()
     if isinstance(value, Mapping):
@@ -225,11 +225,11 @@ def _plain(value: Any, where: str) -> Any:
         return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
-    raise TypeError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and primitives only")
+    raise TypeError(f"{where} is a {type(value).__name__}: a checkpoint holds only tensors and plain values")
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """The operating system's own error behind ``error``: torch.save wraps it in a RuntimeError about file positions."""
+    """Return the OSError behind ``error``: torch.save wraps it in a RuntimeError about file positions."""
     while error is not None:
         if isinstance(error, OSError):
             return error
@@ -238,7 +238,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the platform can open folders."""
+    """Make a rename in ``folder`` durable, on platforms that can open folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -249,7 +249,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check_archive(source: Path) -> None:
-    """Refuse what isn't a whole archive. torch's own reader skips checksums: a flipped bit would pass as a weight."""
+    """Refuse a damaged archive. torch's reader ignores checksums, and would load a flipped bit as a weight."""
     damaged = f"{source} is truncated, damaged, or not a checkpoint of u2pl_fast"
     try:
         with open(source, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -257,13 +257,13 @@ def _check_archive(source: Path) -> None:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {source}") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{source} is a folder: give the checkpoint file in it, such as best.pt") from None
+        raise CheckpointError(f"{source} is a folder; name a checkpoint in it, such as best.pt") from None
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {source}: {error.strerror or error}") from error
-    except Exception as error:  # zipfile raises a dozen types on bytes that aren't an archive
+    except Exception as error:  # zipfile raises many types
         raise CheckpointError(damaged) from error
     if broken is not None:
-        raise CheckpointError(f"{damaged}: the checksum of its record {broken} is wrong")
+        raise CheckpointError(f"{damaged}: wrong checksum of its record {broken}")
 
 
 def _listed(names: list[str], limit: int = 4) -> str:

@@ -1,3 +1,3 @@
-"""Names of the checkpoints in a run's folder."""
+"""Name the checkpoints in a run's folder."""
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

@@ -1,7 +1,7 @@
-"""Networks as files that run without this package, ``.onnx`` and torch.export's ``.pt2``: written, read back, compared.
+"""Export networks to files that run without this package: ``.onnx``, and ``.pt2`` of torch.export.
 
-A file appears under its name only after what it computes was compared with the network, at the size that it was traced
-at and, where it takes any size, at another one.
+A file gets its name only after its outputs were compared with the network's, at the traced size and, if it accepts any
+size, at another one.
 """
 
 import importlib.util
@@ -35,10 +35,10 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 
 
 class ExportedNetwork(nn.Module):
-    """A network as it is exported: uint8 (B, N, H, W) → logits (B, C, h, w), or labels and confidence (B, H, W).
+    """Compute what an exported file computes from images, uint8 (B, N, H, W).
 
-    ``labels`` are argmax of the logits upsampled to H×W (uint8, int16 when C > 255), confidence is their softmax's
-    greatest value.
+    With outputs ``"logits"`` it returns logits (B, C, h, w). With ``"labels"`` it returns the most likely class of each
+    pixel (uint8, or int16 when C > 255) and its probability, both (B, H, W).
     """
 
     def __init__(self, network: nn.Module, outputs: Outputs) -> None:
@@ -55,7 +55,12 @@ class ExportedNetwork(nn.Module):
 
 
 class Difference(NamedTuple):
-    """The largest difference of outputs, logits or probabilities, and its share of the largest of them."""
+    """Hold the largest difference of outputs, logits or probabilities.
+
+    Attributes:
+        relative: divided by the largest output.
+        absolute: the difference itself.
+    """
 
     relative: float
     absolute: float
@@ -66,22 +71,22 @@ class Difference(NamedTuple):
 
 @dataclass
 class ExportReport:
-    """What became of an export."""
+    """Describe an exported file."""
 
     axes: tuple[int, ...]
-    """Axes of the images whose length is free: 0 batch, 2 height, 3 width."""
+    """Image axes of any length: 0 batch, 2 height, 3 width."""
     size: tuple[int, int]
-    """Height and width traced at: the only ones that fit where the axes are not free."""
+    """Traced height and width: the only ones that fit unless the axes are free."""
     multiple: int
-    """What height and width are multiples of."""
+    """Number that height and width must be multiples of."""
     difference: Difference
-    """From the network's own outputs."""
+    """Difference from the network's outputs."""
     reason: str = ""
-    """Why fewer axes are free than were asked for."""
+    """Reason why fewer axes are free than requested."""
 
 
 class Mismatch(ValueError):
-    """A file that was written does not compute what the network does."""
+    """Report that an exported file does not compute what the network computes."""
 
 
 def write(
@@ -95,30 +100,31 @@ def write(
     fixed: bool = False,
     tolerance: float = 1e-3,
 ) -> ExportReport:
-    """Export ``network``, with any batch and image size that the format can express, and compare.
+    """Export ``network`` for any batch and image size that the format supports, and compare its outputs.
 
-    Where an export for any size fails, or computes something else at another size than the one traced, one for ``size``
-    alone is written instead; the result says so.
+    If an export for any size fails, or computes something else at another size than the traced one, export for ``size``
+    alone; the result says so.
 
     Args:
-        path: the file. What was there before stays unless all went well.
-        network: in evaluation mode, on the CPU, of a kind that :func:`.inference.predict_labels` takes, with the
-            ``image_mean`` that it subtracts.
-        about: text stored inside the file.
-        size: height and width to trace at, raised to what the network needs.
-        fixed: take images of ``size`` only.
-        tolerance: bound of the relative difference.
+        path: the file. An existing file is replaced only if all goes well.
+        network: in evaluation mode, on the CPU, as :func:`.inference.predict_labels` takes it, with its ``image_mean``.
+        kind: format of the file.
+        about: text stored in the file.
+        outputs: what the file computes.
+        size: height and width to trace at, rounded up to what the network needs.
+        fixed: accept images of ``size`` only.
+        tolerance: limit of the relative difference.
 
     Raises:
         Mismatch: the outputs differ by more than ``tolerance``.
-        ValueError: packages are missing, the network can't be exported, or the file can't be written.
+        ValueError: packages are missing, the network cannot be exported, or the file cannot be written.
     """
     if kind == "onnx":
         require_onnx()
         if sum(value.nbytes for value in network.state_dict().values()) >= _ONNX_BYTES:
-            raise ValueError(f"out: {path} would pass the 2 GiB of an .onnx file; write a .pt2 file")
+            raise ValueError(f"out: {path} would exceed the 2 GiB of an .onnx file; use a name that ends in .pt2")
     if not path.parent.is_dir():
-        raise ValueError(f"out: cannot write {path}: no folder {path.parent}")
+        raise ValueError(f"out: cannot write {path}: no folder {path.parent}; create it first")
     exported = ExportedNetwork(network, outputs).eval()
     traced = padded_size(size, network.pad_multiple)
     reason = ""
@@ -143,13 +149,13 @@ def require_onnx() -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"format: .onnx files need the packages {', '.join(ONNX_PACKAGES)}; not found: {', '.join(missing)}. "
+            f"format: .onnx files need the packages {', '.join(ONNX_PACKAGES)}; missing: {', '.join(missing)}. "
             "pip install onnx onnxruntime onnxscript"
         )
 
 
 class _UnsupportedSizes(Exception):
-    """The exporter can't, or the file holds for the traced size alone."""
+    """Report that the exporter fails, or that the file is right at the traced size only."""
 
 
 def _save(
@@ -159,7 +165,7 @@ def _save(
     free = {axis: torch.export.Dim.DYNAMIC for axis in axes}
     try:
         with warnings.catch_warnings(), _plain_same_padding(network.network.pad_multiple):
-            warnings.simplefilter("ignore")  # about the exporters' own insides
+            warnings.simplefilter("ignore")  # about the exporters' internals
             program = torch.export.export(network, (image,), dynamic_shapes={"images": free}, strict=False)
             if kind == "torch-export":
                 torch.export.save(program, path, extra_files={"about.json": json.dumps(dict(about))})
@@ -177,17 +183,16 @@ def _save(
         graph.save(path)
     except OSError:
         raise
-    except Exception as error:  # the exporters raise dozens of kinds
+    except Exception as error:  # the exporters raise many types
         raise _UnsupportedSizes(_first_line(error)) from error
 
 
 @contextmanager
 def _plain_same_padding(pad_multiple: int) -> Iterator[None]:
-    """timm's "same" padding in terms that can be traced at an unknown size.
+    """Replace timm's "same" padding by a form that can be traced at an unknown size.
 
-    Its ceil(x / stride) nests one expression deeper a layer, many minutes of algebra for an encoder, and no .pt2 file
-    holds it. Where images come in multiples of the encoder's stride, each strided layer divides its input, and the
-    padding is a constant.
+    Its ceil(x / stride) nests one expression deeper per layer, which takes minutes to simplify, and a .pt2 file cannot
+    hold it. If image sizes are multiples of the encoder's stride, the padding of each strided layer is a constant.
     """
 
     def padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
@@ -205,10 +210,11 @@ def _plain_same_padding(pad_multiple: int) -> Iterator[None]:
 def _check(
     kind: str, path: Path, network: ExportedNetwork, size: Sequence[int], axes: Sequence[int], tolerance: float
 ) -> Difference:
-    """The largest difference between the file and the network, on noise and on a scene.
+    """Return the largest difference between the file and the network, on noise and on a scene.
 
     Raises:
-        Mismatch: too large at the traced size. _UnsupportedSizes: too large, or not computed, at another size.
+        Mismatch: it is too large at the traced size.
+        _UnsupportedSizes: it is too large at another size, or the file fails there.
     """
     run = load(kind, path)
     scenes = _scenes(network, size)
@@ -232,22 +238,22 @@ def _check(
 
 
 def load(kind: str, path: Path) -> Runner:
-    """What computes an exported file: uint8 images (B, 3, H, W) → its outputs, as CPU tensors."""
+    """Return a function that runs an exported file: uint8 images (B, 3, H, W) → its outputs, as CPU tensors."""
     if kind == "torch-export":
         return torch.export.load(path).module()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it can't do is raised as well
+    options.log_severity_level = 4  # errors are raised as well
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]
 
 
 @torch.no_grad()
 def compare(run: Runner, network: ExportedNetwork, images: Tensor) -> Difference:
-    """Between what ``run`` returns and what the network computes; infinite where a shape differs or a NaN comes out.
+    """Return the difference between what ``run`` and the network compute; infinite for a wrong shape or a NaN.
 
-    Of labels it is the probability that the network gives its own label, minus that of the label returned.
+    For labels it is the network's probability of its own label minus that of the returned label.
     """
     logits = network.network(images).logits
     outputs = run(images)
@@ -274,7 +280,7 @@ def _difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
 
 
 def _scenes(network: ExportedNetwork, size: Sequence[int]) -> Tensor:
-    """Two images to trace with and to compare on: noise, and a scene of the built-in data."""
+    """Return two images to trace with and to compare on: noise, and a scene of the built-in data."""
     height, width = size
     channels = network.network.image_mean.numel()
     noise = torch.randint(256, (height, width, channels), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A network without its training: weights in a ``.safetensors`` file, what they belong to in its metadata."""
+"""Write a network's weights to a ``.safetensors`` file, with its description in the metadata."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _METADATA = ("config", "num_classes", "class_names", "network", "step")
 
 
 def save_network(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the weights ``state[state["network"]]`` of a checkpoint, whole or not at all.
+    """Write the weights ``state[state["network"]]`` of a checkpoint atomically.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -31,10 +31,10 @@ def save_network(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_network(path: Path) -> dict[str, Any]:
-    """What ``save_network`` wrote, laid out as a checkpoint that holds this one network.
+    """Return what :func:`save_network` wrote, as a checkpoint of this one network.
 
     Raises:
-        CheckpointError: no such file, no safetensors file, or not one of ours.
+        CheckpointError: the file is missing, or was not written by :func:`save_network`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -44,7 +44,7 @@ def load_network(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"no file {path}") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no readable .safetensors file ({error})") from error
+        raise CheckpointError(f"{path} is not a readable .safetensors file ({error})") from error
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} holds weights, but not of a network that u2pl_fast exported") from error
+        raise CheckpointError(f"{path} holds weights, but was not written by u2pl export") from error
     return state | {"student": {}, "teacher": None} | {state["network"]: weights}

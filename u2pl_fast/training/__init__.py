@@ -1,1 +1,1 @@
-"""The training loop and its parts."""
+"""Train: the loop and its parts."""

@@ -1,4 +1,4 @@
-"""Numbers from the device to the host without waiting for the device."""
+"""Copy numbers from the device to the host without waiting for the device."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class AsyncScalars:
-    """A copy of small tensors that travels while the device goes on working.
+    """Copy small tensors to the host while the device keeps working.
 
-    float64 carries them all in one message, which is exact for integers below 2⁵³.
+    All values travel in one float64 message, which is exact for integers below 2⁵³.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -26,11 +26,11 @@ class AsyncScalars:
 
     @property
     def ready(self) -> bool:
-        """Whether ``values`` would not wait."""
+        """Return whether ``values`` would return without waiting."""
         return self._arrived is None or self._arrived.query()
 
     def values(self) -> dict[str, float | int | list]:
-        """A number for each 0-d tensor, a list for each other one."""
+        """Return a number for each 0-d tensor and a list for each other one."""
         if self._arrived is not None:
             self._arrived.synchronize()
         parts = self._host.split([shape.numel() for shape, _ in self._like.values()])

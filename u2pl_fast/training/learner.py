@@ -1,4 +1,7 @@
-"""One training step: teacher, mixing, student, losses, update. Knows no files, no loader and no log."""
+"""Run one training step: teacher, mixing, student, losses, update.
+
+This module knows nothing of files, loaders and logs.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -25,17 +28,17 @@ from .optim import BufferGuard, build_optimizer, gated_step, gradient_norm, set_
 from .whole_images import WholeImagePredictions
 
 Autocast = Callable[[], torch.autocast]
-PHASES = ("teacher", "student", "losses", "backward", "update")  # names of a step's parts in a profile
+PHASES = ("teacher", "student", "losses", "backward", "update")  # profiler names of the parts of a step
 
 
 class StudentLoss(nn.Module):
-    """The student's forward and the whole loss in one forward, so that data-parallel wrapping sees every parameter."""
+    """Run the student and compute the loss in one forward, as data-parallel wrapping needs it."""
 
     def __init__(self, student: nn.Module, criterion: U2PLCriterion, autocast: Autocast) -> None:
         super().__init__()
         self.student = student
         self._autocast = autocast
-        self._criterion = [criterion]  # hidden from nn.Module: each process keeps a bank of its own
+        self._criterion = [criterion]  # hidden from nn.Module: each process has its own bank
 
     def forward(
         self, images: Tensor, labels: Tensor, pseudo: PseudoLabels | None, teacher, perturbed: int, **options
@@ -54,7 +57,15 @@ class StudentLoss(nn.Module):
 
 @dataclass
 class Step:
-    """What one step saw: its losses, the student's images (labeled first), labels, and mixed pseudo-labels, if any."""
+    """Hold what one step used.
+
+    Attributes:
+        losses: its losses.
+        images: images of the student, labeled ones first.
+        labels: labels of the labeled images.
+        pseudo: mixed pseudo-labels; None before the teacher starts.
+        lr_factor: factor of the learning rate.
+    """
 
     losses: Losses
     images: Tensor
@@ -64,14 +75,21 @@ class Step:
 
 
 class Learner:
-    """Student, teacher, criterion and optimizer of a resolved config, moved on by ``train_step``.
+    """Train the student, teacher and bank of a resolved config, one ``train_step`` at a time.
 
     Args:
-        steps: length of the run, for the learning rate. ``steps_per_epoch``: of the unlabeled images, for α_t.
-        teacher_start: the step at which the teacher begins; labels alone before.
-        class_weight: (C,) of the cross-entropies. ``criterion``: the class that computes the losses.
-        init: called with the fresh student, before the teacher copies it.
-        whole_images: gives (index, uint8 (N, h, w)) of every unlabeled image; needed with ``teacher_input`` whole.
+        config: resolved settings.
+        num_classes: C.
+        ignore_index: label of pixels to ignore.
+        steps: length of the run, for the learning rate.
+        steps_per_epoch: steps per pass over the unlabeled images, for α_t.
+        teacher_start: first step with a teacher; steps before it use labels alone.
+        device: where to train.
+        group: processes that train together; None = this one.
+        class_weight: (C,) weights of the cross-entropies.
+        criterion: class that computes the losses.
+        init: called with the new student before the teacher copies it.
+        whole_images: returns (index, uint8 (N, h, w)) of every unlabeled image; required if ``teacher_input`` is whole.
     """
 
     def __init__(
@@ -100,7 +118,7 @@ class Learner:
         if config.channels_last:
             self.student = self.student.to(memory_format=torch.channels_last)
         if world_size(group) > 1 and device.type == "cuda" and config.sync_batchnorm:
-            self.student = convert_sync_batchnorm(self.student)  # timm's: torch's drops activations joined to a norm
+            self.student = convert_sync_batchnorm(self.student)  # torch's version drops timm's fused activations
         if init is not None:
             init(self.student)
         self.semi = config.method != "supervised"
@@ -109,7 +127,7 @@ class Learner:
         self.whole = self._grid = None
         if self.semi and config.teacher_input == "whole":
             if whole_images is None:
-                raise ValueError("whole_images: teacher_input whole needs them")
+                raise ValueError("whole_images: required with teacher_input whole")
             self.whole, self._whole_images = WholeImagePredictions(config.teacher_scales), whole_images
         self.criterion = build_criterion(config, num_classes, ignore_index, group, class_weight, criterion).to(device)
         self.optimizer = build_optimizer(self.student, config)
@@ -123,7 +141,7 @@ class Learner:
                 compile_network(self.teacher.module)
         if config.cuda_graph and self.criterion.bank is not None:
             if device.type != "cuda" or group is not None:
-                raise ValueError("cuda_graph: needs one process on a GPU; leave --cuda-graph out")
+                raise ValueError("cuda_graph: needs a single process on a GPU; remove --cuda-graph")
             self.criterion.capture_contrastive(self.student.projection if config.projection == "pointwise" else None)
         self._parameters = list(self.student.parameters())
         self._buffers = BufferGuard(self.student)
@@ -135,13 +153,13 @@ class Learner:
 
     @property
     def teacher_began(self) -> bool:
-        """Whether the teacher follows the student yet; before that it is an untrained copy."""
+        """Return whether the teacher follows the student; before, it is an untrained copy."""
         return self.teacher is not None and self.step > self.teacher_start
 
     def train_step(self, batch: dict[str, Tensor]) -> Step:
-        """Take one batch of the training loader, on the device, and move by it.
+        """Train on one batch of the training loader, which must be on the device.
 
-        Nothing here waits for the device, but for the teacher's looks at whole images.
+        Nothing here waits for the device, except predictions for whole images.
         """
         config, step = self.config, self.step
         torch.manual_seed(stream(config.seed, "forward", step, self.rank))
@@ -186,7 +204,7 @@ class Learner:
         return Step(losses, images, labels, pseudo, lr_factor)
 
     def _pseudo_label(self, batch: dict[str, Tensor]) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
-        """Run the teacher on the weak views; mix each strong view, its maps and outputs with one mask."""
+        """Run the teacher on the weak views; mix strong views, label maps and outputs with one mask."""
         config, weak, labeled = self.config, batch["weak"], batch["images"]
         if not self.criterion.needs_labeled_teacher:
             labeled = labeled[:0]
@@ -215,7 +233,7 @@ class Learner:
     def _mixed(
         self, view: int, strong: Tensor, pseudo: PseudoLabels, output: SegmentationOutput, first: int
     ) -> tuple[Tensor, PseudoLabels, SegmentationOutput]:
-        """A strong view of the unlabeled images, the teacher's maps and its outputs, moved by one mask."""
+        """Return a strong view of the unlabeled images and the teacher's maps and outputs, mixed with one mask."""
         config = self.config
         mask = self._regions(pseudo, first, view)
         if config.mix == "cutout":
@@ -236,7 +254,7 @@ class Learner:
         return mix(strong), pseudo.changed(mix), output
 
     def _predicted_crop(self, batch: dict[str, Tensor]) -> SegmentationOutput:
-        """Return the weak views' crops of the predictions that the teacher last made for whole images."""
+        """Return the weak views' crops of the teacher's latest predictions for whole images."""
         earlier, since = self.config.teacher_from, self.step - self.teacher_start
         if not self.whole.maps or (earlier is None and since % self.config.teacher_every == 0):
             network = self.teacher.module if earlier is None else load_model(earlier, self.device)[0]
@@ -248,7 +266,7 @@ class Learner:
         return self._with_head(SegmentationOutput(logits))
 
     def _mix_labeled(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The labeled images and their labels, boxes of them exchanged with the partner's."""
+        """Return labeled images and labels, with boxes swapped between partners."""
         images, labels, config = batch["images"], batch["labels"], self.config
         if config.mix_labeled_prob == 0:
             return images, labels
@@ -267,7 +285,7 @@ class Learner:
 
     @torch.no_grad()
     def _run_teacher(self, images: Tensor, represent: bool = True) -> SegmentationOutput:
-        """The teacher's outputs, with representations where the criterion reads them."""
+        """Return the teacher's outputs, with representations if the criterion uses them."""
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         dense = represent and self.criterion.bank is not None and self.config.key_encoder == "teacher"
@@ -276,7 +294,7 @@ class Learner:
         return self._with_head(output)
 
     def _with_head(self, output: SegmentationOutput) -> SegmentationOutput:
-        """The output with the teacher's head as ``project`` where the criterion applies that to the student's."""
+        """Return the output with the teacher's head as ``project`` if the criterion applies it to the student."""
         if self.criterion.bank is not None and self.config.key_encoder == "teacher-head":
             output = output._replace(project=self.teacher.module.projection)
         if output.project is not None:
@@ -298,7 +316,7 @@ class Learner:
         )
 
     def _update(self, ok: Tensor) -> None:
-        """Optimizer and teacher move where all is finite, and nothing does where it isn't."""
+        """Update student and teacher if loss and gradient are finite; otherwise change nothing."""
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self._parameters)
         ok = all_true(ok & norm.isfinite(), self.group)
@@ -318,7 +336,7 @@ class Learner:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def state_dict(self) -> dict:
-        """All of the learner that a resumed run needs; the step number is the whole random state."""
+        """Return all learner state that resuming needs; random numbers depend on the step number alone."""
         teacher = self.teacher.state_dict() if self.teacher_began else None
         return {
             "student": self.student.state_dict(),
@@ -342,7 +360,7 @@ class Learner:
         if self.whole is not None:
             self.whole.maps = {index: x.to(self.device) for index, x in state["whole_images"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where float16 was left off, as on a CPU
+        if state["scaler"]:  # empty without float16
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.skipped.fill_(state["skipped"])
@@ -350,7 +368,7 @@ class Learner:
 
 
 def _split(output: SegmentationOutput, number: int) -> tuple[SegmentationOutput, SegmentationOutput]:
-    """The outputs of the first ``number`` images, and those of the rest."""
+    """Split outputs into those of the first ``number`` images and those of the rest."""
     first, rest = ({"logits": output.logits[part]} for part in (slice(number), slice(number, None)))
     if output.features is not None:
         first["features"], rest["features"] = output.features[:number], output.features[number:]
@@ -358,7 +376,7 @@ def _split(output: SegmentationOutput, number: int) -> tuple[SegmentationOutput,
 
 
 def _joined(outputs: Sequence[SegmentationOutput]) -> SegmentationOutput:
-    """The outputs of several batches as one."""
+    """Concatenate the outputs of several batches."""
     features = None if outputs[0].features is None else concatenated([output.features for output in outputs])
     return outputs[0]._replace(logits=concatenated([output.logits for output in outputs]), features=features)
 
@@ -371,7 +389,7 @@ def build_criterion(
     class_weight: Tensor | None = None,
     kind: type[U2PLCriterion] = U2PLCriterion,
 ) -> U2PLCriterion:
-    """The criterion of a resolved config, of class ``kind``; without a bank unless the method is u2pl."""
+    """Build the criterion of a resolved config, of class ``kind``; only the method u2pl has a bank."""
     return kind(
         num_classes,
         config.representation_dim if config.method == "u2pl" else None,

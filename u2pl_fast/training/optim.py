@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule, and an update that a flag on the device can call off."""
+"""Build the optimizer, set the learning rate, and skip updates by a flag on the device."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from ..ops._packing import Packing, by_dtype
 
 
 def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW in torch's fused form, the encoder and the rest in groups with their own rates.
+    """Build SGD or AdamW in torch's fused form, with separate learning rates for the encoder and the rest.
 
-    Biases and normalization parameters are not decayed.
+    Biases and normalization parameters have no weight decay.
     """
     heads = {id(p) for p in student.head_parameters}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -29,7 +29,10 @@ def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Opti
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, power: float) -> float:
-    """Poly schedule lr = base · (1 − step/steps)^power, a function of the attempted step alone. Returns the factor."""
+    """Set the poly schedule lr = base · (1 − step/steps)^power, and return the factor.
+
+    It depends on the step number alone, so skipped updates count.
+    """
     factor = (1 - step / steps) ** power
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
@@ -37,15 +40,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, p
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Norm over all gradients, on the device: not finite where any element is not."""
+    """Return the norm over all gradients, on the device; it is not finite if any element is not."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def gated_step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """One update where ``ok`` (0-d bool on the device) is true, none otherwise, without asking the host.
+    """Update if ``ok`` (0-d bool on the device) is true, without a host synchronization.
 
-    Fused optimizers skip where ``found_inf`` is 1, the flag that gradient scaling uses. SGD's first step writes the
-    momentum into memory that was not initialized, so that one which is skipped would leave it so: it starts at zero.
+    Fused optimizers skip a step where ``found_inf`` is 1, the flag of gradient scaling. SGD's first step would leave
+    its uninitialized momentum in place if it were skipped, so the momentum is set to zero first.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
@@ -59,9 +62,9 @@ def gated_step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
 
 
 class BufferGuard:
-    """Remembers a module's buffers, and puts them back where a flag says so.
+    """Save a module's buffers, and restore them if a flag on the device says so.
 
-    On a GPU that is a few launches, whatever the number of buffers.
+    On a GPU this takes a few launches for any number of buffers.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """A run, finished or not.
+    """Hold the files of a run, finished or not.
 
     Attributes:
         folder: its ``--out`` folder.
         config: its settings, by name.
-        log: what it logged, one dict per line; :doc:`settings` lists the names.
+        log: its log, one dict per line; :doc:`settings` lists the names.
         metrics: contents of ``metrics.json``; empty until the run ends or is stopped.
         class_names: names of the classes.
     """
@@ -58,23 +58,23 @@ class Run:
 
     @property
     def miou(self) -> float | None:
-        """Mean IoU of the network in ``checkpoint``, in [0, 1]; None before the first evaluation."""
+        """Return the mean IoU of the network in ``checkpoint``, in [0, 1], or None before the first evaluation."""
         return self.metrics.get("best_miou")
 
     @property
     def checkpoint(self) -> Path:
-        """File with the best network, or the last one if there was no evaluation."""
+        """Return the file of the best network, or of the last one if there was no evaluation."""
         best = self.folder / BEST
         return best if best.exists() else self.folder / LAST
 
     def load(self, device: str = "auto") -> "Predictor":
         """Return the network of ``checkpoint``; see :func:`u2pl_fast.load`."""
-        from ..inference import load  # torch, which reading a run does not need
+        from ..inference import load  # imports torch, which reading a run does not need
 
         return load(self.checkpoint, device)
 
     def series(self, name: str) -> tuple[list[int], list[Any]]:
-        """Return steps and values of what was logged under ``name``."""
+        """Return the steps and values logged under ``name``."""
         rows = [(line["step"], line[name]) for line in self.log if line.get(name) is not None]
         return [step for step, _ in rows], [value for _, value in rows]
 

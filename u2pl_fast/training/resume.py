@@ -1,4 +1,4 @@
-"""The checkpoints of a run: where they lie, how they are written, and which run may go on from them."""
+"""Write and read a run's checkpoints, and check which run may continue from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +13,15 @@ from ..saving import checkpoint
 from ..saving.file_names import BEST, LAST, PREVIOUS
 from ..utils.distributed import Group, rank
 
-RESUME_ONLY = ("bank", "optimizer", "whole_images")  # the largest part of a checkpoint, which nobody reads in best.pt
-RINGS_KEPT = 2  # steps whose rings stay: those of last.pt and previous.pt
+RESUME_ONLY = ("bank", "optimizer", "whole_images")  # large, and not needed in best.pt
+RINGS_KEPT = 2  # rings of last.pt and previous.pt
 
 
 class RunFolder:
-    """The checkpoints in a run's folder.
+    """Manage the checkpoints in a run's folder.
 
     ``last.pt`` is the newest, ``previous.pt`` the one before it, and ``best.pt`` holds the networks with the highest
-    mIoU. With a memory bank per process, each further process keeps its ring in a file of its own.
+    mIoU. If each process has its own memory bank, every process but the first saves it in a separate ring file.
     """
 
     def __init__(self, path: Path, group: Group) -> None:
@@ -50,11 +50,12 @@ class RunFolder:
         return self.last.exists() or self.previous.exists()
 
     def save(self, state: Callable[[], dict[str, Any]], step: int, own_ring: dict[str, Any] | None) -> None:
-        """Write ``last.pt``; the one that was there becomes ``previous.pt``.
+        """Write ``last.pt``, and keep the old one as ``previous.pt``.
 
         Args:
-            state: called in the first process alone.
-            own_ring: the memory bank of this process where each process has one; the first process's is in ``state``.
+            state: called in the first process only.
+            step: steps done.
+            own_ring: memory bank of this process if each has its own; that of the first process is in ``state``.
         """
         if own_ring is not None and self.rank:
             checkpoint.save(self._ring_path(step), {"step": step, "bank": own_ring})
@@ -66,12 +67,12 @@ class RunFolder:
             self._delete_rings(sorted(self._rings(), reverse=True)[RINGS_KEPT:])
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Write the networks of ``state`` to ``best.pt``; for the first process."""
+        """Write the networks of ``state`` to ``best.pt``; call it in the first process only."""
         networks = {name: value for name, value in state.items() if name not in RESUME_ONLY}
         checkpoint.save(self.path / BEST, networks)
 
     def load(self, student: nn.Module, config: TrainConfig, num_classes: int, world: int) -> tuple[dict, str | None]:
-        """Return the checkpoint to go on from, and why ``last.pt`` could not be read if it is ``previous.pt``.
+        """Return the checkpoint to resume from, and why ``last.pt`` was unreadable if it is ``previous.pt``.
 
         Raises:
             CheckpointError: neither file can be read, or the weights do not fit ``student``.
@@ -80,7 +81,7 @@ class RunFolder:
         state, path, complaint = checkpoint.load_first(self.last, self.previous)
         checkpoint.check_layout(state, path)
         if "optimizer" not in state:
-            raise ValueError(f"resume: {path} holds networks alone, as best.pt does; start a new run with --init-from")
+            raise ValueError(f"resume: {path} holds only networks, as best.pt does; start a new run with --init-from")
         checkpoint.check_match(state, student, num_classes=num_classes, source=path)
         check_same_run(state, config, world, path)
         return state, complaint
@@ -90,14 +91,14 @@ class RunFolder:
         return checkpoint.load(self._ring_path(step))["bank"]
 
     def drop_rings_after(self, step: int) -> None:
-        """Delete the rings of a save that was cut short."""
+        """Delete the ring files of an incomplete save."""
         self._delete_rings([later for later in self._rings() if later > step])
 
     def _ring_path(self, step: int) -> Path:
         return self.path / f"ring{self.rank}.step{step}.pt"
 
     def _rings(self) -> dict[int, list[Path]]:
-        """Ring files by the step that wrote them."""
+        """Return ring files by the step that wrote them."""
         found: dict[int, list[Path]] = {}
         for path in self.path.glob("ring*.step*.pt"):
             found.setdefault(int(path.stem.rpartition("step")[2]), []).append(path)
@@ -111,14 +112,14 @@ class RunFolder:
 
 
 def check_same_run(state: dict[str, Any], config: TrainConfig, world: int, path: Path) -> None:
-    """Refuse to go on with settings that change what is computed, or with another number of processes.
+    """Refuse to resume with settings that change results, or with another number of processes.
 
     Raises:
         ValueError: naming the settings.
     """
-    # A setting that the run did not know yet had its default's effect.
+    # Settings added after the run was saved had the effect of their defaults.
     saved, now = read_settings(TrainConfig().to_dict() | upgraded(state["config"])), read_settings(config.to_dict())
-    for values in (saved, now):  # None and the numbers it stood for are the same
+    for values in (saved, now):  # None means the default numbers
         mean_and_std = normalization(values["in_channels"], values["image_mean"], values["image_std"])
         values["image_mean"], values["image_std"] = map(list, mean_and_std)
     changed = sorted(name for name in now if name not in FREE_ON_RESUME and saved[name] != now[name])
@@ -128,12 +129,16 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, world: int, path:
     if state["world_size"] != world:
         raise ValueError(
             f"resume: {path} was written by {state['world_size']} processes, now there are {world}; "
-            "use as many, or start a new run with --init-from"
+            "use the same number, or start a new run with --init-from"
         )
 
 
 def load_initial_weights(student: nn.Module, config: TrainConfig) -> None:
-    """Load the evaluated network of another run; heads of another shape keep their fresh weights."""
+    """Load the evaluated network of another run; parameters of another shape keep their new weights.
+
+    Raises:
+        ValueError: the encoder does not fit, or the images were normalized differently.
+    """
     path = config.init_from
     state = checkpoint.load(path)
     checkpoint.check_layout(state, path)
@@ -141,19 +146,18 @@ def load_initial_weights(student: nn.Module, config: TrainConfig) -> None:
     if theirs.in_channels == config.in_channels and theirs.normalization != config.normalization:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in theirs.normalization)
         raise ValueError(
-            f"init_from: {path} was trained on images normalized otherwise; give its --image-mean {mean} "
-            f"--image-std {std}"
+            f"init_from: {path} was trained with another normalization; add its --image-mean {mean} --image-std {std}"
         )
     weights = state[state["network"]] or state["student"]
     own = student.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not any(name.startswith("encoder.") for name in fitting):
-        raise ValueError(f"init_from: {path} holds no encoder that fits {config.arch}/{config.encoder}")
+        raise ValueError(f"init_from: the encoder of {path} is not {config.arch}/{config.encoder}; use its --encoder")
     student.load_state_dict(fitting, strict=False)
 
 
 def check_teacher_from(config: TrainConfig, class_names: list[str]) -> None:
-    """Refuse an earlier network that labels other classes, or takes other images.
+    """Refuse an earlier network with other classes or another number of image channels.
 
     Raises:
         ValueError: naming the checkpoint and what differs.
@@ -161,9 +165,9 @@ def check_teacher_from(config: TrainConfig, class_names: list[str]) -> None:
     state = checkpoint.load(config.teacher_from)
     checkpoint.check_layout(state, config.teacher_from)
     if list(state["class_names"]) != class_names:
-        raise ValueError(f"teacher_from: {config.teacher_from} was trained on other classes than this data set has")
+        raise ValueError(f"teacher_from: {config.teacher_from} was trained on other classes than this data set's")
     channels = state["config"].get("in_channels", 3)
     if channels != config.in_channels:
         raise ValueError(
-            f"teacher_from: {config.teacher_from} takes images of {channels} channels, these have {config.in_channels}"
+            f"teacher_from: {config.teacher_from} takes {channels} channels, these images have {config.in_channels}"
         )

@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, log.jsonl, TensorBoard, and pictures of the batch at the last evaluation."""
+"""Report a run: a progress line, log.jsonl, TensorBoard, and images of the batch at the last evaluation."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from ..utils.atomic import write_text
 
 
 class RunLog:
-    """Writes for the first process; on the others every method does nothing."""
+    """Write the log in the first process; in the others every method does nothing."""
 
     def __init__(self, out: Path, start: int, steps: int, *, active: bool) -> None:
         self.active, self.steps = active, steps
@@ -46,7 +46,7 @@ class RunLog:
 
     @staticmethod
     def _drop_after(path: Path, step: int) -> None:
-        """Lines of steps that a resumed run takes again would stand there twice."""
+        """Delete the lines of steps that a resumed run repeats."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(path, "".join(line + "\n" for line in kept))
@@ -56,7 +56,7 @@ class RunLog:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def record(self, step: int, values: dict[str, Any], images_per_step: int) -> None:
-        """One logged step; speed is that since the last one."""
+        """Log one step, with the speed since the last call."""
         if not self.active:
             return
         now = time.perf_counter()
@@ -80,12 +80,12 @@ class RunLog:
         self.restart_clock(step)
 
     def note(self, step: int, values: dict[str, Any]) -> None:
-        """Numbers for the files alone."""
+        """Write numbers to the files only."""
         if self.active and values:
             self._write(step, values)
 
     def restart_clock(self, step: int) -> None:
-        """Leave what happened since the last record (an evaluation, a save) out of the next one's speed."""
+        """Exclude the time since the last record, such as an evaluation, from the next speed."""
         self._since, self._since_step = time.perf_counter(), step
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class RunLog:
                 self._board.add_scalar(name + suffix, number, step)
 
     def pictures(self, step: int, maps: dict[str, Tensor], num_classes: int) -> None:
-        """First image of the batch in each view: images as RGB, labels in color, entropy as heat."""
+        """Save the first image of the batch in each view: images in RGB, labels in color, entropy as a heat map."""
         if not self.active:
             return
         self._pictures.mkdir(exist_ok=True)
@@ -126,12 +126,12 @@ class RunLog:
 def _step_of(line: str) -> int:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # a line that a killed run left unfinished
+    except (ValueError, KeyError, TypeError):  # unfinished line of a killed run
         return sys.maxsize
 
 
 def _scalars(value: Any) -> list[tuple[str, float]]:
-    """TensorBoard takes scalars: a list over classes becomes its least, mean and greatest element."""
+    """Return the scalars for TensorBoard; a list over classes becomes its minimum, mean and maximum."""
     if isinstance(value, int | float):
         return [("", value)]
     if isinstance(value, list) and value and all(isinstance(x, int | float) for x in value):

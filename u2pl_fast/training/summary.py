@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines before its first step."""
+"""Summarize a run in a few lines before its first step."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,7 @@ FEW_IMAGES = 1000
 
 
 def summarize(say: Callable[[str], None], trainer: Trainer) -> None:
-    """Say what is about to be trained, on what, with which ops, and what processes send each other."""
+    """Print what is trained, on which data, with which ops, and what processes send each other."""
     config, learner = trainer.config, trainer.learner
     bank = learner.criterion.bank
     method = f"u2pl ({config.recipe})" if config.method == "u2pl" else config.method
@@ -23,7 +23,7 @@ def summarize(say: Callable[[str], None], trainer: Trainer) -> None:
     if config.dataset == "folder" and trainer.semi and config.teacher_input == "crop":
         number = len(trainer.split.labeled) + len(trainer.split.unlabeled)
         if number < FEW_IMAGES:
-            say(f"{number} images are few: --config folder-small holds what gained most on photographs")
+            say(f"only {number} images: --config folder-small suits small data sets of photographs")
 
     millions = sum(p.numel() for p in learner.student.parameters()) / 1e6
     network = [f"{config.arch}/{config.encoder}", f"{trainer.num_classes} classes", f"{millions:.1f} M parameters"]
@@ -38,23 +38,23 @@ def summarize(say: Callable[[str], None], trainer: Trainer) -> None:
     if trainer.semi:
         say(f"global batch {labeled} labeled + {unlabeled} unlabeled; teacher from step {learner.teacher_start}")
         if config.unlabeled_images % 2 and config.mix in ("cutmix", "classmix"):
-            odd = "the one image" if config.unlabeled_images == 1 else "one image"
-            say(f"--mix {config.mix} takes images of a process in pairs: {odd} of each step is not mixed")
+            odd = "the only image" if config.unlabeled_images == 1 else "one image"
+            say(f"--mix {config.mix} mixes pairs of images of a process: {odd} of each step is not mixed")
     else:
         say(f"global batch {labeled} labeled")
     if bank is not None:
         say(f"memory bank: {bank.extra_repr()}")
     if trainer.world > 1 and trainer.device.type == "cpu":
-        say("batch norm statistics are each process's own: synchronized batch norm needs GPUs")
+        say("batch norm uses separate statistics in each process: synchronized batch norm needs GPUs")
     if trainer.world > 1:
         parts = ", ".join(f"{name} {_bytes(size)}" for name, size in trainer.traffic().items() if size)
-        say(f"each process receives a step: {parts}")
+        say(f"each process receives per step: {parts}")
     if trainer.step:
         say(f"resumed at step {trainer.step}")
 
 
 def backends(device: torch.device) -> str:
-    """Return the backend of most ops, then the other backends with the names of their ops."""
+    """Return the backend of most ops, then the other backends with their ops."""
     chosen = ops.info(device)
     (most, _), *others = Counter(chosen.values()).most_common()
     named = [f"{name} for {', '.join(op for op in chosen if chosen[op] == name)}" for name, _ in others]

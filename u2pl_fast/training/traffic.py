@@ -1,6 +1,6 @@
-"""What one step sends between processes, counted from shapes."""
+"""Count the bytes that processes exchange in one step, from shapes."""
 
-HISTOGRAMS = 3 * 2 * 2048 * 4  # bytes of the three rounds in which a quantile is narrowed down
+HISTOGRAMS = 3 * 2 * 2048 * 4  # bytes of the three rounds of a quantile search
 
 
 def step_traffic(
@@ -14,15 +14,19 @@ def step_traffic(
     key_bytes: int = 4,
     accumulate: int = 1,
 ) -> dict[str, float]:
-    """Bytes that each of ``world`` processes receives in a step, by purpose.
+    """Return the bytes that each of ``world`` processes receives in a step, by purpose.
 
-    A sum over processes counts as a ring does it, 2 (W − 1)/W of its size; a gather brings W − 1 parts.
+    A sum over processes counts as a ring all-reduce, 2 (W − 1)/W of its size; a gather brings W − 1 parts.
 
     Args:
-        parameters, buffers: trained numbers, and floating-point buffers that follow the first process; fp32.
-            ``accumulate``: steps that share one update.
-        num_classes, dim: C and D; ``dim`` None leaves the contrastive loss out.
-        shared_keys: keys a class and process that a bank in scope ``gather`` collects, of ``key_bytes`` a number.
+        world: W, number of processes.
+        parameters: trained numbers, float32.
+        buffers: numbers in floating-point buffers, which the first process broadcasts, float32.
+        num_classes: C.
+        dim: D; None = no contrastive loss.
+        shared_keys: keys per class and process that a bank of scope ``gather`` collects.
+        key_bytes: bytes per number of a key.
+        accumulate: steps per update.
     """
     ring = 2 * (world - 1) / world
     parts = {

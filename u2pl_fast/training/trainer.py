@@ -1,4 +1,4 @@
-"""The training loop: batches, logs, evaluation and checkpoints around the learner's steps."""
+"""Run the training loop: batches, logs, evaluation and checkpoints around the learner's steps."""
 
 import math
 import time
@@ -22,11 +22,17 @@ from .resume import RunFolder, check_teacher_from, load_initial_weights
 from .run_log import RunLog
 from .traffic import step_traffic
 
-LOGGED_AT_CHANCE, AT_CHANCE = 10, 0.99  # so many logged values of L_c, so near to log(N + 1), are suspicious
+LOGGED_AT_CHANCE, AT_CHANCE = 10, 0.99  # warn if the mean of 10 logged values of L_c exceeds 0.99 log(N + 1)
 
 
 class PendingScalars(NamedTuple):
-    """Scalars of a step on their way to the host, and numbers that the host knew already."""
+    """Hold scalars of a step that are being copied to the host.
+
+    Attributes:
+        step: the step.
+        scalars: the copy.
+        known: numbers that the host knows already.
+    """
 
     step: int
     scalars: AsyncScalars
@@ -34,7 +40,7 @@ class PendingScalars(NamedTuple):
 
 
 class Trainer:
-    """A run: data, learner, scores and checkpoints. ``fit`` is the loop."""
+    """Train a run: its data, learner, scores and checkpoints. ``fit`` is the loop."""
 
     def __init__(self, config: TrainConfig, device: torch.device, group: Group) -> None:
         self.device, self.group = device, group
@@ -77,24 +83,24 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Return the number of steps done."""
         return self.learner.step
 
     @property
     def epochs(self) -> float:
-        """T: the length of the run in passes over the unlabeled images."""
+        """Return T, the length of the run in passes over the unlabeled images."""
         return self.steps / self.steps_per_epoch
 
     # --- The loop -----------------------------------------------------------------------------------------------------
 
     def fit(self, log: RunLog) -> None:
-        """Train from ``self.step`` to the end, or to where the run is told to stop."""
+        """Train from ``self.step`` to the end, or until the run is asked to stop."""
         config, learner = self.config, self.learner
         stop = self.steps if config.stop_after is None else min(self.steps, config.stop_after)
         options = config.loader_options(learner.student.pad_multiple)
         batches = data.train_loader(self.split, options, self.rank, self.world, self.step, stop)
         learner.student.train()
-        if self._evaluation_is_due() and self.evaluated_at != self.step:  # the run ended in that evaluation
+        if self._evaluation_is_due() and self.evaluated_at != self.step:  # the run stopped during that evaluation
             self._evaluate(log)
             self.save()
         waited = 0.0
@@ -133,7 +139,7 @@ class Trainer:
         """Start copying this step's scalars to the host."""
         losses = done.losses
         own = torch.stack((losses.total, losses.supervised, losses.unsupervised, losses.contrastive))
-        whole = all_sum(own, self.group) / self.world  # each process holds its share of the global batch's loss
+        whole = all_sum(own, self.group) / self.world  # each process has its share of the global loss
         numbers = {
             **dict(zip(("loss", "supervised", "unsupervised", "contrastive"), whole, strict=True)),
             "skipped": self.learner.skipped,
@@ -148,7 +154,7 @@ class Trainer:
         return PendingScalars(self.step, AsyncScalars(numbers), known)
 
     def _log_pending(self, log: RunLog, wait: bool = True) -> None:
-        """Log the scalars that were sent last, once they have arrived; ``wait`` blocks until they have."""
+        """Log the scalars that were sent last if they have arrived; ``wait`` waits for them."""
         pending = self._pending
         if pending is None or not (wait or pending.scalars.ready):
             return
@@ -162,7 +168,7 @@ class Trainer:
         per_step = (self.config.batch_size + self.semi * self.config.unlabeled_images) * self.world
         log.record(pending.step, pending.known | values, images_per_step=per_step)
         if in_a_row > self.config.max_skipped:
-            raise FloatingPointError(f"{in_a_row} updates in a row had a loss or gradient that is not finite")
+            raise FloatingPointError(f"{in_a_row} updates in a row had a loss or gradient that was not finite")
 
     def _evaluation_is_due(self) -> bool:
         return self.step > 0 and (self.step % self.config.eval_every == 0 or self.step == self.steps)
@@ -200,26 +206,26 @@ class Trainer:
                 self.folder.save_best(self.state_dict())
 
     def _warn_of_collapse(self, log: RunLog) -> None:
-        """Warn where L_c stays at log(N + 1), its value when all pixels are represented alike."""
+        """Warn if L_c stays at log(N + 1), its value when all pixels have the same representation."""
         if len(self._contrastive) < LOGGED_AT_CHANCE or self.config.negatives == "full":
             return
         mean, chance = sum(self._contrastive) / len(self._contrastive), math.log(self.config.num_negatives + 1)
         if mean > AT_CHANCE * chance:
             head = "teacher-head" if self.config.projection == "pointwise" else "teacher"
             other = {"student": head, "teacher-head": "teacher"}.get(self.config.key_encoder)
-            hint = f"; --key-encoder {other} may prevent it" if other else ""
+            hint = f"; --key-encoder {other} may help" if other else ""
             log.say(
-                f"the contrastive loss, {mean:.2f} in the last logged steps, is at chance, log(N + 1) = {chance:.2f}: "
-                f"the representations do not tell classes apart{hint}"
+                f"warning: the contrastive loss is {mean:.2f}, the level of chance, log(N + 1) = {chance:.2f}: "
+                f"the representations do not separate the classes{hint}"
             )
 
     def _pseudo_label_quality(self, log: RunLog) -> dict[str, float]:
-        """The teacher against the masks of unlabeled images that have one; training never reads them."""
+        """Compare the teacher with masks of unlabeled images, which training never uses."""
         if self._measured is None:
             self._measured = data.usable_masks(
                 self.split.dataset,
                 data.measured_masks(self.split),
-                lambda error: log.say(f"left out where pseudo-labels are measured: {error}"),
+                lambda error: log.say(f"warning: not used to measure pseudo-labels: {error}"),
             )
         return pseudo_label_quality(
             self.learner.teacher.module,
@@ -247,15 +253,15 @@ class Trainer:
         log.pictures(self.step, maps, self.num_classes)
 
     def _after_update(self, every: int) -> bool:
-        """Whether the first update at or after a multiple of ``every`` steps was just made.
+        """Return whether the first update at or after a multiple of ``every`` steps was just made.
 
-        Between two updates there are gradients that a checkpoint does not hold.
+        Between updates there are gradients that a checkpoint does not hold.
         """
         accumulate = self.config.accumulate
         return self.step % accumulate == 0 and self.step % every < accumulate
 
     def _agree_to_stop(self) -> bool:
-        """Whether any process was asked to stop."""
+        """Return whether any process was asked to stop."""
         if self.group is None:
             return self.stop_requested
         return not bool(all_true(torch.tensor(not self.stop_requested, device=self.device), self.group))
@@ -263,7 +269,7 @@ class Trainer:
     # --- State --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """All that a resumed run needs; the step number is the whole random state and the loader's position."""
+        """Return everything that resuming needs; the step number gives random numbers and data position."""
         return {
             "config": self.config.to_dict(),
             "num_classes": self.num_classes,
@@ -285,7 +291,7 @@ class Trainer:
         self.folder.save(self.state_dict, self.step, bank.state_dict() if own_ring else None)
 
     def load(self) -> str | None:
-        """Go on from ``last.pt``, or from ``previous.pt`` where that cannot be read; return why, if so."""
+        """Load ``last.pt``, or ``previous.pt`` if that is unreadable; return the reason in that case."""
         state, complaint = self.folder.load(self.learner.student, self.config, self.num_classes, self.world)
         bank = self.learner.criterion.bank
         if bank is not None and self.rank and bank.scope == "local":
@@ -298,7 +304,7 @@ class Trainer:
         return complaint
 
     def traffic(self) -> dict[str, float]:
-        """Bytes that this process receives in a step, by purpose."""
+        """Return the bytes that this process receives in a step, by purpose."""
         student, bank = self.learner.student, self.learner.criterion.bank
         return step_traffic(
             self.world,
@@ -312,7 +318,7 @@ class Trainer:
         )
 
     def metrics(self) -> dict:
-        """Return what ``metrics.json`` holds: ``miou`` is that of the last evaluation."""
+        """Return the contents of ``metrics.json``; ``miou`` is that of the last evaluation."""
         return {
             "miou": self.scores.get("miou"),
             "best_miou": self.best_miou if self.best_miou >= 0 else None,

@@ -1,7 +1,7 @@
-"""Pseudo-labels from whole images, which a teacher looks at now and then, in place of a crop at each step.
+"""Store a teacher's predictions for whole images, and crop pseudo-labels from them.
 
-Where unlabeled images are few, each is seen many times. A network labels a whole image, and its mirror image, better
-than a crop, and a look at all images every few passes costs less than a look at each crop.
+With few unlabeled images, each is used many times. A network labels a whole image and its mirror image better than a
+crop, and labeling all images every few passes costs less than labeling each crop.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from ..data.views import Window, resize_image
 from ..inference import evaluating, predict_cells
 
-STRIDE = 4  # pixels of an image to one of its stored predictions
+STRIDE = 4  # image pixels per stored prediction
 MOST_BYTES = 4 * 2**30
 
 
 class WholeImagePredictions:
-    """Log-probabilities (C, ⌈h/4⌉, ⌈w/4⌉) of whole images in half precision, read through training crops.
+    """Hold log-probabilities (C, ⌈h/4⌉, ⌈w/4⌉) of whole images in half precision, and return crops of them.
 
     Args:
-        scales: of the images, each looked at as it is and mirrored; what is stored is the mean probability.
+        scales: image scales; probabilities are averaged over all scales and their mirror images.
     """
 
     def __init__(self, scales: Sequence[float] = (1.0,)) -> None:
@@ -36,20 +36,20 @@ class WholeImagePredictions:
         device: torch.device | str = "cpu",
         amp_dtype: torch.dtype | None = None,
     ) -> None:
-        """Store what ``network`` thinks of each (index, image uint8 (N, h, w)).
+        """Store the predictions of ``network`` for each (index, image uint8 (N, h, w)).
 
         Raises:
             ValueError: the predictions take more than 4 GiB.
         """
         self.maps, size = {}, 0
-        with evaluating(network):  # and uncompiled: whole images differ in size
+        with evaluating(network):  # also uncompiled, since whole images differ in size
             for index, image in images:
                 mean = self._mean_probabilities(network, image.to(device), amp_dtype)
                 self.maps[index] = mean.clamp(min=1e-7).log().half()
                 size += self.maps[index].nbytes
                 if size > MOST_BYTES:
                     raise ValueError(
-                        f"teacher_input: the predictions of {len(self.maps)} whole images already take more than "
+                        f"teacher_input: predictions of {len(self.maps)} whole images take more than "
                         f"{MOST_BYTES >> 30} GiB; use crop, or a smaller --resize"
                     )
 
@@ -63,10 +63,15 @@ class WholeImagePredictions:
         return torch.cat(views).mean(0)
 
     def crop(self, windows: Tensor, size: Sequence[int], grid: Sequence[int], align_corners: bool = False) -> Tensor:
-        """Log-probabilities (B, C, *grid) of the crops that ``windows`` describe, each padded to ``size``.
+        """Return log-probabilities (B, C, *grid) of training crops, each padded to ``size``.
 
-        windows: int64 (B, 10), an index and its :class:`~u2pl_fast.data.views.Window` a row, on the CPU. Interpolation
-        is bilinear; beyond the image its border goes on. ``align_corners`` says how the grid lies in ``size``.
+        Interpolation is bilinear; outside the image its border is repeated.
+
+        Args:
+            windows: int64 (B, 10) on the CPU; a row holds an index and its :class:`~u2pl_fast.data.views.Window`.
+            size: height and width of the padded crops.
+            grid: height and width of the result.
+            align_corners: how the grid lies in ``size``.
         """
         described = ((index, Window(*rest)) for index, *rest in windows.tolist())
         return torch.cat([_crop(self.maps[index], window, size, grid, align_corners) for index, window in described])

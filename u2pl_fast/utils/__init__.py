@@ -1,1 +1,1 @@
-"""What every layer needs: files, processes, precision, random numbers, CUDA graphs, memory, class names."""
+"""Provide tools for every layer: files, processes, precision, random numbers, CUDA graphs, memory, class names."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically: whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; at the end of the block that file takes the place of ``path``, in one rename.
+    """Yield a temporary path to write to; at the end of the block, rename that file to ``path``.
 
-    After an exception it is removed, and what was at ``path`` stays. A killed process leaves it; the next write of
-    ``path`` overwrites it. One process writes one path at a time. What is no regular file, such as ``/dev/stdout``, is
-    written to itself.
+    After an exception the temporary file is removed, and ``path`` is unchanged. A killed process leaves the temporary
+    file; the next write of ``path`` overwrites it. Only one process may write a path at a time. If ``path`` is not a
+    regular file, such as ``/dev/stdout``, it is yielded itself.
     """
     if path.exists() and not path.is_file():
         yield path
         return
-    temporary = path.with_name(f".tmp.{path.name}")  # in this order, since writers may go by the ending
+    temporary = path.with_name(f".tmp.{path.name}")  # keeps the suffix, which may select a format
     try:
         yield temporary
         os.replace(temporary, path)
@@ -28,6 +28,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``text`` at ``path`` in UTF-8, as :func:`replacing` has it."""
+    """Write ``text`` to ``path`` in UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Names of classes that were given none. Without torch, which the report starts without."""
+"""Name classes without names; does not import torch, so that the report starts fast."""
 
 
 def numbered_classes(number: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The few collectives that the method needs; without a process group each is the identity."""
+"""Wrap the collectives that the method needs; without a process group each one is the identity."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def rank(group: Group) -> int:
 
 
 def all_sum(x: Tensor, group: Group) -> Tensor:
-    """Σ over processes, as a new tensor; carries no gradient."""
+    """Return the sum over processes as a new tensor without a gradient."""
     if group is None:
         return x.detach()
     total = x.detach().clone()
@@ -29,7 +29,7 @@ def all_sum(x: Tensor, group: Group) -> Tensor:
 
 
 def all_true(x: Tensor, group: Group) -> Tensor:
-    """Whether a 0-d bool is true on every process."""
+    """Return whether a 0-d bool is true in every process."""
     if group is None:
         return x
     flag = x.to(torch.int32)
@@ -38,7 +38,7 @@ def all_true(x: Tensor, group: Group) -> Tensor:
 
 
 def all_stack(x: Tensor, group: Group) -> Tensor:
-    """(world, *x.shape): the tensors of all processes, in rank order; shapes must agree."""
+    """Return the tensors of all processes, (world, *x.shape), in rank order; shapes must be equal."""
     if group is None:
         return x[None]
     parts = x.new_empty(world_size(group), *x.shape)
@@ -48,7 +48,7 @@ def all_stack(x: Tensor, group: Group) -> Tensor:
 
 @torch.no_grad()
 def broadcast_buffers(module: nn.Module, group: Group) -> None:
-    """Give every process the first one's floating-point buffers, in one message a dtype."""
+    """Copy the first process's floating-point buffers to all others, in one message per dtype."""
     if group is None:
         return
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -62,10 +62,10 @@ def broadcast_buffers(module: nn.Module, group: Group) -> None:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Return the device of a name; ``auto`` is a GPU if there is one, else the CPU.
+    """Return the device with a name; ``auto`` is a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: no such device.
+        ValueError: there is no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,7 +82,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 def session(device: str) -> Iterator[tuple[torch.device, Group]]:
     """Yield (device, group) of this process; the group is None unless torchrun started the process.
 
-    With several processes ``auto`` and ``cuda`` mean the GPU of the local rank.
+    With several processes, ``auto`` and ``cuda`` mean the GPU of the local rank.
     """
     chosen = choose_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

@@ -1,4 +1,4 @@
-"""What one call adds, at its peak, to the memory that is in use before it."""
+"""Measure the peak memory that one call adds to the memory in use before it."""
 
 import contextlib
 import ctypes
@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 MIB = 2**20
-# glibc then returns every larger block to the system when it is freed, so that the resident set tells the truth.
+# glibc then returns freed large blocks to the system at once, so the resident set equals the memory in use.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def resident_growth(call: Callable[[], object]) -> float:
-    """MiB on the CPU, in this process: it should be a fresh one with ``ENVIRONMENT``, which has warmed up."""
+    """Return MiB on the CPU. Run it in a new process with ``ENVIRONMENT``, after a warm-up."""
     gc.collect()
     _give_back()
     before = _start_peak()
@@ -27,7 +27,7 @@ def resident_growth(call: Callable[[], object]) -> float:
 
 
 def allocator_growth(call: Callable[[], object]) -> float:
-    """MiB on CUDA, in this process."""
+    """Return MiB on CUDA."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -40,20 +40,20 @@ def allocator_growth(call: Callable[[], object]) -> float:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: the call must not hide in what making its inputs left behind."""
+    """Return freed memory to the system, so that the call cannot reuse it unseen."""
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _start_peak() -> int:
-    """Bytes resident now; the peak starts again from here where the system allows it (Linux)."""
+    """Return the resident bytes, and reset the peak to them if the system supports it (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 
 
 def _peak() -> int:
-    """Bytes at the peak. Not ``ru_maxrss`` on Linux: a child inherits its parent's."""
+    """Return the peak in bytes. On Linux ``ru_maxrss`` does not work: a child inherits its parent's."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
