@@ -160,7 +160,7 @@ def _check(config: TrainConfig) -> None:
         if config.method == "u2pl" and "teacher" in (config.key_encoder, config.labeled_probs):
             raise ValueError("teacher_input: whole does not compute representations; use crop, or recipe lean")
         if config.second_teacher_pass:
-            raise ValueError("teacher_input: second_teacher_pass needs crop")
+            raise ValueError("teacher_input: second_teacher_pass works on crops; use crop")
         if not (config.teacher_scales and min(config.teacher_scales) > 0):
             raise ValueError(f"teacher_scales: expected positive numbers, got {config.teacher_scales}")
     else:
