@@ -116,7 +116,7 @@ def accuracy_msrc(folder: Path) -> str:
 def accuracy_headline(folder: Path) -> str:
     """Labels alone, self-training and U²PL on it: means over the seeds, differences, and minutes of one core."""
     runs, table = _runs(folder), []
-    titles = ("labels alone", "self-training", "U²PL on self-training")
+    titles = ("labeled images only", "self-training", "self-training and U²PL")
     before = None
     for title, row in zip(titles, MSRC_MAIN_ROWS, strict=True):
         own = msrc_scores(runs, row, MSRC_LABELS)
@@ -125,7 +125,7 @@ def accuracy_headline(folder: Path) -> str:
             gain = shown(difference(own, before)) if before else "—"
             table.append([title, f"{statistics.mean(known):.1f}", gain, f"{sum(minutes(runs, row)):.0f}"])
         before = own
-    header = [f"photographs, {MSRC_LABELS} labeled", "mIoU, %", "− the row above", "minutes of one core"]
+    header = ["method", "mIoU, %", "gain over the row above", "minutes, one core"]
     return markdown(header, table, keep_empty=True)
 
 

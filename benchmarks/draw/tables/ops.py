@@ -56,7 +56,7 @@ def headline_of(records: Iterable[results.Record]) -> str:
             "forward+backward",
             "eager",
         ),
-        ("contrastive branch, with gradient", BRANCH, "voc", "literal", "forward+backward", "class-loop"),
+        ("`contrastive_loss`, with gradient", BRANCH, "voc", "literal", "forward+backward", "class-loop"),
     )
     settings = grouped(records)
     rows = []
@@ -78,9 +78,9 @@ def headline_of(records: Iterable[results.Record]) -> str:
         if lean and teacher:
             speed = f"{number(setting['mean-teacher']['ms_median'])} → {number(lean['ms_median'])} ms"
             command = f"`python -m benchmarks --op step --workload {lean['workload']} --device {lean['device']}`"
-            title = f"a u2pl step, `{lean['workload']}`"
-            rows.append([title, "mean-teacher", speed, f"{number(teacher)}× its price", "—", command])
-    return markdown(["", "against", "time", "faster", "extra memory", "command"], rows) if rows else ""
+            title = f"U²PL training step, `{lean['workload']}`"
+            rows.append([title, "mean-teacher step", speed, f"{number(teacher)}× the time", "—", command])
+    return markdown(["", "compared with", "time", "faster", "extra memory", "command"], rows) if rows else ""
 
 
 def pixel_costs(folder: Path) -> str:
