@@ -10,12 +10,14 @@ empty folder. An HTML comment right before a block, invisible on the rendered pa
 folder.
 """
 
+import argparse
 import os
 import re
 import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,9 +114,13 @@ def _environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root)}
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        run(Path(arguments[0]).resolve(), Path(arguments[1]).resolve() if len(arguments) > 1 else ROOT)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.docs.doc_blocks", description=__doc__.splitlines()[0])
+    parser.add_argument("page", nargs="?", type=Path, help="run this page in the current folder; none = list blocks")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="folder that page names begin at")
+    args = parser.parse_args(argv)
+    if args.page is not None:
+        run(args.page.resolve(), args.root.resolve())
         return
     for block in (block for page in pages() for block in blocks(page)):
         if block.reason is not None:
@@ -122,4 +128,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

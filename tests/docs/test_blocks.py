@@ -17,7 +17,7 @@ PAGES = [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pa
 def run(page: Path, folder: Path, root: Path = ROOT) -> subprocess.CompletedProcess:
     """Run a page in a folder, in a process of its own: blocks may change what modules hold."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    command = [sys.executable, "-m", "tests.docs.doc_blocks", str(page), str(root)]
+    command = [sys.executable, "-m", "tests.docs.doc_blocks", str(page), "--root", str(root)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
 
 
