@@ -28,7 +28,7 @@ BANK = (None, "literal")
 def draw(folder: Path, path: Path) -> None:
     """Write the picture of the results in ``folder`` to ``path``."""
     shown = []
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 2.9), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 2.7), layout="constrained", sharey=True)
     settings = grouped(records_of(folder))
     for place, (_, op, passes) in enumerate(ROWS):
         wanted = ("voc", "float32", "contiguous", op, passes)
@@ -49,7 +49,7 @@ def draw(folder: Path, path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
         axis.tick_params(left=False)
-        axis.margins(x=0.14)
+        axis.margins(x=0.2)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
     figure.legend(
         [pyplot.Rectangle((0, 0), 1, 1, color=COLORS[impl]) for impl in ("eager", "fused")],
@@ -62,7 +62,7 @@ def draw(folder: Path, path: Path) -> None:
     (machine,) = {data["machine"]["name"] for data in folder_data(folder)}
     figure.text(0.995, 0.02, f"{machine}, float32", ha="right", fontsize=8, color="#666666")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, facecolor="white", metadata={"Comment": "\n".join(shown)})
+    figure.savefig(path, dpi=180, facecolor="white", metadata={"Comment": "\n".join(shown)})
     pyplot.close(figure)
 
 

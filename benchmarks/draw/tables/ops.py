@@ -34,7 +34,7 @@ REPLACES = {
 
 
 def headline(folder: Path) -> str:
-    """The figures that matter, each with the command that draws it."""
+    """Return the figures that matter most."""
     nothing = f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
     return headline_of(records_of(folder)) or nothing
 
@@ -71,16 +71,14 @@ def headline_of(records: Iterable[results.Record]) -> str:
                     f"{number(r.get('peak_mb'))} MiB" if r.get("peak_mb") is not None else "—" for r in (theirs, fused)
                 ]
                 speed = f"{number(theirs.get('ms_median'))} → {number(fused['ms_median'])} ms"
-                command = f"`python -m benchmarks --op {op} --workload {workload} --device {fused['device']}`"
-                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory), command])
+                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory)])
     for setting in settings:
         lean, teacher = setting.get("u2pl-lean"), ratio(setting, "u2pl-lean", "mean-teacher")
         if lean and teacher:
             speed = f"{number(setting['mean-teacher']['ms_median'])} → {number(lean['ms_median'])} ms"
-            command = f"`python -m benchmarks --op step --workload {lean['workload']} --device {lean['device']}`"
             title = f"U²PL training step, `{lean['workload']}`"
-            rows.append([title, "mean-teacher step", speed, f"{number(teacher)}× the time", "—", command])
-    return markdown(["", "compared with", "time", "faster", "extra memory", "command"], rows) if rows else ""
+            rows.append([title, "mean-teacher step", speed, f"{number(teacher)}× the time", "—"])
+    return markdown(["", "compared with", "time", "faster", "extra memory"], rows) if rows else ""
 
 
 def pixel_costs(folder: Path) -> str:
