@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("u2pl_fast", "kernels", "csrc", "tests", "benchmarks", "docs", "examples")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
-SHIPPED = (*FOLDERS, *FILES, "Makefile", "mkdocs.yml")
+SHIPPED = (*FOLDERS, *FILES, "CITATION.cff", "Makefile", "mkdocs.yml")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:

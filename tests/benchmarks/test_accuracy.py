@@ -328,7 +328,7 @@ def test_time_counts_the_run_that_a_row_reads(some_runs):
     minutes = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
     assert minutes == {"supervised": [0.5, 1.0], "self-training-8": [2.0, 3.0]}
     assert tables.accuracy_headline(some_runs / "cpu").splitlines()[2:] == [
-        "| labels alone | 60.0 | — | 1 |",
+        "| labeled images only | 60.0 | — | 1 |",
         "| self-training | 60.0 | +0.0 | 3 |",
     ]
 

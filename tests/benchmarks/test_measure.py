@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.draw.tables import __main__ as tables
+from benchmarks.draw.tables import ops as summary
 from benchmarks.draw.tables import records, steps
 from benchmarks.measure import growth, inputs, memory, ops, registry, results, roofline, runner, step_memory
 from benchmarks.measure.workloads import NAMED, REPORTED, Workload
@@ -207,11 +208,26 @@ def test_a_table_that_differs_is_found_and_rewritten(quick, tmp_path, capsys):
     assert tables.main(where, [page]) == 0
     assert tables.main(["--check", *where], [page]) == 0
     text = page.read_text()
+    assert "\n<sub>Generated from `benchmarks/results/cpu` by `python -m benchmarks.draw.tables`.</sub>\n" in text
     eager = next(r for r in data["records"] if r["op"] == "pixel_stats" and r["impl"] == "eager")
     assert records.number(eager["ms_median"]) in text and "class-loop" in text
     page.write_text(text.replace(records.number(eager["ms_median"]), "0.001"))
     assert tables.main(["--check", *where], [page]) == 1
     assert "differs" in capsys.readouterr().out
+
+
+def test_the_summary_has_a_row_for_each_op(tmp_path, monkeypatch):
+    assert set(summary.REPLACES) == {name for name in ops.names() if name not in ops.TRAININGS}
+    eager = {"impl": "eager", "ms_median": 20.0, "ms_all": [20.0, 22.0], "peak_mb": 30.0}
+    same = {"workload": "voc", "dtype": "float32", "layout": "contiguous", "device": "cpu", "op": "info_nce"}
+    passes = ({"pass": "forward", "bank": None}, {"pass": "forward+backward", "bank": None})
+    rows = [eager | same | passes[0], eager | same | passes[1]]
+    rows += [row | {"impl": "fused", "ms_median": ms, "ms_all": [ms, ms]} for row, ms in zip(rows, (4, 2), strict=True)]
+    monkeypatch.setattr(summary, "records_of", lambda folder: rows)
+    lines = {line.split("|")[1].strip(): line for line in summary.op_summary(tmp_path).splitlines()[2:]}
+    assert len(lines) == len(summary.REPLACES)
+    assert lines["`info_nce`"].endswith("| 20 → 2 | 10.5× | 30 → 30 |")  # with gradient
+    assert lines["`ring_push`"].endswith("| not measured | — | — |")
 
 
 def test_an_unknown_table_is_named(tmp_path):

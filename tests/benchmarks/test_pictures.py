@@ -6,8 +6,9 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 from matplotlib import pyplot
+from PIL import Image
 
-from benchmarks.draw import method_pictures, op_pictures
+from benchmarks.draw import headline, method_pictures, op_pictures
 from tests.training.runs import run as train
 from tests.training.runs import tiny
 from u2pl_fast import ops
@@ -23,6 +24,14 @@ def test_every_picture_is_on_a_page_and_every_page_finds_its_pictures():
         linked |= set(re.findall(r"\]\(plots/(op-[a-z-]+\.png)\)", (DOCS / page).read_text()))
     assert linked == {f"op-{name.replace('_', '-')}.png" for name in op_pictures.PICTURES}
     assert all((DOCS / "plots" / name).exists() for name in linked)
+
+
+def test_the_picture_of_the_readme_shows_the_results(tmp_path: Path):
+    """Held equal to the results as the tables are: `python -m benchmarks.draw.headline` draws it again."""
+    assert "](docs/plots/headline.png)" in (DOCS.parent / "README.md").read_text()
+    headline.main(["--out", str(tmp_path)])
+    new, committed = (Image.open(folder / "headline.png").text["Comment"] for folder in (tmp_path, DOCS / "plots"))
+    assert new == committed and new.count("faster") == new.count("less") == len(headline.ROWS)
 
 
 @pytest.mark.parametrize("name", ["contrast_masks", "ring_push"])

@@ -64,7 +64,9 @@ class Predictor:
     def __init__(
         self, network: nn.Module, config: TrainConfig, state: dict[str, Any], device: torch.device | str
     ) -> None:
-        self.network, self.config, self.device = network, config, torch.device(device)
+        self.network = network
+        self.config = config
+        self.device: torch.device = torch.device(device)
         self.num_classes: int = state["num_classes"]
         self.class_names: list[str] = list(state["class_names"]) or numbered_classes(self.num_classes)
         self.source: str = state["network"]  # teacher or student

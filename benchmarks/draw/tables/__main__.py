@@ -5,7 +5,7 @@
 
 The first word is an op, or a function in ``TABLES`` of a module beside this one; the second, where there is one, a
 folder of ``benchmarks/results``. A number in the documentation is thus a number in a results file; ``--check`` fails
-where they differ.
+where they differ. Below each table stands the file or folder that it comes from.
 """
 
 import argparse
@@ -19,30 +19,43 @@ from ...measure.machine import ROOT
 from ...measure.ops import names
 from . import accuracy, gpu, kernels, machines, networks, ops, steps
 
-PAGES = ("benchmarks.md", "training.md", "pixel-ops.md", "contrastive-ops.md", "models.md", "accuracy.md", "kernels.md")
+PAGES = (
+    *("benchmarks.md", "benchmark-tables.md", "kernels.md", "kernel-tables.md", "accuracy.md"),
+    *("training.md", "models.md", "pixel-ops.md", "contrastive-ops.md"),
+)
 DOCUMENTS = (
     *(ROOT / "docs" / page for page in PAGES),
     *(ROOT / "README.md", ROOT / "benchmarks" / "accuracy" / "LOG.md"),
 )
 MARKED = re.compile(r"(<!-- table: ([a-z_]+)(?: ([a-z0-9-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
-TABLES: dict[str, Callable[[Path], str]] = {
-    table.__name__: table
+SOURCES: dict[Callable[[Path], str], str] = {
+    table: source
     for module in (ops, steps, machines, kernels, networks, gpu, accuracy)
-    for table in module.TABLES
+    for table, source in module.TABLES.items()
 }
+TABLES = {table.__name__: table for table in SOURCES}
+
+
+def signed(table: str, source: str, device: str | None) -> str:
+    """Add a line of small text below a table, so that a reader sees that it is generated, and from what."""
+    if not table.startswith("|") and "\n|" not in table:
+        return table
+    source = source.format(device=device)
+    return f"{table}\n<sub>Generated from `{source}` by `python -m benchmarks.draw.tables`.</sub>\n"
 
 
 def rewritten(text: str, folder: Path, document: str) -> str:
-    """``text`` with every table made anew from the results in ``folder``."""
+    """Return ``text`` with every table written again from the results in ``folder``."""
     entries = names()
 
     def table(match: re.Match) -> str:
         begin, name, device, end = match.groups()
         if name in TABLES:
-            return begin + TABLES[name](folder / (device or "")) + end
+            table = TABLES[name]
+            return begin + signed(table(folder / (device or "")), SOURCES[table], device) + end
         if name in entries and device:
-            return begin + ops.op_table(name, folder / device) + end
+            return begin + signed(ops.op_table(name, folder / device), ops.SOURCE, device) + end
         raise SystemExit(f"{document}: no table {name!r} {device or ''}; choose from {', '.join([*TABLES, *entries])}")
 
     return MARKED.sub(table, text)

@@ -134,4 +134,8 @@ def timetable(folder: Path) -> str:
     return markdown(["part", "stage", "*predicted*, s", "limit, s", "rehearsed on a CPU, tiny, s"], rows)
 
 
-TABLES = (gpu, timetable)
+# Each table and where its numbers come from; {device} is the second word of the marker.
+TABLES = {
+    gpu: "benchmarks/results/{device}",
+    timetable: "benchmarks/results/rehearsal.json",
+}

@@ -119,9 +119,10 @@ def _used(row: dict) -> str:
     return f"{row['registers']} / {row['spills']} / {row['shared']}"
 
 
-TABLES = (
-    resources,
-    machine_code,
-    launches,
-    issue,
-)
+# Each table and where its numbers come from; {device} is the second word of the marker.
+TABLES = {
+    resources: "benchmarks/results/aot-triton-*.json",
+    machine_code: "benchmarks/results/aot-triton-*.json",
+    launches: "benchmarks/results/launches.json",
+    issue: "benchmarks/results/aot-triton-*.json",
+}

@@ -54,8 +54,9 @@ def predictions(folder: Path) -> str:
     return markdown(header, rows)
 
 
-TABLES = (
-    machines,
-    workloads,
-    predictions,
-)
+# Each table and where its numbers come from; {device} is the second word of the marker.
+TABLES = {
+    machines: "benchmarks/results/{device}",
+    workloads: "benchmarks/measure/workloads.py",
+    predictions: "benchmarks/measure/roofline.py",
+}

@@ -13,10 +13,28 @@ from .records import folder_data, grouped, number, ratio, records_of, times
 
 IMPLS = ("eager", "class-loop", "compile", "fused")
 BRANCH = "contrastive_loss"  # the op that is several others in one
+SOURCE = "benchmarks/results/{device}"
+
+# Each op and what it replaces in a training loop, in the order of a step.
+REPLACES = {
+    "upsampled_cross_entropy": "`F.interpolate`, then `F.cross_entropy`",
+    "pixel_stats": "`F.interpolate`, `softmax`, then label, confidence, and entropy",
+    "ohem_mask": "the pixel choice of OHEM cross-entropy",
+    "masked_quantile": "`np.percentile(x[mask])`",
+    "contrast_masks": "ranks and class masks for anchors and negatives",
+    "thin_mask": "`torch.randperm` on the true elements of a mask",
+    "class_sum": "a masked sum of features for each class",
+    "class_sample": "`torch.nonzero` and `torch.randint` for each class",
+    "gather_pixels": "indexing pixels of an (N, C, H, W) map",
+    "ring_push": "the queue of a memory bank, one per class",
+    "info_nce": "`F.cross_entropy` on cosine similarities, one class at a time",
+    BRANCH: "the whole contrastive loss of U²PL, with its bank",
+    "ema_update": "a loop over the parameters of an EMA teacher",
+}
 
 
 def headline(folder: Path) -> str:
-    """The figures that matter, each with the command that draws it."""
+    """Return the figures that matter most."""
     nothing = f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
     return headline_of(records_of(folder)) or nothing
 
@@ -38,7 +56,7 @@ def headline_of(records: Iterable[results.Record]) -> str:
             "forward+backward",
             "eager",
         ),
-        ("contrastive branch, with gradient", BRANCH, "voc", "literal", "forward+backward", "class-loop"),
+        ("`contrastive_loss`, with gradient", BRANCH, "voc", "literal", "forward+backward", "class-loop"),
     )
     settings = grouped(records)
     rows = []
@@ -53,16 +71,14 @@ def headline_of(records: Iterable[results.Record]) -> str:
                     f"{number(r.get('peak_mb'))} MiB" if r.get("peak_mb") is not None else "—" for r in (theirs, fused)
                 ]
                 speed = f"{number(theirs.get('ms_median'))} → {number(fused['ms_median'])} ms"
-                command = f"`python -m benchmarks --op {op} --workload {workload} --device {fused['device']}`"
-                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory), command])
+                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory)])
     for setting in settings:
         lean, teacher = setting.get("u2pl-lean"), ratio(setting, "u2pl-lean", "mean-teacher")
         if lean and teacher:
             speed = f"{number(setting['mean-teacher']['ms_median'])} → {number(lean['ms_median'])} ms"
-            command = f"`python -m benchmarks --op step --workload {lean['workload']} --device {lean['device']}`"
-            title = f"a u2pl step, `{lean['workload']}`"
-            rows.append([title, "mean-teacher", speed, f"{number(teacher)}× its price", "—", command])
-    return markdown(["", "against", "time", "faster", "extra memory", "command"], rows) if rows else ""
+            title = f"U²PL training step, `{lean['workload']}`"
+            rows.append([title, "mean-teacher step", speed, f"{number(teacher)}× the time", "—"])
+    return markdown(["", "compared with", "time", "faster", "extra memory"], rows) if rows else ""
 
 
 def pixel_costs(folder: Path) -> str:
@@ -91,6 +107,32 @@ def costs(folder: Path, names: Sequence[str]) -> str:
     if not rows:
         return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
     return markdown(["op", "bank", "pass", "ms, eager → fused", "faster", "+MiB, eager → fused"], rows)
+
+
+def op_summary(folder: Path) -> str:
+    """Return one row for each op: what it replaces, time and memory of `voc`, with gradient where it has one."""
+    settings = grouped(records_of(folder))
+    rows = []
+    for op, replaced in REPLACES.items():
+        found = [s for s in settings if _shown(s) == ("voc", "float32", "contiguous", op)]
+        # With gradient before without, and the literal bank before the capped one.
+        found.sort(key=lambda s: (s["fused"]["pass"], s["fused"]["bank"] or ""), reverse=True)
+        if found:
+            fused, eager = found[0]["fused"], found[0]["eager"]
+            memory = f"{number(eager['peak_mb'])} → {number(fused['peak_mb'])}"
+            speed = f"{number(eager['ms_median'])} → {number(fused['ms_median'])}"
+            rows.append([f"`{op}`", replaced, speed, times(ratio(found[0], "eager")), memory])
+        else:
+            rows.append([f"`{op}`", replaced, "not measured", "—", "—"])
+    return markdown(["op", "replaces", "ms", "faster", "extra MiB"], rows, keep_empty=True)
+
+
+def _shown(setting: dict[str, results.Record]) -> tuple | None:
+    """Return what a setting measures, or None where plain PyTorch or the op was not measured."""
+    fused = setting.get("fused")
+    if not fused or not fused["ms_median"] or not setting.get("eager", {}).get("ms_median"):
+        return None
+    return tuple(fused[name] for name in ("workload", "dtype", "layout", "op"))
 
 
 def op_table(op: str, folder: Path) -> str:
@@ -158,12 +200,14 @@ def plots(folder: Path) -> str:
     return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
 
 
-TABLES = (
-    headline,
-    gpu_headline,
-    pixel_costs,
-    contrastive_costs,
-    parts,
-    growth,
-    plots,
-)
+# Each table and where its numbers come from; {device} is the second word of the marker.
+TABLES = {
+    headline: "benchmarks/results/{device}",
+    gpu_headline: "benchmarks/results/{device}",
+    pixel_costs: "benchmarks/results/{device}",
+    op_summary: "benchmarks/results/{device}",
+    contrastive_costs: "benchmarks/results/{device}",
+    parts: "benchmarks/results/{device}",
+    growth: "benchmarks/results/{device}/growth.json",
+    plots: "benchmarks/results/{device}",
+}

@@ -96,10 +96,11 @@ def traffic(_: Path) -> str:
     return markdown(["processes", *parts], rows)
 
 
-TABLES = (
-    step,
-    paper,
-    memory,
-    phases,
-    traffic,
-)
+# Each table and where its numbers come from; {device} is the second word of the marker.
+TABLES = {
+    step: "benchmarks/results/{device}",
+    paper: "benchmarks/results/{device}",
+    memory: "benchmarks/measure/step_memory.py",
+    phases: "benchmarks/results/{device}",
+    traffic: "benchmarks/measure/step_memory.py",
+}
