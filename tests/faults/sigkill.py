@@ -58,9 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument(
-        "--longest", type=float, help="maximum of seconds before a kill; default: twice the startup time"
-    )
+    parser.add_argument("--longest", type=float, help="most seconds before a kill; default: twice the startup time")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)

@@ -17,7 +17,15 @@ from u2pl_fast.training.record import Run
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = ["Losses", "Validation", "Classes", "Pseudo-labels", "Memory bank", "Confusion", "Images at the last evaluation"]
+SECTIONS = [
+    "Losses",
+    "Validation",
+    "Classes",
+    "Pseudo-labels",
+    "Memory bank",
+    "Confusion",
+    "Images at the last evaluation",
+]
 
 
 @pytest.fixture(scope="module")
