@@ -1,4 +1,4 @@
-"""Segmentation networks with a representation head."""
+"""Build segmentation networks with a representation head."""
 
 from .architectures import ARCHITECTURES, Architecture, check_batch
 from .encoders import load_encoder_weights

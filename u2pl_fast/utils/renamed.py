@@ -1,4 +1,4 @@
-"""Names of settings in earlier versions: refuse them in flags and YAML files, and translate saved runs."""
+"""List earlier names of settings, refuse them in flags and YAML files, and translate the settings of saved runs."""
 
 from collections.abc import Mapping
 from typing import Any
