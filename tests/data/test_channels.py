@@ -268,7 +268,7 @@ def tree(root: Path, suffix: str, channels: int, dtype) -> Path:
     ids=["6 bands of 16 bits", "gray", "rgba"],
 )
 @pytest.mark.slow
-def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path, suffix, channels, dtype, options):
+def test_trains_resumes_evaluates_and_predicts_without_the_flags(tmp_path, suffix, channels, dtype, options):
     root, out = tree(tmp_path / "data", suffix, channels, dtype), tmp_path / "run"
     config = TrainConfig(
         dataset="folder", data_root=root, num_labeled=2, in_channels=channels, out=out,

@@ -1,6 +1,7 @@
 """VOC, Cityscapes and ADE20K as they are downloaded, the lists that the field uses for them, and label maps."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -278,7 +279,7 @@ def test_ade20k_lists(tmp_path, line):
 def test_the_data_set_that_the_docs_add(tmp_path, monkeypatch, capsys):
     """As printed there: it trains with lists and label maps, and the doctor knows it."""
     page = (Path(__file__).parents[2] / "docs/datasets.md").read_text()
-    code = page.split("```python\n")[1].split("```")[0]
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class MyDataset" in block]
     names = vars(pair_dataset) | vars(files)
     exec(code, names)
     monkeypatch.setitem(data.DATASETS, "mine", data._on_disk(names["MyDataset"]))

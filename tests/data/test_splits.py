@@ -88,7 +88,7 @@ def test_hidden_masks_are_those_of_unlabeled_images(root, tmp_path):
     assert measured_masks(split) == [1, 2, 4, 5] and measured_masks(split, 2) == [1, 4]
 
 
-def test_a_mask_that_cannot_be_used_is_told_and_left_out(root):
+def test_a_mask_that_cannot_be_used_is_reported_and_skipped(root):
     (root / "labels/train/s4.png").write_bytes(b"")
     problems = []
     assert usable_masks(FolderDataset(root, "train", class_names="abc"), (1, 4, 5), problems.append) == [1, 5]

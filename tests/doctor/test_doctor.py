@@ -281,7 +281,9 @@ def test_images_in_both_splits(tmp_path, diagnose):
     (root / "images/train/train6.png").unlink()
     shutil.copy(root / "images/train/train0.png", root / "images/train/train1.png")
     diagnosis = diagnose("folder", root)
-    found = diagnosis.found("error", "1 labeled image with the same pixels as an image of val", "remove them from one of the two")
+    found = diagnosis.found(
+        "error", "1 labeled image with the same pixels as an image of val", "remove them from train or val"
+    )
     assert found["where"] == ["train2 = val/val0"]
     found = diagnosis.found("warning", "1 unlabeled image with the same pixels as an image of val")
     assert found["where"] == ["train6 = val/val1"]
@@ -323,7 +325,9 @@ def test_voc_without_the_masks_of_sbd(tmp_path, diagnose):
     assert diagnosis.code == 0
     diagnosis.found("warning", "so the training set is train.txt, 6 images", "10582 images")
     (tmp_path / "l.txt").write_text("2007_000001\n2007_000008\n")
-    found = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "without a mask, but listed as labeled")
+    found = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt")).found(
+        "error", "without a mask, but listed as labeled"
+    )
     assert found["where"] == [str(root / "SegmentationClass/2007_000008.png")]
 
 

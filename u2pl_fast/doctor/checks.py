@@ -289,11 +289,11 @@ def leaks(evidence: Evidence) -> Iterator[Finding]:
             where = [f"{train.names[i]} = {val.split}/{equal.get(i, train.names[i])}" for i in sorted(part)]
             title = f"{counted(len(part), f'{name} image')} with {how} an image of {val.split}"
             if name == "labeled":
-                yield error(
-                    title, "the score would count images with known labels; remove them from one of the two", where
-                )
+                yield error(title, "the score would include training images; remove them from train or val", where)
             else:
-                yield warning(title, "the score would count images seen in training; remove them, or report it", where)
+                yield warning(
+                    title, "the score would include images seen in training; remove them, or report it", where
+                )
     if not same_file and not equal:
         yield ok(f"no image of {val.split} is used for training" + ("" if evidence.complete else ", as far as checked"))
 
