@@ -77,7 +77,7 @@ class StepDataset(Dataset):
         return batch
 
     def _share(self, step: int, number: int) -> range:
-        """This rank's samples of a step, ``number`` of them."""
+        """Return this rank's samples of a step, ``number`` of them."""
         first = (step * self.world + self.rank) * number
         return range(first, first + number)
 
