@@ -164,7 +164,7 @@ def test_amp_is_passed_on(checkpoint, pixels, monkeypatch):
         (np.zeros((4, 4, 3), np.float32), TypeError, "uint8 array .*, got float32"),
         (torch.zeros(3, 4, 4), TypeError, "expected a uint8 tensor"),
         (torch.zeros(4, 4, dtype=torch.uint8), TypeError, "expected a uint8 tensor"),
-        (np.zeros((4, 4, 2), np.uint8), ValueError, "2 channels found"),
+        (np.zeros((4, 4, 2), np.uint8), ValueError, "has 2 channels"),
         (None, TypeError, "expected a path, .*, got NoneType"),
         ("nowhere.jpg", ValueError, "nowhere.jpg: no such file"),
     ],

@@ -102,13 +102,13 @@ def test_16_bit_gray_photos_take_the_range_too(tmp_path):
 @pytest.mark.parametrize(
     ("name", "pixels", "mode", "channels", "found"),
     [
-        ("a.png", values(3), None, 4, r"3 channels found \(mode RGB\), in_channels asks for 4"),
-        ("a.png", values(3), "L", 4, r"1 channel found \(mode L\)"),
+        ("a.png", values(3), None, 4, r"has 3 channels \(mode RGB\)"),
+        ("a.png", values(3), "L", 4, r"has 1 channel \(mode L\)"),
         ("a.jpg", values(3), "CMYK", 4, r"mode CMYK"),
-        ("a.png", values(4), None, 7, r"4 channels found \(mode RGBA\), in_channels asks for 7"),
-        ("a.npy", values(5), None, 4, r"5 channels found, in_channels asks for 4; its shape is \(6, 9, 5\)"),
-        ("a.npy", values(5)[:, :, 0], None, 4, "1 channel found"),
-        ("a.npy", values(5)[None], None, 5, "no image's shape found"),
+        ("a.png", values(4), None, 7, r"has 4 channels \(mode RGBA\)"),
+        ("a.npy", values(5), None, 4, r"has 5 channels, but in_channels is 4; its shape is \(6, 9, 5\)"),
+        ("a.npy", values(5)[:, :, 0], None, 4, "has 1 channel, "),
+        ("a.npy", values(5)[None], None, 5, "has 4 axes, but in_channels is 5"),
         ("a.npy", values(5)[:0], None, 5, "an empty image"),
     ],
 )
@@ -142,7 +142,7 @@ def test_tiff_bands(tmp_path):
         read = read_image(tmp_path / name, ImageFormat(6, (0, 10_000)))
         np.testing.assert_array_equal(read, np.round(pixels / np.float32(10_000) * 255).astype(np.uint8))
     check_sizes(tmp_path / "a.tif", save(tmp_path / "mask.png", pixels[:, :, 0].astype(np.uint8)), ImageFormat(6))
-    with pytest.raises(DataError, match="a.tif: 6 channels found, in_channels asks for 4"):
+    with pytest.raises(DataError, match="a.tif: has 6 channels, but in_channels is 4"):
         check_sizes(tmp_path / "a.tif", None, ImageFormat(4))
     (tmp_path / "a.tif").write_bytes(b"II*\0")
     with pytest.raises(DataError, match="a.tif: not a readable image"):
@@ -242,7 +242,7 @@ def test_settings_from_flags_and_yaml(tmp_path):
 
 def test_the_built_in_data_is_rgb_or_gray():
     assert build_dataset("shapes", None, "val", image_format=ImageFormat(1)).image(0).shape[2] == 1
-    with pytest.raises(DataError, match="val_00000: 3 channels found, in_channels asks for 4"):
+    with pytest.raises(DataError, match="val_00000: has 3 channels, but in_channels is 4"):
         build_dataset("shapes", None, "val", image_format=ImageFormat(4)).image(0)
 
 
@@ -268,7 +268,7 @@ def tree(root: Path, suffix: str, channels: int, dtype) -> Path:
     ids=["6 bands of 16 bits", "gray", "rgba"],
 )
 @pytest.mark.slow
-def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path, suffix, channels, dtype, options):
+def test_trains_resumes_evaluates_and_predicts_without_the_flags(tmp_path, suffix, channels, dtype, options):
     root, out = tree(tmp_path / "data", suffix, channels, dtype), tmp_path / "run"
     config = TrainConfig(
         dataset="folder", data_root=root, num_labeled=2, in_channels=channels, out=out,
@@ -294,11 +294,11 @@ def test_trains_resumes_evaluates_and_predicts_without_being_told_again(tmp_path
 
 def test_a_wrong_count_ends_in_one_line_before_training(tmp_path):
     root = tree(tmp_path / "data", ".npy", 6, np.uint16)
-    with pytest.raises(DataError, match=r"0\.npy: 6 channels found, in_channels asks for 3"):
+    with pytest.raises(DataError, match=r"0\.npy: has 6 channels, but in_channels is 3"):
         split_dataset(resolve(TrainConfig(dataset="folder", data_root=root)).build_dataset("train"))
     with pytest.raises(SystemExit) as caught:
         main(["--dataset", "folder", "--data-root", str(root), "--in-channels", "5", "--out", str(tmp_path / "run")])
-    assert str(caught.value.code).startswith("error: ") and "in_channels asks for 5" in caught.value.code
+    assert str(caught.value.code).startswith("error: ") and "in_channels is 5" in caught.value.code
 
 
 def test_a_run_from_before_these_settings_goes_on_and_another_count_is_refused(tmp_path):

@@ -51,5 +51,5 @@ def test_a_file_holds_a_number_a_class(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=f"class_weights: .*{message}"):
             class_weights(str(file), SPLIT)
-    with pytest.raises(ValueError, match="cannot read balancd: .*; a file, or balanced"):
+    with pytest.raises(ValueError, match="cannot read balancd: .*; name a file, or use balanced"):
         class_weights("balancd", SPLIT)

@@ -211,7 +211,7 @@ def test_missing_folders_and_arguments(root, tmp_path_factory):
     with pytest.raises(DataError, match="images/train: no images"):
         build_dataset("folder", empty, "train")
     write(empty / "images/train/a.jpg", picture())
-    with pytest.raises(DataError, match="classes.txt: no such file, and there are no masks in .*labels/train"):
+    with pytest.raises(DataError, match="classes.txt: no such file, and no masks in .*labels/train"):
         build_dataset("folder", empty, "train")
 
 

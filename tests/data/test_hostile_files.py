@@ -192,7 +192,7 @@ def test_one_bit_masks_hold_two_classes(tmp_path) -> None:
 def test_gray_masks_below_8_bits_are_refused(tmp_path, bits) -> None:
     """Their samples are brightnesses: id 1 of a 4-bit mask is read as 17, and as 1 by the next program."""
     path = gray_png(tmp_path / "a.png", ids(), bits)
-    with pytest.raises(DataError, match=f"^{path}: a gray mask of {bits} bits .*8"):
+    with pytest.raises(DataError, match=f"^{path}: a gray mask with {bits} bits .*8"):
         read_mask(path)
 
 

@@ -195,5 +195,5 @@ def test_intensity_changes_colors_and_moves_nothing():
     assert 20 < sum(changed) and len({tuple(view[:, 5, 30].tolist()) for view in strong}) > 15
     away = strong.float().index_select(3, torch.tensor([*range(12), *range(28, 40)]))  # out of the reach of a blur
     assert (away[..., :12].std((2, 3)).max() == 0) and (away[..., 12:].std((2, 3)).max() == 0)
-    with pytest.raises(ValueError, match="strong_colors: intensity changes colors"):
+    with pytest.raises(ValueError, match="strong_colors: intensity needs RGB"):
         Views(ViewOptions((8, 8), color=(0,), strong_colors="intensity"), 255)

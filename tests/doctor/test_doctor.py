@@ -1,4 +1,4 @@
-"""The doctor: each trap of a data set is found and told with its fix, all in one run, and the exit status is right."""
+"""The doctor: each problem of a data set is found and listed with its fix, all in one run, and the exit status is right."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from u2pl_fast.doctor.settings import DoctorConfig, settings_of
 
 
 class Diagnosis:
-    """What one run of the doctor told, on the screen and as JSON."""
+    """Output of one run of the doctor, on the screen and as JSON."""
 
     def __init__(self, code: int, text: str, result: dict) -> None:
         self.code, self.text, self.result = code, text, result
@@ -97,7 +97,7 @@ def test_the_histogram_counts_pixels_and_images(tmp_path, diagnose):
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_all_broken_files_are_told_at_once(tmp_path, diagnose):
+def test_all_broken_files_are_listed_at_once(tmp_path, diagnose):
     root = folder(tmp_path / "data", train=8, unlabeled=1)
     broken = root / "images/train/train1.png"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -112,7 +112,7 @@ def test_all_broken_files_are_told_at_once(tmp_path, diagnose):
     assert diagnosis.found("error", "1 mask unreadable")["where"] == [str(root / "labels/val/val0.png")]
     diagnosis.found("error", "1 mask with colors instead of class ids", "class id")
     diagnosis.found("error", "1 mask compressed as JPEG", "PNG")
-    (where,) = diagnosis.found("error", "1 mask of another size", "nearest")["where"]
+    (where,) = diagnosis.found("error", "1 mask of a different size", "nearest")["where"]
     assert "train5.png: 32x20, its image 32x24" in where
 
 
@@ -133,7 +133,7 @@ def test_masks_of_unlabeled_images_are_no_error(tmp_path, diagnose):
     save(root / "SegmentationClassAug/2007_000007.png", mask(7, (0, 1), (20, 32)))
     diagnosis = diagnose("voc", root, "--labeled-list", str(tmp_path / "list.txt"))
     assert diagnosis.code == 0
-    for title in ("1 mask with colors", "1 mask with value 77", "1 mask of another size"):
+    for title in ("1 mask with colors", "1 mask with value 77", "1 mask of a different size"):
         found = diagnosis.found("warning", title)
         assert found["title"].endswith("used only for metrics; training continues without them)")
 
@@ -143,9 +143,7 @@ def test_masks_that_are_jpeg_files(tmp_path, diagnose):
     for i in (0, 1):
         (root / f"labels/train/train{i}.png").unlink()
         save(root / f"labels/train/train{i}.jpg", mask(i, (0, 1, 2)))
-    found = diagnose("folder", root).found(
-        "error", "train: 2 masks in another format than PNG", "original masks as PNG"
-    )
+    found = diagnose("folder", root).found("error", "train: 2 masks not in PNG format", "original masks as PNG")
     assert found["where"] == [str(root / f"labels/train/train{i}.jpg") for i in (0, 1)]
 
 
@@ -154,8 +152,8 @@ def test_pairs_that_do_not_match(tmp_path, diagnose):
     save(root / "labels/train/train9_mask.png", mask(0, (0, 1, 2)))
     (root / "labels/val/val1.png").unlink()
     diagnosis = diagnose("folder", root)
-    diagnosis.found("warning", "train: 1 mask without an image", "same name")
-    assert diagnosis.found("error", "val: 1 image to be scored without a mask")["where"] == [
+    diagnosis.found("warning", "train: 1 mask without an image", "name of its image")
+    assert diagnosis.found("error", "val: 1 image without a mask, which evaluation needs")["where"] == [
         str(root / "labels/val/val1.png")
     ]
 
@@ -167,12 +165,12 @@ def test_black_and_white_masks(tmp_path, diagnose):
     root = folder(tmp_path / "data", values=(0, 255))
     for _ in range(2):
         diagnosis = diagnose("folder", root)
-        diagnosis.found("error", "masks hold 0 and 255 alone", "--label-map 0:0 255:1")
+        diagnosis.found("error", "masks hold only 0 and 255", "--label-map 0:0 255:1")
         assert len(diagnosis.of("error")) == 1
         (root / "classes.txt").write_text("background\nbuilding\n")
     diagnosis = diagnose("folder", root, "--label-map", "0:0", "255:1")
     assert diagnosis.code == 0 and not diagnosis.of("warning")
-    diagnosis.found("ok", "2 classes: low_rank is 1")
+    diagnosis.found("ok", "2 classes: low_rank defaults to 1")
 
 
 def test_black_and_white_masks_of_one_part_alone(tmp_path, diagnose):
@@ -180,12 +178,12 @@ def test_black_and_white_masks_of_one_part_alone(tmp_path, diagnose):
     (root / "classes.txt").write_text("a\nb\nc\n")
     for path in (root / "labels/val").iterdir():
         save(path, mask(0, (0, 255)))
-    diagnose("folder", root).found("error", "masks hold 0 and 255 alone")
+    diagnose("folder", root).found("error", "masks hold only 0 and 255")
     root = folder(tmp_path / "other")
     (root / "classes.txt").write_text("a\nb\nc\n")
     save(root / "labels/train/train4.png", mask(0, (0, 255)))
     (tmp_path / "l.txt").write_text("train4\n")
-    diagnose("folder", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "masks hold 0 and 255 alone")
+    diagnose("folder", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "masks hold only 0 and 255")
 
 
 def test_values_without_a_class(tmp_path, diagnose):
@@ -219,14 +217,14 @@ def test_train_ids_in_files_of_label_ids(tmp_path, diagnose):
     root = cityscapes(tmp_path / "data")
     for path in root.glob("gtFine/*/*/*.png"):
         save(path, mask(0, (0, 2, 13, 18, 255)))
-    found = diagnose("cityscapes", root).found("error", "called *_labelIds.png hold train ids", "*_labelTrainIds.png")
+    found = diagnose("cityscapes", root).found("error", "named *_labelIds.png hold train ids", "*_labelTrainIds.png")
     assert len(found["where"]) == 9
 
 
 def test_ade20k_masks_off_by_one(tmp_path, diagnose):
     root = ade20k(tmp_path / "data", values=(0, 12, 149, 255))
     diagnosis = diagnose("ade20k", root)
-    diagnosis.found("error", "8 masks with value 255", "shifted to 0 .. 149 already")
+    diagnosis.found("error", "8 masks with value 255", "shifted to 0 .. 149:")
     assert diagnose("ade20k", root, "--label-map", "0-149:0-149", "255:ignore").code == 0
 
 
@@ -270,9 +268,9 @@ def test_a_tiny_labeled_set_misses_classes(tmp_path, diagnose):
 
 def test_one_class_and_low_rank(tmp_path, diagnose):
     root = folder(tmp_path / "one", values=(0,))
-    diagnose("folder", root).found("error", "1 class: nothing to tell apart", "--label-map")
+    diagnose("folder", root).found("error", "1 class: a training needs at least 2", "--label-map")
     root = folder(tmp_path / "three")
-    diagnose("folder", root, "--low-rank", "3").found("error", "--low-rank 3 with 3 classes", "then it is 2")
+    diagnose("folder", root, "--low-rank", "3").found("error", "--low-rank 3 with 3 classes", "its default is 2")
     assert diagnose("folder", root, "--low-rank", "2").code == 0
 
 
@@ -283,7 +281,9 @@ def test_images_in_both_splits(tmp_path, diagnose):
     (root / "images/train/train6.png").unlink()
     shutil.copy(root / "images/train/train0.png", root / "images/train/train1.png")
     diagnosis = diagnose("folder", root)
-    found = diagnosis.found("error", "1 labeled image with the same pixels as an image of val", "take them out")
+    found = diagnosis.found(
+        "error", "1 labeled image with the same pixels as an image of val", "remove them from train or val"
+    )
     assert found["where"] == ["train2 = val/val0"]
     found = diagnosis.found("warning", "1 unlabeled image with the same pixels as an image of val")
     assert found["where"] == ["train6 = val/val1"]
@@ -325,7 +325,9 @@ def test_voc_without_the_masks_of_sbd(tmp_path, diagnose):
     assert diagnosis.code == 0
     diagnosis.found("warning", "so the training set is train.txt, 6 images", "10582 images")
     (tmp_path / "l.txt").write_text("2007_000001\n2007_000008\n")
-    found = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt")).found("error", "labeled without a mask")
+    found = diagnose("voc", root, "--labeled-list", str(tmp_path / "l.txt")).found(
+        "error", "without a mask, but listed as labeled"
+    )
     assert found["where"] == [str(root / "SegmentationClass/2007_000008.png")]
 
 
@@ -341,7 +343,7 @@ def test_arguments_that_a_training_would_refuse(tmp_path, diagnose):
     for flags, message in (
         (["--value-range", "5", "5"], "value_range: expected two numbers"),
         (["--num-labeled", "2", "--labeled-fraction", "1/2"], "set only one of labeled_fraction, num_labeled"),
-        (["--label-map", "a:b"], "'a:b' is no VALUE:CLASS"),
+        (["--label-map", "a:b"], "'a:b' is not VALUE:CLASS"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(["--dataset", "folder", "--data-root", str(root), *flags])
@@ -350,14 +352,14 @@ def test_arguments_that_a_training_would_refuse(tmp_path, diagnose):
 
 def test_images_with_other_channels_than_the_training_reads(tmp_path, diagnose):
     diagnosis = diagnose("folder", folder(tmp_path / "data"), "--in-channels", "4")
-    diagnosis.found("error", "8 images that cannot be used as they are", "3 channels found")
+    diagnosis.found("error", "8 images that cannot be used", "has 3 channels")
 
 
 def test_too_many_masks_to_count_classes_from(tmp_path, diagnose, monkeypatch):
     for module in ("data.folder", "doctor.checks"):
         monkeypatch.setattr(f"u2pl_fast.{module}.MAX_SCANNED_MASKS", 4)
     root = folder(tmp_path / "data")
-    diagnose("folder", root).found("error", "6 masks are too many", "write 3 class names, one a line, to")
+    diagnose("folder", root).found("error", "6 masks are too many", "write 3 class names, one per line, to")
     (root / "classes.txt").write_text("a\nb\nc\n")
     assert diagnose("folder", root).code == 0
 
@@ -371,8 +373,8 @@ def test_max_files_says_what_was_left_out(tmp_path, diagnose):
     diagnosis = diagnose("folder", root, "--labeled-list", str(tmp_path / "l.txt"), "--max-files", "9")
     assert {row["split"]: row["checked"] for row in diagnosis.result["splits"]} == {"train": 6, "val": 3}
     assert (diagnosis.result["images_checked"], diagnosis.result["images_skipped"]) == (9, 9)
-    assert "9 of 18 images were not looked at (--max-files)" in diagnosis.text
-    assert "trainable, as far as looked" in diagnosis.text
+    assert "9 of 18 images were not checked (--max-files)" in diagnosis.text
+    assert "trainable, as far as checked" in diagnosis.text
 
 
 def test_how_images_are_sampled():
@@ -396,7 +398,7 @@ def test_refusals_of_the_command(tmp_path):
     for flags, message in (
         ([], "--dataset"),
         (["--dataset", "folder"], "--data-root is missing"),
-        (["--dataset", "shapes"], "no files that could be wrong"),
+        (["--dataset", "shapes"], "no files to check"),
         (["--dataset", "folder", "--data-root", str(tmp_path), "--max-files", "0"], "max_files"),
         (["--config", str(tmp_path / "gone.yaml")], "gone.yaml"),
     ):

@@ -243,7 +243,7 @@ def test_the_gallery_of_many_images_shows_some_and_counts_all():
     page = make(Gallery(["sky", "road", "tree"], total=100, limit=7, alpha=0.2, gamma=None), 100)
     shown = [int(index) for index in re.findall(r'data-index="(\d+)"', page)]
     assert shown == [index * 100 // 7 for index in range(7)]
-    assert "100; 7 are shown here (spread evenly over all)" in page
+    assert "100; 7 are shown (spread evenly over all)" in page
     head = page.split("<article")[0]
     assert "sky 50.0%, road 50.0%" in head and "tree" not in head
 
@@ -269,7 +269,7 @@ def test_a_run_that_is_stopped_leaves_the_gallery_of_what_it_did(trained, root, 
     with pytest.raises(SystemExit, match="interrupted; finished results are in"):
         predict.main(common)
     text = (tmp_path / "gallery.html").read_text()
-    assert text.count("<article") == 2 and "2 of 4 given" in text
+    assert text.count("<article") == 2 and "2 of 4; the others" in text
     assert len(list(tmp_path.glob("*_mask.png"))) == 2
 
 

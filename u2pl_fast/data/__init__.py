@@ -51,7 +51,7 @@ TRAIN_SPLIT = "train"
 
 def _shapes(root: Path | None, split: str, class_names: Sequence[str] | None, label_map: LabelMap | None) -> Shapes:
     if label_map is not None:
-        raise ValueError("label_map: shapes draws its own labels; leave --label-map out")
+        raise ValueError("label_map: shapes draws its own labels; drop --label-map")
     return Shapes(split)
 
 
@@ -66,8 +66,8 @@ def _on_disk(kind: type[PairDataset]) -> Callable[..., SegmentationDataset]:
     return build
 
 
-# To add a data set, write `(root, split, class_names, label_map) -> SegmentationDataset` and name it here;
-# `class_names` is None unless a training has fixed them, `label_map` unless --label-map is given.
+# To add a data set, register a function (root, split, class_names, label_map) -> SegmentationDataset here.
+# `class_names` is None unless the training has fixed the classes; `label_map` is None without --label-map.
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
     "shapes": _shapes,
     "camvid": _camvid,
@@ -89,15 +89,22 @@ def build_dataset(
     image_format: ImageFormat = RGB,
     check: bool = True,
 ) -> SegmentationDataset:
-    """Open one split ("train", "val", ...) of a registered data set. `root` is not read by `shapes`.
+    """Open one split ("train", "val", ...) of a registered data set.
 
-    `classes_from` is the training split whose classes this one shares, or their names, as a checkpoint has them.
-    `label_map` is what --label-map takes, `image_format` what the images are read as.
+    Every image of a split other than "train" needs a mask. `split_dataset` checks the files of "train".
 
-    Every split but "train" is for scoring: each of its images must have a mask, and all files are checked here, unless
-    `check` is false. `split_dataset` checks those of "train".
+    Args:
+        name: a key of `DATASETS`.
+        root: folder of the data set; `shapes` reads none.
+        split: name of the split.
+        classes_from: training split whose classes this one shares, or their names from a checkpoint.
+        label_map: entries of `--label-map`.
+        image_format: channels and value range of the images.
+        check: check all files of a split other than "train".
 
-    Raises ValueError for an unknown name, `DataError` for files and folders, naming what was looked for.
+    Raises:
+        ValueError: the name is unknown.
+        DataError: a file or folder cannot be used; the message names it.
     """
     if name not in DATASETS:
         raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}, got {name!r}")

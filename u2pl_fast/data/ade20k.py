@@ -29,7 +29,7 @@ ADE20K_CLASSES = tuple(
 NAMES_FILE = "objectInfo150.txt"
 SPLIT_FOLDERS = {"train": "training", "val": "validation"}
 SHIFTED = (
-    "; masks that hold 0 .. 149, and 255 for ignore, were shifted by one already: use the original annotations, or "
+    "; masks that hold 0 .. 149, and 255 for ignore, are shifted by one: use the original annotations, or "
     "--label-map 0-149:0-149 255:ignore"
 )
 
@@ -37,8 +37,8 @@ SHIFTED = (
 class Ade20kDataset(FolderDataset):
     """One split: `images/training/*.jpg` with `annotations/training/*.png`, and `validation` for "val".
 
-    Mask value 0 is ignored, 1 .. 150 are classes 0 .. 149. Their names are those of `objectInfo150.txt` in the data
-    root where it is there. The data root is ADEChallengeData2016 or the folder that holds it.
+    Mask value 0 is ignored, 1 .. 150 are classes 0 .. 149. Class names come from `objectInfo150.txt` in the data root
+    if it exists. The data root is ADEChallengeData2016 or the folder that holds it.
     """
 
     layout = "images/<training|validation>/ and annotations/<training|validation>/"
@@ -69,7 +69,7 @@ class Ade20kDataset(FolderDataset):
 
 
 def read_object_info(file: Path) -> tuple[str, ...]:
-    """The first name of each class in objectInfo150.txt, or the built-in list where there is no such file."""
+    """Return the first name of each class in objectInfo150.txt, or the built-in names if there is no such file."""
     if not file.is_file():
         return ADE20K_CLASSES
     try:
@@ -80,6 +80,6 @@ def read_object_info(file: Path) -> tuple[str, ...]:
     if list(names) != list(range(1, len(ADE20K_CLASSES) + 1)) or not all(names.values()):
         raise DataError(
             f"{file}: expected {len(ADE20K_CLASSES)} rows of tab-separated columns, the first of them 1 .. "
-            f"{len(ADE20K_CLASSES)} and the last the names; put the original there, or move it away"
+            f"{len(ADE20K_CLASSES)} and the last the names; restore the original file, or delete it"
         )
     return tuple(names.values())

@@ -1,4 +1,4 @@
-"""Images that are arrays: `.npy` files, and TIFF files with any number of bands or values of any type."""
+"""Read images from arrays: `.npy` files, and TIFF files with any number of bands and any type of values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 def is_array(path: Path, image_format: ImageFormat) -> bool:
-    """Whether the file is read here and not by PIL, which knows no .npy, and of TIFF only 8-bit and one-band files."""
+    """Return whether this module reads the file. PIL reads no .npy, and of TIFF only 8-bit and one-band files."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return True
@@ -22,7 +22,7 @@ def is_array(path: Path, image_format: ImageFormat) -> bool:
 
 
 def read_array(path: Path, image_format: ImageFormat) -> np.ndarray:
-    """uint8 (H, W, N) of a file for which `is_array` holds. Raises `DataError`."""
+    """Return a file for which `is_array` holds as uint8 (H, W, N). Raises `DataError`."""
     with _array(path) as array:
         axis = _band_axis(array.shape, image_format.channels, path)
         values = np.asarray(array if isinstance(array, np.ndarray) else array.asarray())
@@ -31,7 +31,7 @@ def read_array(path: Path, image_format: ImageFormat) -> np.ndarray:
 
 
 def array_size(path: Path, image_format: ImageFormat) -> tuple[int, int]:
-    """(width, height) from the header alone, which must promise the right number of bands and values that fit."""
+    """Return (width, height) from the header, after checking the number of bands and the type of the values."""
     with _array(path) as array:
         axis = _band_axis(array.shape, image_format.channels, path)
         _check_type(array.dtype, image_format, path)
@@ -40,7 +40,7 @@ def array_size(path: Path, image_format: ImageFormat) -> tuple[int, int]:
 
 
 def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str) -> np.ndarray:
-    """uint8 (H, W, k) as (H, W, N): RGB as luma, or gray three times; anything else must have N channels already."""
+    """Convert uint8 (H, W, k) to (H, W, N): RGB to luma, or gray to RGB. Other images must have N channels."""
     found, wanted = pixels.shape[2], image_format.channels
     if found == wanted:
         return pixels
@@ -48,13 +48,11 @@ def to_channels(pixels: np.ndarray, image_format: ImageFormat, name: Path | str)
         return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
     if (found, wanted) == (1, 3):
         return np.repeat(pixels, 3, axis=2)
-    raise DataError(
-        f"{name}: {found} channels found, in_channels asks for {wanted}; use --in-channels {found}", "channels"
-    )
+    raise DataError(f"{name}: has {found} channels, but in_channels is {wanted}; use --in-channels {found}", "channels")
 
 
 def scale(values: np.ndarray, image_format: ImageFormat, path: Path | str) -> np.ndarray:
-    """Stored values as uint8: see `ImageFormat`. Beyond the range they are clipped; NaN is its lower end."""
+    """Convert stored values to uint8 as `ImageFormat` says. Clip values to the range; NaN becomes its lower end."""
     _check_type(values.dtype, image_format, path)
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
@@ -67,19 +65,19 @@ def scale(values: np.ndarray, image_format: ImageFormat, path: Path | str) -> np
 
 def _check_type(dtype: np.dtype, image_format: ImageFormat, path: Path | str) -> None:
     if dtype.kind not in "iuf":
-        raise DataError(f"{path}: holds {dtype} values; images are integers or floats", "range")
+        raise DataError(f"{path}: holds {dtype} values; save integers or floats", "range")
     if image_format.value_range is None and dtype.kind + str(dtype.itemsize) not in ("u1", "u2"):
         raise DataError(
-            f"{path}: holds {dtype} values, which have no natural black and white; say with --value-range LOW HIGH "
-            "what becomes 0 and 255",
+            f"{path}: holds {dtype} values of unknown range; set --value-range LOW HIGH, the values that become 0 and "
+            "255",
             "range",
         )
 
 
 def _band_axis(shape: tuple[int, ...], channels: int, path: Path) -> int | None:
-    """The axis of the bands: the last where it is N long, else the first; None for (H, W), which is one band.
+    """Return the axis of the bands: the last if its length is N, else the first; None for (H, W), which is one band.
 
-    Gray serves where RGB is asked for, and RGB where gray is.
+    Gray is accepted for RGB, and RGB for gray.
     """
     if 0 in shape:
         raise DataError(f"{path}: an empty image, its shape is {shape}")
@@ -91,9 +89,9 @@ def _band_axis(shape: tuple[int, ...], channels: int, path: Path) -> int | None:
     if len(shape) == 2:
         found = "1 channel"
     else:
-        found = f"{min(shape[0], shape[2])} channels" if len(shape) == 3 else "no image's shape"
+        found = f"{min(shape[0], shape[2])} channels" if len(shape) == 3 else f"{len(shape)} axes"
     raise DataError(
-        f"{path}: {found} found, in_channels asks for {channels}; its shape is {shape}, expected (H, W, {channels}) "
+        f"{path}: has {found}, but in_channels is {channels}; its shape is {shape}, expected (H, W, {channels}) "
         f"or ({channels}, H, W){' or (H, W)' if channels == 1 else ''}",
         "channels",
     )
@@ -101,7 +99,7 @@ def _band_axis(shape: tuple[int, ...], channels: int, path: Path) -> int | None:
 
 @contextmanager
 def _array(path: Path) -> Iterator:
-    """The file as something with `shape` and `dtype`, nothing decoded yet; what goes wrong inside is a `DataError`."""
+    """Open the file as an object with `shape` and `dtype`; turn any error inside the block into a `DataError`."""
     try:
         if path.suffix.lower() == ".npy":
             yield np.load(path, mmap_mode="r", allow_pickle=False)
@@ -112,7 +110,7 @@ def _array(path: Path) -> Iterator:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file", "missing") from None
-    except Exception as error:  # numpy and tifffile raise a dozen types for a damaged file, or a codec that is missing
+    except Exception as error:  # numpy and tifffile raise many types for a damaged file or a missing codec
         raise DataError(f"{path}: not a readable image ({error})", "unreadable") from error
 
 

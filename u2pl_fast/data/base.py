@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package."""
+"""Interface of a data set."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -9,10 +9,10 @@ from .image_format import ImageFormat
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is. The message names the file or folder and what to do about it.
+    """Error of a data set that cannot be used. The message names the file or folder, and the fix.
 
-    `kind` tells apart what befalls single files: missing, unreadable, color, lossy, bits, size, values, unlabeled.
-    It is "process" where a loader process died, and "other" for everything else.
+    `kind` is the problem of a single file, such as "missing", "unreadable", "color", "size" or "values"; "process" if
+    a loader process died; "other" for everything else.
     """
 
     def __init__(self, message: str, kind: str = "other") -> None:
@@ -21,20 +21,22 @@ class DataError(ValueError):
 
 
 class Entry(NamedTuple):
-    """One line of a list file: an image and, where the line names one, its mask (paths, or a bare id)."""
+    """Line of a list file: an image and, if the line names one, its mask (paths, or a bare id)."""
 
     image: str
     mask: str | None
 
 
 class SegmentationDataset(Protocol):
-    """Images with class ids for some of them. Reading must be a pure function of the index.
+    """Images, some with masks. Reading must be a pure function of the index.
 
-    `names[i]` identifies sample i in messages and output files. `notes` are lines for the log: what was found, where
-    that is not what one might expect. `include` turns list entries into indices, adding samples that are not in the
-    split yet; `check` raises `DataError` for what can be known before training, `labeled` and `unlabeled` being the
-    indices that will be read with and without their labels. `image_format` says what `image` is to return; it is set
-    after the data set is opened.
+    Attributes:
+        names: name of each sample in messages and output files.
+        notes: lines for the log about files that differ from what a user may expect.
+        class_names: names of the classes, by class id.
+        num_classes: C.
+        ignore_index: label of ignored pixels.
+        image_format: channels and value range that `image` returns; set after the data set is opened.
     """
 
     names: list[str]
@@ -47,25 +49,29 @@ class SegmentationDataset(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, N), RGB where N is 3."""
+        """Return the image: uint8 (H, W, N), RGB if N is 3."""
         ...
 
     def label(self, index: int) -> np.ndarray:
-        """(H, W), uint8, or int16 where ids or `ignore_index` don't fit."""
+        """Return the mask: (H, W), uint8, or int16 if ids or `ignore_index` do not fit."""
         ...
 
     def has_label(self, index: int) -> bool: ...
 
-    def include(self, entries: Sequence[Entry], source: str) -> list[int]: ...
+    def include(self, entries: Sequence[Entry], source: str) -> list[int]:
+        """Return the indices of list entries; add samples that are not in the split. `source` names the list."""
+        ...
 
-    def check(self, labeled: Sequence[int], unlabeled: Sequence[int] = ()) -> None: ...
+    def check(self, labeled: Sequence[int], unlabeled: Sequence[int] = ()) -> None:
+        """Raise `DataError` for files of these samples that cannot be used with (or without) their labels."""
+        ...
 
 
 def default_ignore_index(num_classes: int) -> int:
-    """255, or -1 where 255 could be a class."""
+    """Return 255, or -1 if 255 can be a class."""
     return 255 if num_classes <= 255 else -1
 
 
 def label_dtype(num_classes: int) -> type[np.generic]:
-    """The smallest that holds every class id and the ignore index."""
+    """Return the smallest type that holds every class id and the ignore index."""
     return np.uint8 if num_classes <= 255 else np.int16

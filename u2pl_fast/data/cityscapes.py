@@ -1,4 +1,4 @@
-"""`cityscapes`: the data set as it is downloaded. Its labelIds are turned into the 19 classes as they are read."""
+"""`cityscapes`: the data set as downloaded. Its labelIds become the 19 classes when they are read."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -8,7 +8,7 @@ from .files import IMAGE_SUFFIXES, MASK_SUFFIX, list_files
 from .masks import IGNORE_8_BIT, LabelMap, MaskValues
 from .pair_dataset import PairDataset, chosen_classes, find_root
 
-# Each class and its id in *_labelIds.png; its id in *_labelTrainIds.png is its place here.
+# Class and its id in *_labelIds.png. Its id in *_labelTrainIds.png is its position here.
 CITYSCAPES_LABEL_IDS = {
     "road": 7,
     "sidewalk": 8,
@@ -42,7 +42,7 @@ class CityscapesDataset(PairDataset):
     """One split of Cityscapes; an id is `CITY/CITY_000000_000019`.
 
     Images are `leftImg8bit/<split>/CITY/*_leftImg8bit.png`, masks `gtFine/<split>/CITY/*_gtFine_labelIds.png`, or
-    `*_labelTrainIds.png` where only those exist. A label map is one of the values in these files.
+    `*_labelTrainIds.png` if only those exist. A label map applies to the values in these files.
     """
 
     layout = f"leftImg8bit/<split>/CITY/*{_IMAGE_END}.png and gtFine/<split>/CITY/*{_MASK_END}{LABEL_IDS}.png"
@@ -60,7 +60,7 @@ class CityscapesDataset(PairDataset):
         paths = list_files(images, IMAGE_SUFFIXES)
         paths = {name.removesuffix(_IMAGE_END): path for name, path in paths.items() if name.endswith(_IMAGE_END)}
         if not paths:
-            raise DataError(f"{images}: no images called *{_IMAGE_END}.png; expected {self.layout} under the data root")
+            raise DataError(f"{images}: no images named *{_IMAGE_END}.png; expected {self.layout} under the data root")
         self._mask_files = list_files(folder / "gtFine" / split, frozenset({MASK_SUFFIX}))
         super().__init__(
             folder,
@@ -75,14 +75,14 @@ class CityscapesDataset(PairDataset):
             targets: dict[int, int | None] = dict.fromkeys((*range(34), IGNORE_8_BIT))
             targets |= {value: index for index, value in enumerate(CITYSCAPES_LABEL_IDS.values())}
             self._label_ids = MaskValues(targets, self.num_classes, accepted=accepted)
-            fix = f"; a mask with more of Cityscapes' ids than its 19 classes belongs in a file called *{LABEL_IDS}.png"
+            fix = f"; if it holds Cityscapes' label ids, name the file *{LABEL_IDS}.png"
             self._values = MaskValues.class_ids(self.num_classes, fix)
 
     def values_of(self, mask: Path) -> MaskValues:
         return self._label_ids if self.label_map is None and mask.stem.endswith(LABEL_IDS) else self._values
 
     def id_of(self, name: str) -> str:
-        """The last folder and the file's name without its endings; a bare name begins with its city's."""
+        """Return CITY/FRAME of a path; a bare file name begins with its city."""
         path = PurePosixPath(super().id_of(name))
         frame = path.name.removesuffix(_IMAGE_END)
         return f"{path.parent.name or frame.partition('_')[0]}/{frame}"
@@ -93,7 +93,7 @@ class CityscapesDataset(PairDataset):
                 yield self.root / "leftImg8bit" / split / f"{sample_id}{_IMAGE_END}{suffix}"
 
     def mask_names(self, name: str) -> Iterator[str]:
-        """As listed; then the other kind of ids, each of which is read as what it is."""
+        """Yield the listed name, then the name with the other kind of ids; each file is read by its own kind."""
         yield from super().mask_names(name)
         for kind, other in ((TRAIN_IDS, LABEL_IDS), (LABEL_IDS, TRAIN_IDS)):
             if kind in name:

@@ -1,4 +1,4 @@
-"""Weights of the classes in the cross-entropies."""
+"""Class weights of the cross-entropy losses."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from .splits import Split, evenly
 
 BALANCED = "balanced"
-MASKS = 500  # read at most, spread evenly
+MASKS = 500  # read at most, evenly spaced
 
 
 def class_weights(choice: str | None, split: Split) -> Tensor | None:
-    """What ``--class-weights`` says: (C,) float32, or None.
+    """Return the weights of ``--class-weights``: (C,) float32, or None.
 
-    A file holds a number a line. ``"balanced"`` is w_c = 1 ÷ ln(1.02 + p_c), p_c the share of class c among the
-    labeled pixels, scaled so that a labeled pixel weighs 1 in the mean; 1 for a class that no mask holds.
+    A file holds one number per line. ``"balanced"`` is w_c = 1 ÷ ln(1.02 + p_c), where p_c is the share of class c
+    among the labeled pixels. Weights are scaled so that their mean over labeled pixels is 1. A class in no mask gets 1.
 
     Source: Paszke et al., "ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation", 2016.
 
     Raises:
-        ValueError: a file that can't be read, or holds something else.
+        ValueError: the file cannot be read, or does not hold C numbers.
     """
     if choice is None:
         return None
@@ -31,14 +31,14 @@ def class_weights(choice: str | None, split: Split) -> Tensor | None:
     try:
         weights = torch.tensor([float(line) for line in Path(choice).read_text().split()])
     except (OSError, ValueError) as error:
-        raise ValueError(f"class_weights: cannot read {choice}: {error}; a file, or {BALANCED}") from error
+        raise ValueError(f"class_weights: cannot read {choice}: {error}; name a file, or use {BALANCED}") from error
     if len(weights) != classes or not (weights >= 0).all() or not weights.isfinite().all():
-        raise ValueError(f"class_weights: {choice} must hold {classes} finite numbers ≥ 0, one a class")
+        raise ValueError(f"class_weights: {choice} must hold {classes} finite numbers ≥ 0, one per class")
     return weights
 
 
 def balanced(split: Split) -> Tensor:
-    """Rare classes weigh more; 50 times at most before scaling."""
+    """Return weights that rise as class frequency falls; they are at most 50 before scaling."""
     counts = np.zeros(split.dataset.num_classes, np.int64)
     for index in evenly(split.labeled, MASKS):
         label = split.dataset.label(index)

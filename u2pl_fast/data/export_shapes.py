@@ -1,4 +1,4 @@
-"""``python -m u2pl_fast.data.export_shapes``: images of the built-in shapes data set as PNG files, to look at."""
+"""Write images of the built-in shapes data set as PNG files."""
 
 import sys
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ExportConfig:
 
 
 def run(config: ExportConfig) -> None:
-    """Raises ValueError for a count that the split doesn't have."""
+    """Write the images. Raises ValueError if the split has fewer."""
     dataset = Shapes(config.split)
     if not 1 <= config.count <= len(dataset):
         raise ValueError(f"count: expected 1 .. {len(dataset)}, got {config.count}")

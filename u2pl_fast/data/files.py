@@ -1,4 +1,4 @@
-"""Reading images and masks from disk: one error that names the file, found by its header where that is enough."""
+"""Read images and masks from disk. Errors name the file; checks read only headers where these are enough."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ MASK_SUFFIX = ".png"
 _ORIENTATION_TAG = 0x0112
 _GRAY_16_MODES = ("I;16", "I;16B", "I;16L", "I")
 _MASK_MODES = ("L", "P", "1", *_GRAY_16_MODES)
-_CHANNEL_MODES = ("LA", "RGBA")  # kept as they are where neither gray nor RGB is asked for
+_CHANNEL_MODES = ("LA", "RGBA")  # kept unless gray or RGB is wanted
 _LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
-_FEW_BITS = {"L;2": 2, "L;4": 4}  # how PIL calls gray samples that it scales up to 8 bits
+_FEW_BITS = {"L;2": 2, "L;4": 4}  # PIL's names of gray samples that it scales to 8 bits
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file as a PIL image; whatever goes wrong inside the block, decoding too, becomes a `DataError`."""
+    """Open the file as a PIL image; turn any error inside the block, such as one of decoding, into a `DataError`."""
     try:
         with Image.open(path) as image:
             yield image
@@ -39,10 +39,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def read_image(path: Path | str, image_format: ImageFormat = RGB) -> np.ndarray:
-    """Any image file as uint8 (H, W, N), turned upright as its EXIF orientation says.
+    """Return an image file as uint8 (H, W, N), turned upright by its EXIF orientation.
 
-    N = 1: gray, colors become luma. N = 3: RGB, gray is repeated, alpha dropped. Any other N: the file must have
-    exactly N channels (RGBA files 4, gray ones with alpha 2, .npy and TIFF files any number).
+    N = 1: gray; colors become luma. N = 3: RGB; gray is repeated, alpha is dropped. Any other N: the file must have
+    exactly N channels (RGBA files 4, gray files with alpha 2, .npy and TIFF files any number).
     """
     path = Path(path)
     if is_array(path, image_format):
@@ -69,17 +69,15 @@ def image_pixels(image: Image.Image, image_format: ImageFormat = RGB, name: Path
 
 
 def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path | str) -> None:
-    """Refuse channels that aren't there, and values that PIL has rounded or that have no scale."""
+    """Refuse a wrong number of channels, and values that PIL has rounded or that have no scale."""
     has_range = image_format.value_range is not None
     layout = str([tile.args for tile in getattr(image, "tile", ())])  # only files have tiles
     if image.mode == "F" and not has_range:
-        raise DataError(
-            f"{path}: holds floating-point values; say with --value-range LOW HIGH what becomes 0 and 255", "range"
-        )
+        raise DataError(f"{path}: holds floats; set --value-range LOW HIGH, the values that become 0 and 255", "range")
     if has_range and image.mode not in _GRAY_16_MODES and ";16" in layout:
         raise DataError(
-            f"{path}: value_range cannot apply, since only the upper 8 bits of 16-bit colors can be read from this "
-            "format; save it as .npy or TIFF",
+            f"{path}: value_range cannot be used, because only the upper 8 bits of 16-bit colors can be read from "
+            "this format; save the image as .npy or TIFF",
             "range",
         )
     if image_format.channels in (1, 3):
@@ -88,33 +86,33 @@ def _check_pil(image: Image.Image, image_format: ImageFormat, path: Path | str) 
     found = len(mode) if mode in _CHANNEL_MODES else len(image.getbands())
     if mode not in _CHANNEL_MODES or found != image_format.channels:
         raise DataError(
-            f"{path}: {found} channel{'s' * (found > 1)} found (mode {mode}), in_channels asks for "
+            f"{path}: has {found} channel{'s' * (found > 1)} (mode {mode}), but in_channels is "
             f"{image_format.channels}; RGBA files have 4, .npy and TIFF files any number",
             "channels",
         )
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """A mask file as its raw class ids, (H, W), uint8 or (16-bit files) int32: gray values or palette indices."""
+    """Return the values of a mask file, gray or palette indices: (H, W), uint8, or int32 for 16-bit files."""
     path = Path(path)
     with _opened(path) as mask:
         if mask.mode not in _MASK_MODES:
             raise DataError(
-                f"{path}: a color mask (mode {mask.mode}); masks hold class ids, so save it as an 8- or 16-bit gray "
-                "or a palette PNG whose pixel values are 0 .. classes - 1, and 255 for ignore",
+                f"{path}: a color mask (mode {mask.mode}); save it as a gray or palette PNG whose values are class "
+                "ids, 0 .. classes - 1, and 255 for ignore",
                 "color",
             )
         if mask.format in _LOSSY_FORMATS:
             raise DataError(
-                f"{path}: a {mask.format} mask, whose compression turns class ids into their neighbors; save the "
-                "original as a PNG",
+                f"{path}: a {mask.format} mask, and {mask.format} compression changes class ids; save the original "
+                "mask as PNG",
                 "lossy",
             )
         bits = _FEW_BITS.get(mask.tile[0].args) if mask.tile else None
         if bits is not None:
             raise DataError(
-                f"{path}: a gray mask of {bits} bits a pixel, which some programs read as class ids and others as "
-                "shares of white; save it as an 8-bit gray or a palette PNG",
+                f"{path}: a gray mask with {bits} bits per pixel, which some programs read as class ids and others as "
+                "shades of gray; save it as an 8-bit gray or palette PNG",
                 "bits",
             )
         ids = np.asarray(ImageOps.exif_transpose(mask))
@@ -122,14 +120,14 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 
 def check_sizes(image_path: Path, mask_path: Path | None, image_format: ImageFormat = RGB) -> None:
-    """Refuse an unreadable image or mask, channels that aren't there, or a pair of different sizes.
+    """Refuse an unreadable image or mask, a wrong number of channels, or a pair of different sizes.
 
-    Reads headers only, unless they disagree.
+    Reads only headers, unless they disagree.
     """
     image_size = header_size(image_path, image_format)
     if mask_path is None or image_size == header_size(mask_path):
         return
-    # A PNG may carry its orientation after the pixels, where the header doesn't show it: let the decoder decide.
+    # A PNG may store its orientation after the pixels, where only decoding finds it.
     height, width = read_image(image_path, image_format).shape[:2]
     mask_height, mask_width = read_mask(mask_path).shape
     if (height, width) != (mask_height, mask_width):
@@ -141,27 +139,27 @@ def check_sizes(image_path: Path, mask_path: Path | None, image_format: ImageFor
 
 
 def header_size(path: Path, image_format: ImageFormat | None = None) -> tuple[int, int]:
-    """(width, height) after EXIF orientation, without decoding the pixels; a mask has no `image_format`."""
+    """Return (width, height) after EXIF orientation without decoding pixels; `image_format` is None for a mask."""
     if image_format is not None and is_array(path, image_format):
         return array_size(path, image_format)
     with _opened(path) as image:
         if image_format is not None:
             _check_pil(image, image_format, path)
-        # Asked for its EXIF block, PIL decodes a whole PNG in search of one.
+        # PIL decodes a whole PNG to search it for an EXIF block.
         has_exif = image.format != "PNG" or "exif" in image.info
         turned = has_exif and image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
 def list_files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """`{id: path}` of the files under `folder`, subfolders too, sorted; id = path below it without the suffix."""
+    """Return `{id: path}` of all files below `folder`, sorted; an id is the path below it without the suffix."""
     found: dict[str, Path] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             link = Path(parent, name)
             if link.is_symlink() and Path(parent).resolve().is_relative_to(link.resolve()):
-                raise DataError(f"{link}: a link to a folder above it, which would list the same images many times")
+                raise DataError(f"{link}: a link to a folder above it, so images would be listed many times; remove it")
         for file in files:
             path = Path(parent, file)
             if file.startswith(".") or path.suffix.lower() not in suffixes:
@@ -174,5 +172,5 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 
 def thread_count() -> int:
-    """Threads for reading many files: reading waits for disks as much as for cores."""
+    """Return the number of threads for reading many files; more than cores, since reading waits for disks."""
     return min(16, 4 * (os.cpu_count() or 1))

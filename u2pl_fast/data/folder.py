@@ -29,13 +29,13 @@ class FolderDataset(PairDataset):
     """One split of a folder of images and masks.
 
     Layout: `root/images/<split>/<id>.<jpg|png|npy|...>`, `root/labels/<split>/<id>.png`, optionally `root/classes.txt`
-    with a class name a line. Subfolders belong to the id. An image without a mask is an unlabeled sample.
+    with one class name per line. Subfolders belong to the id. An image without a mask is unlabeled.
 
-    Mask values are class ids 0 .. C-1. Ignored pixels are 255 (where C <= 255) or 65535 (in 16-bit files).
-    `label_map` gives them another meaning.
+    Mask values are class ids 0 .. C-1. Ignored pixels are 255 (if C <= 255) or 65535 (in 16-bit files).
+    `label_map` replaces this meaning.
 
-    The number of classes is that of `class_names`, else of `own_classes`, else of classes.txt, else the label map's,
-    else it is read off all training masks. Raises `DataError`, which names the file or the folder.
+    Classes come from the first of `class_names`, `own_classes`, classes.txt and the label map that is given; without
+    these, all training masks are read to count them. Raises `DataError`, which names the file or folder.
     """
 
     layout = "images/<split>/ and labels/<split>/"
@@ -69,7 +69,7 @@ class FolderDataset(PairDataset):
 
     @staticmethod
     def folder_of(split: str) -> str:
-        """What the folders of a split are called."""
+        """Return the name of the folders of a split."""
         return split
 
     def id_of(self, name: str) -> str:
@@ -107,11 +107,11 @@ class FolderDataset(PairDataset):
         folder, file = cls._masks_folder(root, "train"), root / CLASSES_FILE
         paths = list(list_files(folder, frozenset({MASK_SUFFIX})).values())
         if not paths:
-            raise DataError(f"{file}: no such file, and there are no masks in {folder} to count classes from")
+            raise DataError(f"{file}: no such file, and no masks in {folder} to count classes in")
         if len(paths) > MAX_SCANNED_MASKS:
             raise DataError(
-                f"{file}: no such file, and {folder} holds {len(paths)} masks, too many to count classes from at each "
-                "start; write the class names to that file, one a line (`python -m u2pl_fast.doctor` counts them)"
+                f"{file}: no such file, and {folder} holds {len(paths)} masks, too many to count classes in at each "
+                "start; write the class names to that file, one per line (u2pl doctor counts the classes)"
             )
         with ThreadPoolExecutor(thread_count()) as pool:
             values = set().union(*pool.map(_values, paths))
@@ -119,12 +119,12 @@ class FolderDataset(PairDataset):
             raise binary_masks(folder)
         highest = highest_class(values)
         if highest < 0:
-            raise DataError(f"{folder}: every pixel of every mask is ignored; nothing to learn")
+            raise DataError(f"{folder}: every pixel of every mask is ignored; masks need class ids")
         return numbered_classes(highest + 1)
 
 
 def highest_class(values: set[int]) -> int:
-    """The largest class id among mask values, -1 where there is none. 255 and 65535 are taken as ignore."""
+    """Return the largest class id among mask values, or -1 if there is none. 255 and 65535 count as ignore."""
     return max(values - {IGNORE_8_BIT, IGNORE_16_BIT}, default=-1)
 
 

@@ -1,4 +1,4 @@
-"""Batches as a function of the step number, and evaluation samples."""
+"""Training batches as a function of the step, and evaluation samples."""
 
 import os
 from collections import deque
@@ -20,25 +20,27 @@ from .splits import Split
 from .views import ViewOptions, Views, resize_image, view_seed
 
 Item = TypeVar("Item")
-CACHE_BYTES = 2**30  # of all loader processes of a rank together
+CACHE_BYTES = 2**30  # for all loader processes of a rank together
 _MAX_WORKERS = 8
 _EVALUATION_THREADS = 4
 
 
 class StepDataset(Dataset):
-    """Item `step` is the whole batch of one rank for that step, a function of (seed, step, rank, world).
+    """Batches of one rank: item `step` is the batch of that step, a function of (seed, step, rank, world).
 
-    With G = world * batch_size, the step's global labeled samples are g = step*G .. step*G + G - 1. Sample g is
-    number g mod n of a permutation drawn anew for each pass g // n over the n images; unlabeled samples likewise, with
-    `unlabeled_batch_size` (unset: as many). Rank r takes the contiguous share that begins at step*G + r*batch_size, so
-    the number of processes, the number of workers and a restart change nothing.
+    With G = world * batch_size, the global labeled samples of a step are g = step*G .. step*G + G - 1. Sample g is
+    number g mod n of a permutation of the n images; each pass g // n has its own permutation. Unlabeled samples follow
+    the same rule with `unlabeled_batch_size` (unset: `batch_size`). Rank r takes the samples from step*G +
+    r*batch_size on. The number of processes, the number of workers and a restart therefore change nothing.
 
-    A batch is a dict: `images` uint8 (B, N, H, W), `labels` (B, H, W), `labeled_index` int64 (B,), the global sample
-    indices on the CPU; and with `semi`, of U unlabeled images, `weak` uint8 (U, N, H, W), `strong` (V*U, N, H, W) of
-    V = `strong_views` views, view by view, `valid` bool (U, H, W), `unlabeled_index`, and `window` int64 (U, 10) on the
-    CPU: the image's index in the data set and the `Window` of its views.
+    A batch is a dict of
 
-    `cache_bytes` bounds the decoded and resized images that this object keeps; 0 keeps none.
+    - `images` uint8 (B, N, H, W), `labels` (B, H, W), `labeled_index` int64 (B,): global sample numbers, on the CPU;
+    - with `semi`, for U unlabeled images: `weak` uint8 (U, N, H, W); `strong` (V*U, N, H, W) with V = `strong_views`,
+      view by view; `valid` bool (U, H, W); `unlabeled_index`; and `window` int64 (U, 10) on the CPU: the image's index
+      in the data set and the `Window` of its views.
+
+    `cache_bytes` limits the decoded and resized images that this object keeps; 0 keeps none.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class StepDataset(Dataset):
         return batch
 
     def _share(self, step: int, number: int) -> range:
-        """This rank's samples of a step, ``number`` of them."""
+        """Return this rank's samples of a step, ``number`` of them."""
         first = (step * self.world + self.rank) * number
         return range(first, first + number)
 
@@ -105,7 +107,7 @@ def _order(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
 
 
 class _SampleCache:
-    """Decoded and resized samples; kept until `limit` bytes are full, then no longer: each is as likely as another."""
+    """Cache of decoded and resized samples. It keeps the first ones that fit in `limit` bytes."""
 
     def __init__(self, dataset: SegmentationDataset, views: Views, limit: int) -> None:
         self._dataset, self._views, self._left = dataset, views, limit
@@ -133,24 +135,24 @@ class _SampleCache:
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (h, w, N) to a contiguous (N, h, w) of its own."""
+    """Copy uint8 (h, w, N) to a contiguous tensor (N, h, w)."""
     return torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous()
 
 
 def _read(dataset: SegmentationDataset, index: int) -> Tensor:
-    """An image with as many channels as were asked for, which not every data set can give."""
+    """Return an image after checking its number of channels."""
     image = dataset.image(index)
     wanted = getattr(dataset, "image_format", RGB).channels
     if image.shape[2] != wanted:
         raise DataError(
-            f"{dataset.names[index]}: this data set gives {image.shape[2]} channels, in_channels asks for {wanted}; "
-            f"use --in-channels {image.shape[2]}"
+            f"{dataset.names[index]}: has {image.shape[2]} channels, but in_channels is {wanted}; use --in-channels "
+            f"{image.shape[2]}"
         )
     return to_tensor(image)
 
 
 class _Guarded(Dataset):
-    """Hands data errors over as items: raised in a worker, they would arrive wrapped in its traceback."""
+    """Return data errors as items: raised in a worker, they would arrive wrapped in its traceback."""
 
     def __init__(self, steps: StepDataset) -> None:
         self.steps = steps
@@ -164,10 +166,10 @@ class _Guarded(Dataset):
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """What `train_loader` loads: the arguments of `StepDataset`, and how.
+    """Options of `train_loader`: the arguments of `StepDataset`, and a few of the loader.
 
-    `cache` keeps decoded images in memory where they fit. `workers` are loader processes; None: one a core but one, at
-    most 8, shared by the ranks of the machine. `pin_memory` pins where there is a GPU.
+    `cache` keeps decoded images in memory if they fit. `workers` is the number of loader processes per rank; None =
+    the rank's share of the cores minus 1, at most 8. `pin_memory` pins batches if there is a GPU.
     """
 
     views: ViewOptions
@@ -184,9 +186,9 @@ class LoaderOptions:
 def train_loader(
     split: Split, options: LoaderOptions, rank: int, world: int, start: int, stop: int
 ) -> Iterator[dict[str, Tensor]]:
-    """This rank's batches (see `StepDataset`) of steps `start` .. `stop - 1`, prepared ahead by worker processes.
+    """Yield this rank's batches (see `StepDataset`) of steps `start` .. `stop - 1`; worker processes prepare them.
 
-    Raises `DataError` for a file that cannot be read.
+    Raises `DataError` if a file cannot be read.
     """
     workers = _default_workers() if options.workers is None else options.workers
     steps = StepDataset(
@@ -208,7 +210,7 @@ def train_loader(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=options.pin_memory and torch.cuda.is_available(),
-        generator=generator(options.seed, "loader"),  # else it draws from, and moves, the global one
+        generator=generator(options.seed, "loader"),  # without it, the loader would draw from the global one
     )
     batches = iter(loader)
     while True:
@@ -220,7 +222,7 @@ def train_loader(
             if "DataLoader worker" not in str(error):
                 raise
             what = " ".join(str(error).split())[:200]
-            message = f"workers: a loader process died ({what}), often for want of memory"
+            message = f"workers: a loader process died ({what}), often because memory ran out"
             raise DataError(f"{message}; use fewer --workers, or --no-cache", "process") from error
         if isinstance(batch, DataError):
             raise batch
@@ -228,9 +230,9 @@ def train_loader(
 
 
 def _default_workers() -> int:
-    """One process a core but one, shared by the ranks of this machine."""
+    """Return this rank's share of the cores minus 1, at most 8."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux alone
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # only on Linux
     return min(_MAX_WORKERS, max(0, cores // ranks - 1))
 
 
@@ -241,10 +243,10 @@ def evaluation_samples(
     world: int = 1,
     indices: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Every `world`-th sample from `rank` on, so each image once: (image, label, name). `indices`: of these alone.
+    """Yield (image, label, name) of every `world`-th sample from `rank` on, so that ranks share the images.
 
-    The image is uint8 (N, h, w), resized if asked for; the label (H, W) keeps its own size. Read ahead by threads.
-    Raises `DataError`.
+    `indices` selects the samples; None = all. The image is uint8 (N, h, w), resized to `resize` if given; the label
+    (H, W) keeps its own size. Threads read ahead. Raises `DataError`.
     """
 
     def read(index: int) -> tuple[Tensor, Tensor, str]:
@@ -257,7 +259,7 @@ def evaluation_samples(
 def whole_images(
     dataset: SegmentationDataset, indices: Sequence[int], resize: tuple[int, int] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """(index, image) of each index: uint8 (N, h, w), resized if asked for. No mask is read. Raises `DataError`."""
+    """Yield (index, image): uint8 (N, h, w), resized to `resize` if given. Reads no mask. Raises `DataError`."""
     return _read_ahead(lambda index: (index, _read_resized(dataset, index, resize)), indices)
 
 
@@ -267,7 +269,7 @@ def _read_resized(dataset: SegmentationDataset, index: int, resize: tuple[int, i
 
 
 def _read_ahead(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item]:
-    """`read` of each index, in order, a few of them ahead in threads."""
+    """Yield `read` of each index in order; threads read a few ahead."""
     with ThreadPoolExecutor(_EVALUATION_THREADS) as pool:
         pending: deque[Future[Item]] = deque()
         for index in indices:

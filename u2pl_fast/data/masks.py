@@ -1,4 +1,4 @@
-"""What the values in mask files mean: class ids, ignored pixels, or an error."""
+"""Meaning of the values in mask files: class ids, ignored pixels, or an error."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ VALUES = 65536
 MAX_CLASSES = 32767
 IGNORE = "ignore"
 REST = "*"
-_FORMS = f"entries are like 0:0 255:1, 7:{IGNORE}, 1-150:0-149 and *:{IGNORE}, in YAML {{0: 0, 255: 1}}"
+_FORMS = f"write entries like 0:0 255:1, 7:{IGNORE}, 1-150:0-149 and *:{IGNORE}, in YAML {{0: 0, 255: 1}}"
 
 
 class MaskValues:
-    """A table from the values of mask files to labels.
+    """Table from the values of mask files to labels.
 
-    `targets` gives a class id, or None for ignored pixels, for each value that may occur; `rest` is what all others
-    are, and without it they are refused. `accepted` says in words what masks hold, for the message of a refusal, and
-    `fix` ends that message, in which a value goes by the name of `word`.
+    `targets` gives the class id of each value, or None for ignored pixels. `rest` is the same for all other values;
+    without it they are refused. The message of a refusal calls a value `word`, describes valid masks by `accepted` and
+    ends with `fix`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MaskValues:
 
     @classmethod
     def class_ids(cls, num_classes: int, fix: str = "") -> "MaskValues":
-        """Masks of class ids. 255 can't be an ignored pixel where it can be a class, nor 65535 in a file of 8 bits."""
+        """Return the table of masks with class ids. Ignored: 255 if it cannot be a class, and 65535."""
         ignored = IGNORE_8_BIT if num_classes <= 255 else IGNORE_16_BIT
         targets: dict[int, int | None] = {value: value for value in range(num_classes)}
         targets |= {ignored: None, IGNORE_16_BIT: None}
@@ -55,26 +55,26 @@ class MaskValues:
         return cls(targets, num_classes, accepted=accepted, fix=fix, word="class id")
 
     def known(self, values: np.ndarray) -> np.ndarray:
-        """bool, of the shape of `values`: which of them may occur."""
+        """Return which values are accepted: bool, of the shape of `values`."""
         if values.dtype == np.uint8:
             return self._known[values]
         inside = (values >= 0) & (values < VALUES)
         return inside & self._known[np.where(inside, values, 0)]
 
     def labels(self, values: np.ndarray) -> np.ndarray:
-        """Class ids and `ignore_index`, of the shape of `values`, all of which must be known."""
+        """Return class ids and `ignore_index`, of the shape of `values`, which must all be accepted."""
         return self._labels[values]
 
     def refusal(self, value: int, place: str) -> str:
-        """Why a mask with this value can't be used."""
+        """Return why a mask with this value cannot be used."""
         return f"{self._word} {value} ({place}) is out of range; masks hold {self.accepted}{self._fix}"
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """`--label-map`: the class of each mask value, None for ignored pixels, and what values not named are.
+    """Class of each mask value, as `--label-map` gives it; None for ignored pixels.
 
-    `rest` is a class id, None for ignore, or "*" where they are an error.
+    `rest` is the class id of all other values, None for ignore, or "*" if they are an error.
     """
 
     targets: Mapping[int, int | None]
@@ -82,7 +82,7 @@ class LabelMap:
 
     @classmethod
     def parse(cls, entries: Sequence[str]) -> "LabelMap":
-        """From entries such as "0:0", "255:1", "7:ignore", "1-150:0-149", "20-30:ignore" and "*:ignore".
+        """Parse entries such as "0:0", "255:1", "7:ignore", "1-150:0-149", "20-30:ignore" and "*:ignore".
 
         Raises ValueError, naming the entry.
         """
@@ -100,10 +100,10 @@ class LabelMap:
                     goals = list(goals) * len(values)
                 pairs = list(zip(values, goals, strict=True))
             except ValueError:
-                raise ValueError(f"label_map: {entry!r} is no VALUE:CLASS; {_FORMS}") from None
+                raise ValueError(f"label_map: {entry!r} is not VALUE:CLASS; {_FORMS}") from None
             for value, goal in pairs:
                 if targets.setdefault(value, goal) != goal:
-                    raise ValueError(f"label_map: value {value} is given two classes, {targets[value]} and {goal}")
+                    raise ValueError(f"label_map: value {value} has two classes, {targets[value]} and {goal}; keep one")
         label_map = cls(targets, rest)
         if label_map.num_classes < 1:
             raise ValueError("label_map: every value is ignored; map at least one to a class")
@@ -111,27 +111,27 @@ class LabelMap:
 
     @property
     def num_classes(self) -> int:
-        """One more than the highest class id."""
+        """Highest class id plus 1."""
         goals = [*self.targets.values(), self.rest]
         return 1 + max((goal for goal in goals if isinstance(goal, int)), default=-1)
 
     def mask_values(self, num_classes: int) -> MaskValues:
-        """The table for a data set of so many classes.
+        """Return the table for a data set with ``num_classes`` classes.
 
-        Raises ValueError where the map names a class that it doesn't have.
+        Raises ValueError if the map names a class beyond these.
         """
         if self.num_classes > num_classes:
             raise ValueError(f"label_map: names class {self.num_classes - 1}, but there are {num_classes} classes")
         listed = ", ".join(map(str, sorted(self.targets)[:12])) + (", ..." if len(self.targets) > 12 else "")
-        fix = f"; the others need an entry in --label-map, VALUE:CLASS or VALUE:{IGNORE} or *:{IGNORE}"
+        fix = f"; add an entry to --label-map: VALUE:CLASS, VALUE:{IGNORE} or *:{IGNORE}"
         accepted = f"the values of --label-map, {listed}"
         return MaskValues(self.targets, num_classes, accepted=accepted, fix=fix, rest=self.rest)
 
 
 def label_map_entries(given: Sequence[str]) -> tuple[str, ...]:
-    """The entries of `--label-map`, those of files put in their place: a word without a colon names a file.
+    """Return the entries of `--label-map`. A word without a colon names a file, whose entries take its place.
 
-    A file holds an entry a line, "255:1" or "255 1"; blank lines and what follows a # are skipped. Raises ValueError.
+    A file holds one entry per line, "255:1" or "255 1"; blank lines and text after a # are skipped. Raises ValueError.
     """
     entries: list[str] = []
     for word in given:
@@ -152,7 +152,7 @@ def label_map_entries(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def present_values(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a mask in rising order, and the number of pixels of each."""
+    """Return the values of a mask in rising order, and the number of pixels of each."""
     if ids.dtype == np.uint8:
         counts = np.bincount(ids.ravel(), minlength=1)
         values = np.flatnonzero(counts)
@@ -161,12 +161,12 @@ def present_values(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def looks_binary(values: set[int]) -> bool:
-    """Whether masks with these values are black and white pictures rather than class ids and ignored pixels."""
+    """Return whether masks with these values are black and white images rather than class ids."""
     return values == {0, 255}
 
 
 def _range(text: str, limit: int) -> Sequence[int]:
-    """The numbers of "7" or "1-150", all of them below `limit`."""
+    """Return the numbers of "7" or "1-150", all below `limit`."""
     first, dash, last = text.partition("-")
     numbers = range(int(first), int(last if dash else first) + 1)
     if not numbers or numbers[0] < 0 or numbers[-1] >= limit:

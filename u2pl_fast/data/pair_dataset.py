@@ -1,4 +1,4 @@
-"""Images and masks in files: what the data sets on disk share, whatever their folders are called."""
+"""Base class of all data sets whose images and masks are files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +19,17 @@ CLASSES_FILE = "classes.txt"
 
 
 class PairDataset:
-    """One split of images and masks in files, as the rest of the package sees it (`SegmentationDataset`).
+    """One split of images and masks in files; implements `SegmentationDataset`.
 
-    A layout is a subclass: it finds the files, and says what a list may call them. `pairs` is
-    `{id: (image, mask or None)}`; an image without a mask is an unlabeled sample. Masks hold what `values_of` says,
-    by default class ids, and in `label(i)` their ignored pixels are `ignore_index`: 255, or -1 with more than 255
-    classes. `bases` are the folders that listed paths may be relative to.
+    A subclass finds the files of its layout, and the names that lists may use for them. `pairs` is
+    `{id: (image, mask or None)}`; an image without a mask is unlabeled. `values_of` gives the meaning of mask values,
+    by default class ids. Ignored pixels are `ignore_index` in `label(i)`: 255, or -1 with more than 255 classes.
+    Listed paths are relative to one of `bases`.
 
-    Raises `DataError`, which names the file or the folder.
+    Raises `DataError`, which names the file or folder.
     """
 
-    layout = ""  # what the data root holds, in words
+    layout = ""  # description of the data root, for messages
     image_format: ImageFormat = RGB
 
     def __init__(
@@ -75,7 +75,7 @@ class PairDataset:
         return self._masks[index]
 
     def values_of(self, mask: Path) -> MaskValues:
-        """What the values in this mask file mean."""
+        """Return the meaning of the values in this mask file."""
         return self._values
 
     def _raw_mask(self, index: int) -> np.ndarray:
@@ -100,10 +100,10 @@ class PairDataset:
     # --- Lists --------------------------------------------------------------------------------------------------------
 
     def include(self, entries: Sequence[Entry], source: str) -> list[int]:
-        """Indices of listed samples. An entry is an id of this split, or a path, absolute or relative to the root.
+        """Return the indices of listed samples. An entry is an id of this split, or a path, absolute or relative.
 
-        What lies outside the split adds a sample. A named mask replaces the one found by the image's name; one list
-        can't name two for the same image.
+        An image outside the split is added. A listed mask replaces the one found by the image's name; a list that
+        names two masks for one image is refused.
         """
         indices = []
         named: dict[int, Path] = {}
@@ -119,29 +119,29 @@ class PairDataset:
         return indices
 
     def id_of(self, name: str) -> str:
-        """The id of what a list calls `name`: the same without a leading slash, folders of the layout, and suffix."""
+        """Return the id of a listed name: without leading slash, folders of the layout, and suffix."""
         return without_suffix(name.lstrip("/"))
 
     def places(self, sample_id: str) -> Iterator[Path]:
-        """Where the image of an id may lie when it isn't in this split."""
+        """Yield the paths where an image outside this split can be, by its id."""
         for suffix in sorted(IMAGE_SUFFIXES):
             yield self.root / (sample_id + suffix)
 
     def mask_names(self, name: str) -> Iterator[str]:
-        """What the mask that a list calls `name` may be called here, best first."""
+        """Yield the names that a listed mask may have here, best first."""
         yield name
         yield name + MASK_SUFFIX
 
     def mask_of(self, image: Path) -> Path | None:
-        """The mask of an image outside this split, found by its name."""
+        """Return the mask of an image outside this split, found by its name, or None."""
         return None
 
     def expected_mask(self, index: int) -> Path:
-        """Where the mask of a sample that has none was looked for."""
+        """Return the path where the mask of a sample is expected."""
         raise NotImplementedError
 
     def unused_masks(self) -> list[Path]:
-        """Image files in the split's folder of masks that no image takes for its mask."""
+        """Return image files in the split's folder of masks that are not the mask of any image."""
         return []
 
     def _listed_image(self, name: str, source: str) -> int:
@@ -173,10 +173,10 @@ class PairDataset:
             path = self._file(candidate)
             if path is not None:
                 return path
-        raise DataError(f"{source}: the mask {name!r} is no file (looked for {self.root / name.lstrip('/')})")
+        raise DataError(f"{source}: the mask {name!r} does not exist (looked for {self.root / name.lstrip('/')})")
 
     def _file(self, name: str) -> Path | None:
-        """The file of this name: an absolute path, or relative to one of the bases, with or without a first slash."""
+        """Return the file of this name: absolute, or relative to one of the bases, with or without a leading slash."""
         for base in self._bases:
             for path in dict.fromkeys((base / name, base / name.lstrip("/"))):
                 if _is_file(path):
@@ -186,7 +186,7 @@ class PairDataset:
     # --- Checking -----------------------------------------------------------------------------------------------------
 
     def check(self, labeled: Sequence[int], unlabeled: Sequence[int] = ()) -> None:
-        """Headers of every file, and the values of every labeled mask where those are not too many."""
+        """Check the headers of all files, and the values of labeled masks unless there are too many."""
         for index in labeled:
             if not self.has_label(index):
                 self._raw_mask(index)  # raises, naming the missing file
@@ -212,7 +212,7 @@ class PairDataset:
             raise binary_masks(self._masks[labeled[0]].parent)
 
     def _scanned(self, labeled: Sequence[int]) -> int:
-        """How many masks to decode before training, as if all were of the first one's size."""
+        """Return the number of masks to decode before training, assuming that all have the size of the first."""
         if not labeled:
             return 0
         width, height = header_size(self._masks[labeled[0]])
@@ -221,7 +221,7 @@ class PairDataset:
 
 def binary_masks(folder: Path) -> DataError:
     return DataError(
-        f"{folder}: masks hold 0 and 255 alone, and 255 means ignore; for black and white masks of two classes add "
+        f"{folder}: masks hold only 0 and 255, and 255 means ignore; for black and white masks of two classes add "
         "--label-map 0:0 255:1"
     )
 
@@ -229,11 +229,11 @@ def binary_masks(folder: Path) -> DataError:
 def chosen_classes(
     root: Path, own: Sequence[str] | None, fixed: Sequence[str] | None, label_map: LabelMap | None
 ) -> list[str] | None:
-    """The class names of a data set, None where only its masks can tell.
+    """Return the class names of a data set, or None if the masks have to be read to count the classes.
 
-    Without a label map they are the data set's `own`. Where it has none, or with a map, the training's `fixed` ones
-    come first. A map alone decides how many there are: the names are `own` if those are as many, else those of
-    classes.txt unless those are more, else numbers.
+    Without a label map, the names are `own` if the data set has any, else the training's `fixed` names, else those of
+    classes.txt. With a map they are `fixed` if given. Otherwise the map sets the number of classes, and the names are
+    `own` if that is their number, else those of classes.txt unless there are more, else numbers.
     """
     if own is not None and label_map is None:
         return list(own)
@@ -244,28 +244,28 @@ def chosen_classes(
     if own is not None and len(own) == label_map.num_classes:
         return list(own)
     names = read_classes_file(root)
-    if names is None or len(names) > label_map.num_classes:  # those of fewer classes are refused later
+    if names is None or len(names) > label_map.num_classes:  # too few names are refused later
         return numbered_classes(label_map.num_classes)
     return names
 
 
 def read_classes_file(root: Path) -> list[str] | None:
-    """The names in root/classes.txt, None where there is no such file. Raises `DataError`."""
+    """Return the names in root/classes.txt, or None if there is no such file. Raises `DataError`."""
     file = root / CLASSES_FILE
     if not file.is_file():
         return None
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not text in UTF-8 ({error}); save it again as such") from error
+        raise DataError(f"{file}: is not UTF-8 text ({error}); save it as UTF-8") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise DataError(f"{file}: is empty; write one class name a line, in the order of the ids")
+        raise DataError(f"{file}: is empty; write one class name per line, in the order of the ids")
     return names
 
 
 def find_root(given: Path | str, inside: Sequence[str], holds: str, layout: str) -> Path:
-    """`given`, or the first folder of `inside` below it, that holds a folder called `holds`."""
+    """Return `given`, or the first folder of `inside` below it, that has a subfolder named `holds`."""
     for folder in (Path(given), *(Path(given, name) for name in inside)):
         if (folder / holds).is_dir():
             return folder
@@ -273,7 +273,7 @@ def find_root(given: Path | str, inside: Sequence[str], holds: str, layout: str)
 
 
 def without_suffix(name: str) -> str:
-    """`name` without an image file's suffix; other dots belong to it."""
+    """Return `name` without the suffix of an image file; other dots are kept."""
     path = PurePosixPath(name)
     return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else name
 

@@ -13,9 +13,9 @@ from .image_format import RGB, ImageFormat
 CLASS_NAMES = ["background", "striped disc", "striped box", "checked", "dotted", "ring"]
 SPLIT_SIZES = {"train": 400, "val": 100}
 
-# (shapes, texture, class, tint). Stripes need the outline to tell the class, checks and dots don't, and plain discs
-# and boxes are clutter: background. The tint is where an object's colors center; all of them overlap widely, and
-# what is most alike shares one.
+# (shapes, texture, class, tint). The class of a striped object depends on its outline; that of checks and dots does
+# not. Plain discs and boxes are background. An object's colors scatter widely around its tint, and similar classes
+# share a tint.
 _OBJECTS = (
     (("disc",), "stripes", 1, (160, 128, 96)),
     (("box",), "stripes", 2, (160, 128, 96)),
@@ -29,8 +29,8 @@ _OBJECTS = (
 class Shapes:
     """Scenes of 4 to 7 objects that overlap, on a cluttered background, under uneven light and noise.
 
-    Image and label are a function of (seed, split, index). `size` is (height, width) in pixels. Color is a weak hint
-    at best: texture and outline decide.
+    Image and label are a function of (seed, split, index). `size` is (height, width) in pixels. Texture and outline
+    give the class; color says little.
     """
 
     image_format: ImageFormat = RGB
@@ -70,7 +70,7 @@ class Shapes:
         return [index_of[entry.image] for entry in entries]
 
     def check(self, labeled: Sequence[int], unlabeled: Sequence[int] = ()) -> None:
-        """Nothing can be missing."""
+        """Do nothing: there are no files."""
 
     def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= index < len(self):
@@ -78,20 +78,20 @@ class Shapes:
         return _render(self.seed, self.split, index, self.size)
 
 
-@lru_cache(maxsize=8)  # image(i) and label(i) are asked for one after the other, by a few threads at a time
+@lru_cache(maxsize=8)  # image(i) and label(i) are read one after the other, by a few threads at a time
 def _render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(stream(seed, "shapes", split, index))
     height, width = size
     image = _smooth_field(rng, size, (5, 6), 3) * 50 + _color(rng)
     label = np.zeros(size, np.uint8)
-    for _ in range(rng.integers(3, 7)):  # scraps of texture without an outline
+    for _ in range(rng.integers(3, 7)):  # patches of texture without an outline
         _draw_scrap(rng, image)
     for _ in range(rng.integers(4, 8)):
         _draw_object(rng, image, label)
     image *= 1 + 0.25 * _smooth_field(rng, size, (3, 3), 1)
     image += rng.integers(-10, 11, (height, width, 3), dtype=np.int8)
     image = image.clip(0, 255).astype(np.uint8)
-    image.flags.writeable = label.flags.writeable = False  # both may be handed out again
+    image.flags.writeable = label.flags.writeable = False  # the cache returns both again
     return image, label
 
 
@@ -100,14 +100,14 @@ def _color(rng: np.random.Generator, tint: tuple[int, int, int] = (128, 128, 128
 
 
 def _two_colors(rng: np.random.Generator, tint: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A color and a clearly lighter or darker one, so that the texture shows in gray too."""
+    """Return a color and a clearly lighter or darker one, so that the texture is visible in gray too."""
     first = _color(rng, tint)
     step = rng.uniform(80, 130) * (1 if first.mean() < 128 else -1)
     return first, (first + step + rng.uniform(-25, 25, 3)).clip(0, 255).astype(np.float32)
 
 
 def _smooth_field(rng: np.random.Generator, size: tuple[int, int], knots: tuple[int, int], channels: int) -> np.ndarray:
-    """Bilinear interpolation of random knots in [-1, 1]: (H, W, channels) float32."""
+    """Interpolate random knots in [-1, 1] bilinearly: (H, W, channels) float32."""
     grid = rng.uniform(-1, 1, (channels, *knots)).astype(np.float32)
     field = _hat_matrix(size[0], knots[0]) @ grid @ _hat_matrix(size[1], knots[1]).T
     return np.ascontiguousarray(field.transpose(1, 2, 0))
@@ -122,7 +122,7 @@ def _hat_matrix(out: int, knots: int) -> np.ndarray:
 def _texture(
     rng: np.random.Generator, kind: str, u: np.ndarray, v: np.ndarray, unit: float, tint: tuple[int, int, int]
 ) -> np.ndarray:
-    """The texture's colors at the object's own coordinates (u, v), in pixels: (H, W, 3) float32."""
+    """Return the colors of the texture at the object's coordinates (u, v), in pixels: (H, W, 3) float32."""
     first, second = _two_colors(rng, tint)
     if kind == "plain":
         return np.broadcast_to(first, (*u.shape, 3))
@@ -139,7 +139,7 @@ def _texture(
 
 
 def _patch(rng: np.random.Generator, size: tuple[int, int], reach: float):
-    """A random center, the window within `reach` of it, and turned pixel coordinates (u, v) in that window."""
+    """Return a window within `reach` of a random center, and rotated pixel coordinates (u, v) in it."""
     height, width = size
     row, column = rng.uniform(0, height), rng.uniform(0, width)
     top, left = max(0, int(row - reach)), max(0, int(column - reach))
@@ -170,7 +170,7 @@ def _draw_object(rng: np.random.Generator, image: np.ndarray, label: np.ndarray)
 
 
 def _draw_scrap(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A small diamond of stripes or dots: class textures without a class outline, at a class-like contrast."""
+    """Draw a small diamond of stripes or dots: the texture of a class without its outline, at similar contrast."""
     reach = rng.uniform(0.05, 0.09) * min(image.shape[:2])
     window, u, v = _patch(rng, image.shape[:2], reach)
     kind = ("stripes", "dots")[rng.integers(2)]

@@ -1,4 +1,4 @@
-"""Which images are labeled and which are unlabeled: any ratio, or lists."""
+"""Split a data set into labeled and unlabeled images, by a ratio or by lists."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ import torch
 from ..utils.randomness import generator
 from .base import DataError, Entry, SegmentationDataset
 
-QUALITY_IMAGES = 32  # whose hidden masks pseudo-labels are compared with at each evaluation
+QUALITY_IMAGES = 32  # hidden masks that each evaluation compares with pseudo-labels
 
 
 @dataclass(frozen=True)
 class Split:
-    """A data set and the indices of its two parts. `unlabeled` is D_u.
+    """A data set, and the indices of its labeled and unlabeled images (D_u).
 
     `labels_hidden`: every image is labeled, so D_u is all of them without their labels.
     """
@@ -32,31 +32,33 @@ class Split:
 
     @property
     def hidden_masks(self) -> list[int]:
-        """The unlabeled images that have a mask. A training uses these masks only for metrics."""
+        """Unlabeled images that have a mask. These masks are used only for metrics."""
         labeled = set(self.labeled)
         return [index for index in self.unlabeled if index not in labeled and self.dataset.has_label(index)]
 
     def steps_per_epoch(self, global_batch: int) -> int:
-        """ceil(|D_u| / unlabeled images in a step of all processes), for every method, so that epochs compare."""
+        """Return ceil(|D_u| / unlabeled images per step of all processes), the same for every method."""
         return math.ceil(len(self.unlabeled) / global_batch)
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         text = f"{len(self.labeled)} labeled and {len(self.unlabeled)} unlabeled images"
         if self.labels_hidden:
-            text += " (every image is labeled, so all of them serve as unlabeled too, with their labels hidden)"
+            text += " (every image is labeled; all of them are used as unlabeled too, with their labels hidden)"
         return text
 
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Which images of a training split are labeled and which are unlabeled.
+    """Choice of the labeled and unlabeled images of a training split.
 
-    At most one of these chooses the labeled images: `labeled_fraction` ("1/8" or 0.125) takes ceil(fraction * n) of
-    the n images that have a mask, `num_labeled` that many, `labeled_list` those of a file; none: all that have a mask.
-    Drawn ones are the first of one permutation per `seed`, so a smaller labeled set is part of every larger one.
-    D_u is every other image of the split plus those of `unlabeled_list`, whose masks, where it names any, are not used;
-    where that is nothing, it is the whole split with labels hidden.
+    At most one setting selects the labeled images: `labeled_fraction` ("1/8" or 0.125) draws ceil(fraction * n) of the
+    n images that have a mask, `num_labeled` draws that number, and `labeled_list` is a file of them. Without any, every
+    image that has a mask is labeled. Draws are the first images of one permutation per `seed`, so a smaller labeled
+    set is part of every larger one.
+
+    D_u is every other image of the split, and those of `unlabeled_list`, whose masks are not used. If that is none, D_u
+    is the whole split with labels hidden.
     """
 
     seed: int = 0
@@ -73,11 +75,11 @@ class LabelChoice:
         }
         given = [flag for flag, value in chosen.items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+            raise ValueError(f"{' and '.join(given)} cannot be combined; give one of them")
 
 
 def split_dataset(dataset: SegmentationDataset, choice: LabelChoice = LabelChoice()) -> Split:
-    """Split into labeled and unlabeled images, and check the files of these.
+    """Split a data set into labeled and unlabeled images, and check their files.
 
     Raises ValueError (a wrong argument) or DataError (files).
     """
@@ -95,7 +97,7 @@ def split_dataset(dataset: SegmentationDataset, choice: LabelChoice = LabelChoic
 
 
 def draw_labeled(dataset: SegmentationDataset, choice: LabelChoice) -> list[int]:
-    """The labeled images where no list names them."""
+    """Draw the labeled images; used without `labeled_list`."""
     with_label = [index for index in range(len(dataset)) if dataset.has_label(index)]
     count = _count(len(with_label), choice.labeled_fraction, choice.num_labeled)
     order = torch.randperm(len(with_label), generator=generator(choice.seed, "split")).tolist()
@@ -103,7 +105,7 @@ def draw_labeled(dataset: SegmentationDataset, choice: LabelChoice) -> list[int]
 
 
 def divide(dataset: SegmentationDataset, split_size: int, labeled: Sequence[int], listed: Sequence[int]) -> Split:
-    """The two parts, given the labeled and the listed unlabeled images; the first `split_size` are the split's."""
+    """Return the split with these labeled and listed unlabeled images; the first `split_size` samples are its own."""
     labeled_set = set(labeled)
     unlabeled = [index for index in range(split_size) if index not in labeled_set]
     unlabeled = sorted({*unlabeled, *listed})
@@ -128,7 +130,7 @@ def _count(available: int, fraction: str | float | None, number: int | None) -> 
 
 
 def parse_fraction(value: str | float) -> Fraction:
-    """ "1/8", "0.125" or 0.125 as an exact fraction in (0, 1]."""
+    """Return "1/8", "0.125" or 0.125 as an exact fraction in (0, 1]."""
     try:
         fraction = Fraction(str(value))
     except (ValueError, ZeroDivisionError):
@@ -139,40 +141,42 @@ def parse_fraction(value: str | float) -> Fraction:
 
 
 def evenly(indices: Sequence[int], number: int) -> list[int]:
-    """`number` of the indices, evenly spaced, or all where there are no more."""
+    """Return `number` of the indices, evenly spaced, or all if there are no more."""
     if number >= len(indices):
         return list(indices)
     return [indices[position * len(indices) // number] for position in range(number)]
 
 
 def measured_masks(split: Split, number: int = QUALITY_IMAGES) -> list[int]:
-    """Return the hidden masks that pseudo-labels are compared with: `number` of them, evenly spaced."""
+    """Return `number` hidden masks, evenly spaced, that pseudo-labels are compared with."""
     return evenly(split.hidden_masks, number)
 
 
-def usable_masks(dataset: SegmentationDataset, indices: Sequence[int], tell: Callable[[DataError], None]) -> list[int]:
-    """Return the indices whose mask can be used; `tell` is called with what is wrong with each of the others."""
+def usable_masks(
+    dataset: SegmentationDataset, indices: Sequence[int], report: Callable[[DataError], None]
+) -> list[int]:
+    """Return the indices whose mask can be read; call `report` with the error of each other one."""
     usable = []
     for index in indices:
         try:
             dataset.label(index)
         except DataError as error:
-            tell(error)
+            report(error)
         else:
             usable.append(index)
     return usable
 
 
 def read_list(path: Path | str) -> list[Entry]:
-    """A list file: `image`, `image mask` or a bare id a line; blank lines and lines that start with # are skipped.
+    """Read a list file: `image`, `image mask` or an id per line; blank lines and lines that start with # are skipped.
 
-    Names that contain spaces are ended by a tab.
+    A name with spaces ends at a tab.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # a byte order mark is no part of the first name
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # drops a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable list file in UTF-8 ({error})") from error
+        raise DataError(f"{path}: not a readable UTF-8 list file ({error})") from error
     entries: list[Entry] = []
     for number, line in enumerate(lines, 1):
         parts = [part.strip() for part in line.split("\t") if part.strip()] if "\t" in line else line.split()
@@ -187,5 +191,5 @@ def read_list(path: Path | str) -> list[Entry]:
 
 
 def read_unlabeled_list(path: Path | str) -> list[Entry]:
-    """The same for unlabeled images: masks that it names are not used."""
+    """Read a list file of unlabeled images; masks that it names are not used."""
     return [Entry(entry.image, None) for entry in read_list(path)]

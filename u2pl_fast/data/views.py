@@ -1,4 +1,4 @@
-"""Weak and strong views: torchvision transforms whose draws come from one named random stream each."""
+"""Weak and strong views: torchvision transforms, each with a named random stream of its own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from torchvision.transforms.v2 import functional as F
 from ..utils.randomness import stream
 from .image_format import IMAGENET_MEAN, mean_color
 
-MEAN_COLOR = mean_color(IMAGENET_MEAN)  # what padding looks like in RGB
+MEAN_COLOR = mean_color(IMAGENET_MEAN)  # color of padding in RGB
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Sizes are (height, width) in pixels.
+    """Options of the views. Sizes are (height, width) in pixels.
 
-    `crop_size` is filled up to a multiple of `multiple`, which gives H×W. `scale_range` is relative to the image
-    as it is after `resize`. `color` is the uint8 pixel that padding is made of, and says how many channels there are.
+    `crop_size` is padded to a multiple of `multiple`, which gives H×W. `scale_range` is relative to the image after
+    `resize`. `color` is the uint8 pixel of the padding; its length is the number of channels.
     """
 
     crop_size: tuple[int, int]
@@ -50,13 +50,13 @@ class ViewOptions:
 
     @property
     def size(self) -> tuple[int, int]:
-        """H×W, the size that enters the network."""
+        """H×W, the size of the network's input."""
         return padded_size(self.crop_size, self.multiple)
 
 
 class Window(NamedTuple):
-    """Where a view lies in its image, in pixels: the window of height×width at (top, left), the size that it is scaled
-    to before padding, 1 where it is then mirrored, and the image's own size."""
+    """Position of a view in its image, in pixels: a window of height×width at (top, left), the size that it is scaled
+    to before padding, `flip` = 1 if it is then mirrored, and the size of the image."""
 
     top: int
     left: int
@@ -70,7 +70,7 @@ class Window(NamedTuple):
 
 
 class Views:
-    """Training views of one image. Every method is a function of its arguments: RNG state is left as it was."""
+    """Training views of one image. Every method is a function of its arguments and keeps the global RNG state."""
 
     def __init__(self, options: ViewOptions, ignore_index: int) -> None:
         self._resize, self._jitter_labeled = options.resize, options.jitter_labeled
@@ -78,12 +78,12 @@ class Views:
         self._geometry = v2.Compose(geometry)
         self._pad_labeled = PadTo(options.size, ignore_index, options.color)
         self._pad_unlabeled = PadTo(options.size, 0, options.color)
-        # 9 taps reach two standard deviations at the strongest blur; more cost more than they change.
+        # 9 taps reach two standard deviations at the strongest blur; more would cost time and change little.
         blur = v2.RandomApply([v2.GaussianBlur(9, options.blur_sigma)], options.blur_prob)
         self._is_rgb = len(options.color) == 3
         if options.strong_colors == "intensity":
             if not self._is_rgb:
-                raise ValueError("strong_colors: intensity changes colors, for RGB images alone; use jitter")
+                raise ValueError("strong_colors: intensity needs RGB images; use jitter")
             self._color = RandomIntensity(options.blur_sigma)
         elif self._is_rgb:
             jitter = v2.RandomApply([v2.ColorJitter(*options.jitter)], options.jitter_prob)
@@ -93,17 +93,18 @@ class Views:
             self._color = v2.Compose([jitter, blur])
 
     def prepare(self, image: Tensor) -> Tensor:
-        """The part without randomness, worth caching: uint8 (N, h, w) resized as the options say."""
+        """Resize an image uint8 (N, h, w) as the options say. Nothing here is random, so results can be cached."""
         return image if self._resize is None else resize_image(image, self._resize)
 
     def prepare_label(self, label: Tensor) -> Tensor:
-        """The same for a label (h, w)."""
+        """Resize a label (h, w) as the options say."""
         return label if self._resize is None else resize_label(label, self._resize)
 
     def labeled(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """View (N, H, W) uint8 and its label (H, W), padded with the mean color and `ignore_index`.
+        """Return a view (N, H, W) uint8 and its label (H, W), padded with `color` and `ignore_index`.
 
-        Weak, or with `jitter_labeled` in the strong view's colors, drawn after the geometry, which stays the same.
+        The view is weak, or has the colors of a strong view with `jitter_labeled`. Colors are drawn after the
+        geometry, which `jitter_labeled` does not change.
         """
         with _seeded(seed):
             image, label = self._geometry(tv_tensors.Image(image), tv_tensors.Mask(label))
@@ -113,7 +114,7 @@ class Views:
         return _plain(image), _plain(label)
 
     def unlabeled(self, image: Tensor, weak_seed: int, *strong_seeds: int) -> tuple[Tensor, ...]:
-        """Weak view, a strong view for each seed, (N, H, W) uint8, and valid (H, W) bool, false on padding."""
+        """Return the weak view, one strong view per seed, (N, H, W) uint8, and valid (H, W) bool, false on padding."""
         inside = torch.ones(image.shape[-2:], dtype=torch.uint8)
         with _seeded(weak_seed):
             weak, valid = self._pad_unlabeled(*self._geometry(tv_tensors.Image(image), tv_tensors.Mask(inside)))
@@ -122,12 +123,12 @@ class Views:
         for seed in strong_seeds:
             with _seeded(seed):
                 changed = _plain(self._recolor(tv_tensors.Image(weak)))
-            # Padding is no part of the image: it looks the same in every view.
+            # Padding keeps its color in every view.
             strong.append(torch.where(valid, changed, weak))
         return weak, *strong, valid
 
     def window(self, image: Tensor, weak_seed: int) -> Window:
-        """Where the views of `unlabeled` with this seed lie: the same draws in the same order."""
+        """Return the position of the views that `unlabeled` makes with this seed: same draws, same order."""
         crop, flip = self._geometry.transforms
         with _seeded(weak_seed):
             place = crop.make_params([image])
@@ -136,16 +137,16 @@ class Views:
         return Window(*sides, *place["size"], flipped, *image.shape[-2:])
 
     def _recolor(self, image: Tensor) -> Tensor:
-        """The strong view's colors. Outside RGB one draw for all bands, each taken as a gray image: contrast changes
-        round the band's own mean."""
+        """Change the colors of a strong view. Outside RGB, one draw changes all bands, each as a gray image: contrast
+        changes around the band's own mean."""
         return self._color(image) if self._is_rgb else self._color(tv_tensors.Image(image[:, None]))[:, 0]
 
 
 class RandomScaleCrop(v2.Transform):
-    """Scale by a factor uniform in `scale_range`, then crop at most `crop_size` at random; smaller results stay small.
+    """Scale by a factor uniform in `scale_range`, then crop at random to at most `crop_size`.
 
-    The window is cut out first and scaled after, which costs the crop's pixels instead of the image's.
-    Images are interpolated (bilinear, antialiased); masks take the nearest pixel.
+    The window is cut out before it is scaled, so the cost depends on the crop and not on the image. Images are
+    interpolated (bilinear, antialiased); masks take the nearest pixel.
     """
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
@@ -178,7 +179,7 @@ class RandomScaleCrop(v2.Transform):
 
 
 class RandomIntensity(v2.Transform):
-    """One to three of ten changes of color or sharpness and of no change, each of a uniform random strength.
+    """Apply one to three of ten changes of color or sharpness and the identity, each with a uniform random strength.
 
     Source: Zhao et al., "Augmentation Matters", CVPR 2023 (AugSeg), section 3.2 and its table of ranges.
     """
@@ -215,7 +216,7 @@ class RandomIntensity(v2.Transform):
 
 
 class PadTo(v2.Transform):
-    """Fill up to `size` below and to the right: images with `color`, masks with `mask_fill`."""
+    """Pad to `size` below and to the right: images with `color`, masks with `mask_fill`."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
 
@@ -232,34 +233,34 @@ class PadTo(v2.Transform):
 
 
 def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """uint8 (…, N, h, w) to (…, N, *size), bilinear, antialiased."""
+    """Resize uint8 (…, N, h, w) to (…, N, *size), bilinear, antialiased."""
     if tuple(size) == (1, 1):  # torch's antialiasing kernel fails on a single pixel
         return image.float().mean((-2, -1), keepdim=True).round().to(image.dtype)
     return F.resize(image, list(size), antialias=True)
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
-    """(h, w) to `size`, the pixel whose center is nearest: the grid that `resize_image` interpolates on."""
+    """Resize (h, w) to `size`: take the pixel whose center is nearest, on the grid of `resize_image`."""
     nearest = v2.InterpolationMode.NEAREST_EXACT
     return F.resize(label[None], list(size), interpolation=nearest, antialias=False)[0]
 
 
 def padded_size(size: Sequence[int], multiple: int) -> tuple[int, int]:
-    """(height, width), each raised to the next multiple."""
+    """Return (height, width), each rounded up to a multiple."""
     height, width = (-(-side // multiple) * multiple for side in size)
     return height, width
 
 
 def view_seed(seed: int, step: int, sample: int, purpose: str) -> int:
-    """The random stream of one view: run's seed, step, global sample index, purpose."""
+    """Return the random stream of one view, from the run's seed, step, global sample number and purpose."""
     return stream(seed, purpose, step, sample)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torchvision draws from the global CPU generator: seed it inside the block, and put it back after.
+    """Seed the global CPU generator, which torchvision draws from, inside the block; restore it afterward.
 
-    `torch.manual_seed` would seed the GPUs' generators as well, and those are not put back here.
+    `torch.manual_seed` would also seed the generators of the GPUs, which are not restored here.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`voc`: Pascal VOC 2012, with the further masks of SBD (10 582 training images) where they are there."""
+"""`voc`: Pascal VOC 2012, with the additional masks of SBD (10,582 training images) if they exist."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -43,9 +43,9 @@ SBD_HINT = (
 class VocDataset(PairDataset):
     """One split of VOC 2012: the ids of `ImageSets/Segmentation/<split>.txt`.
 
-    Images are in `JPEGImages/`, palette masks in `SegmentationClassAug/`, else in `SegmentationClass/`. "train" is the
-    list `train_aug` or `trainaug` where there are masks for it, and `train` otherwise, which `notes` tell. The data
-    root is that folder, or one above it that holds `VOC2012` or `VOCdevkit/VOC2012`.
+    Images are in `JPEGImages/`, palette masks in `SegmentationClass/` or `SegmentationClassAug/`. "train" is the list
+    `train_aug` or `trainaug` if its masks exist, else `train`, with a line in `notes`. The data root is that folder,
+    or one above it that holds `VOC2012` or `VOCdevkit/VOC2012`.
     """
 
     layout = f"JPEGImages/, {AUGMENTED_MASKS}/ or {PLAIN_MASKS}/, and ImageSets/Segmentation/"
@@ -62,7 +62,7 @@ class VocDataset(PairDataset):
         self._files = list_files(folder / "JPEGImages", IMAGE_SUFFIXES)
         self._all_masks = {
             name: path
-            for masks in (AUGMENTED_MASKS, PLAIN_MASKS)  # of two masks of an image, VOC's own
+            for masks in (AUGMENTED_MASKS, PLAIN_MASKS)  # VOC's own mask replaces that of SBD
             for name, path in list_files(folder / masks, frozenset({MASK_SUFFIX})).items()
         }
         if not self._all_masks:
@@ -80,7 +80,7 @@ class VocDataset(PairDataset):
         self.notes += note
 
     def _listed(self, folder: Path, split: str) -> tuple[list[str], list[str]]:
-        """The ids of a split, and what to say about the choice of its list."""
+        """Return the ids of a split, and notes on the choice of its list."""
         lists = folder / "ImageSets" / "Segmentation"
         found = {path.stem: path for path in sorted(lists.glob("*.txt"))}
 
@@ -118,7 +118,7 @@ class VocDataset(PairDataset):
         yield from super().places(sample_id)
 
     def mask_names(self, name: str) -> Iterator[str]:
-        """As listed; then the other folder of masks, which other copies of the data set call by this one's name."""
+        """Yield the listed name, then the file in either folder of masks, whose names differ between copies of VOC."""
         yield from super().mask_names(name)
         file = without_suffix(PurePosixPath(name).name) + MASK_SUFFIX
         for folder in (AUGMENTED_MASKS, PLAIN_MASKS):

@@ -1,4 +1,4 @@
-"""The checks: each looks at the evidence and tells what it found, in words and with what to do."""
+"""Checks of a data set. Each yields findings with their fix."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,27 +13,27 @@ from .evidence import Evidence
 from .findings import Finding, counted, error, ok, warning
 from .scan import Sample
 
-IGNORED_SHARE = 0.3  # of the pixels; more of them than this makes one ask whether 255 is a class
+IGNORED_SHARE = 0.3  # of the pixels; more suggest that 255 is a class
 CITYSCAPES_CLASSES, MOST_LABEL_ID = len(CITYSCAPES_LABEL_IDS), 33
 LABEL_IDS_FIX = (
-    "take the *_labelTrainIds.png files for masks, or --dataset cityscapes, which turns labelIds into the 19 classes"
+    "use the *_labelTrainIds.png files as masks, or --dataset cityscapes, which converts labelIds to the 19 classes"
 )
 # Training continues when a mask used only for metrics cannot be read.
 ONLY_METRICS = " (of unlabeled images, used only for metrics; training continues without them)"
 PROBLEMS = {
-    "missing": ("that are not there", "put them back, or take them out of the list"),
-    "unreadable": ("unreadable: truncated, damaged, or no image at all", "copy or download them again"),
+    "missing": ("missing", "restore them, or remove them from the list"),
+    "unreadable": ("unreadable: truncated, damaged, or not an image", "copy or download them again"),
     "color": (
         "with colors instead of class ids",
         "replace each color by its class id and save 8-bit gray or palette PNG files",
     ),
     "lossy": ("compressed as JPEG, which changes class ids", "save the original masks as PNG"),
-    "bits": ("in gray of 2 or 4 bits a pixel", "save them as 8-bit gray or palette PNG"),
+    "bits": ("with 2 or 4 bits per pixel", "save them as 8-bit gray or palette PNG"),
 }
 
 
 def all_findings(evidence: Evidence) -> list[Finding]:
-    """What opening found, and then the checks in their order."""
+    """Return the findings of opening the data, then those of each check."""
     found = list(evidence.findings)
     for check in CHECKS:
         found += check(evidence)
@@ -56,15 +56,15 @@ def masks_in_other_formats(evidence: Evidence) -> Iterator[Finding]:
         others = [str(path) for path in unused if path.suffix.lower() != MASK_SUFFIX]
         if others:
             yield error(
-                f"{dataset.split}: {counted(len(others), 'mask')} in another format than PNG, so the images go without",
-                "save the original masks as PNG; a JPEG has changed class ids already",
+                f"{dataset.split}: {counted(len(others), 'mask')} not in PNG format, so their images have no mask",
+                "save the original masks as PNG; JPEG files no longer hold the original class ids",
                 others,
             )
         orphans = [str(path) for path in unused if path.suffix.lower() == MASK_SUFFIX]
         if orphans:
             yield warning(
                 f"{dataset.split}: {counted(len(orphans), 'mask')} without an image",
-                "an image and its mask have the same name but for the suffix; rename or remove",
+                "a mask has the name of its image and the suffix .png; rename or remove them",
                 orphans,
             )
 
@@ -72,25 +72,25 @@ def masks_in_other_formats(evidence: Evidence) -> Iterator[Finding]:
 def masks_that_are_missing(evidence: Evidence) -> Iterator[Finding]:
     if evidence.train is not None:
         dataset = evidence.train
-        yield from _without_mask(dataset, sorted(evidence.labeled), "listed as labeled")
+        yield from _without_mask(dataset, sorted(evidence.labeled), "but listed as labeled")
         without = [dataset.names[i] for i in range(len(dataset)) if not dataset.has_label(i)]
         meant = evidence.settings.dataset in ("folder", "camvid") or evidence.settings.unlabeled_list is not None
         if without and not meant:
             yield warning(
-                f"train: {counted(len(without), 'image')} of {len(dataset)} without a mask, to serve as unlabeled",
-                "fine if meant so; else complete the folder of masks",
+                f"train: {counted(len(without), 'image')} of {len(dataset)} without a mask, used as unlabeled",
+                "if this is not intended, add the missing masks",
                 without,
             )
     if evidence.val is not None:
-        yield from _without_mask(evidence.val, range(len(evidence.val)), "to be scored")
+        yield from _without_mask(evidence.val, range(len(evidence.val)), "which evaluation needs")
 
 
 def _without_mask(dataset: PairDataset, indices, what: str) -> Iterator[Finding]:
     missing = [str(dataset.expected_mask(index)) for index in indices if not dataset.has_label(index)]
     if missing:
         yield error(
-            f"{dataset.split}: {counted(len(missing), 'image')} {what} without a mask",
-            "put the masks there, or take the images out",
+            f"{dataset.split}: {counted(len(missing), 'image')} without a mask, {what}",
+            "add the masks, or remove the images",
             missing,
         )
 
@@ -105,7 +105,7 @@ def files(evidence: Evidence) -> Iterator[Finding]:
             broken[key].append((str(sample.mask), str(sample.mask_error)))
     for (noun, kind, needed), problems in broken.items():
         paths = [path for path, _ in problems]
-        what, fix = PROBLEMS.get(kind, ("that cannot be used as they are", problems[0][1]))
+        what, fix = PROBLEMS.get(kind, ("that cannot be used", problems[0][1]))
         title = f"{counted(len(paths), noun)} {what}"
         if needed:
             yield error(title, fix, paths)
@@ -124,17 +124,17 @@ def sizes(evidence: Evidence) -> Iterator[Finding]:
             (height, width), (image_height, image_width) = sample.mask_size, sample.image_size
             text = f"{sample.mask}: {width}x{height}, its image {image_width}x{image_height}"
             differing[evidence.mask_is_needed(sample)].append(text)
-    fix = "resize masks to their images with nearest-neighbor interpolation, or take the originals of both"
+    fix = "resize masks to their images with nearest-neighbor interpolation, or restore the originals of both"
     for needed, texts in differing.items():
         if texts:
-            title = f"{counted(len(texts), 'mask')} of another size than the image"
+            title = f"{counted(len(texts), 'mask')} of a different size than the image"
             yield error(title, fix, texts) if needed else warning(title + ONLY_METRICS, fix, texts)
     if pairs and not any(differing.values()):
         yield ok(f"{counted(len(pairs), 'mask')} of the size of the image")
 
 
 def values(evidence: Evidence) -> Iterator[Finding]:
-    """Values that no class has, told by what they look like as a whole."""
+    """Find values that no class has, and name the likely cause."""
     masked = [sample for sample in evidence.samples if len(sample.values)]
     present = evidence.values_present
     if not masked:
@@ -145,7 +145,7 @@ def values(evidence: Evidence) -> Iterator[Finding]:
             unknown[value].append(sample)
     if evidence.black_and_white:
         yield error(
-            "masks hold 0 and 255 alone: black and white, where 255 means ignore",
+            "masks hold only 0 and 255: black and white, but 255 means ignore",
             "if white is a class: --label-map 0:0 255:1",
         )
     elif unknown:
@@ -160,16 +160,16 @@ def _unknown_values(evidence: Evidence, unknown: dict[int, list[Sample]], presen
     affected = list({id(sample): sample for samples in unknown.values() for sample in samples}.values())
     classes, settings = evidence.num_classes, evidence.settings
     values = evidence.values_of(affected[0])
-    fix = f"masks hold {values.accepted}; correct them, or say what the values mean with --label-map"
+    fix = f"masks hold {values.accepted}; correct them, or map the values with --label-map"
     outside = set(unknown)
     if settings.label_map is not None:
-        fix = "give each value a class in --label-map, or *:ignore for all that it does not name"
+        fix = "give each value a class in --label-map, or add *:ignore for all others"
     elif settings.dataset == "ade20k" and outside == {IGNORE_8_BIT}:
-        fix = "the masks were shifted to 0 .. 149 already: take the originals, or --label-map 0-149:0-149 255:ignore"
+        fix = "the masks are shifted to 0 .. 149: use the originals, or --label-map 0-149:0-149 255:ignore"
     elif classes == CITYSCAPES_CLASSES and max(outside) <= MOST_LABEL_ID:
         fix = f"these are Cityscapes' labelIds: {LABEL_IDS_FIX}"
     elif outside == {classes}:
-        fix = f"ids seem to count from 1: --label-map 0:ignore 1-{classes}:0-{classes - 1}"
+        fix = f"ids seem to start at 1: --label-map 0:ignore 1-{classes}:0-{classes - 1}"
     numbers = f"value {min(outside)}" if len(outside) == 1 else f"values {_ranges(outside)}"
     needed = any(evidence.mask_is_needed(sample) for sample in affected)
     where = [str(sample.mask) for sample in affected]
@@ -178,33 +178,33 @@ def _unknown_values(evidence: Evidence, unknown: dict[int, list[Sample]], presen
 
 
 def _mistaken_values(evidence: Evidence, masked: list[Sample], present: set[int]) -> Iterator[Finding]:
-    """Masks in range that seem to mean something else."""
+    """Find masks with valid values that seem to mean something else."""
     settings, classes = evidence.settings, evidence.num_classes
     converted = [sample for sample in masked if sample.mask.stem.endswith("_labelIds")]
     if settings.dataset == "cityscapes" and converted:
         ids: set[int] = set().union(*(sample.values.tolist() for sample in converted))
         if IGNORE_8_BIT in ids and max(ids - {IGNORE_8_BIT}, default=0) < CITYSCAPES_CLASSES:
             yield error(
-                "files called *_labelIds.png hold train ids: 0 .. 18 and 255",
-                "call them *_labelTrainIds.png, or put the original labelIds back",
+                "files named *_labelIds.png hold train ids: 0 .. 18 and 255",
+                "rename them to *_labelTrainIds.png, or restore the original labelIds",
                 [str(sample.mask) for sample in converted],
             )
     elif converted and classes > CITYSCAPES_CLASSES:
         yield warning(f"masks are Cityscapes' labelIds, read as {classes} classes instead of 19", LABEL_IDS_FIX)
     if evidence.classes_counted and 0 not in present and classes > 1:
         fix = f"--label-map 1-{classes - 1}:0-{classes - 2}, with 0:ignore if other masks hold 0"
-        yield warning("no mask holds 0: ids seem to count from 1, and class 0 would never occur", fix)
+        yield warning("no mask holds 0: ids seem to start at 1, and class 0 never occurs", fix)
     pixels, ignored = _ignored_as_255(evidence, masked)
     if pixels and ignored / pixels > IGNORED_SHARE:
-        fix = f"if 255 is a class: --label-map 0-{classes - 1}:0-{classes - 1} 255:{classes}; fine if not"
+        fix = f"if 255 is a class, add --label-map 0-{classes - 1}:0-{classes - 1} 255:{classes}"
         yield warning(f"255 covers {ignored / pixels:.0%} of the masks and is ignored", fix)
     if classes > IGNORE_8_BIT and any(IGNORE_8_BIT in sample.values for sample in masked):
-        fix = "with more than 255 classes ignored pixels are 65535, in 16-bit PNG files; or --label-map ... 255:ignore"
+        fix = "with more than 255 classes, use 65535 for ignore, in 16-bit PNG files; or --label-map ... 255:ignore"
         yield warning(f"masks hold 255, which is a class among {classes}, not ignore", fix)
 
 
 def _ignored_as_255(evidence: Evidence, masked: list[Sample]) -> tuple[int, int]:
-    """Pixels of the masks that a training reads, and those of them with value 255 that are ignored."""
+    """Return the pixels of all masks that a training reads, and how many of them are 255 and ignored."""
     pixels = ignored = 0
     for sample in masked:
         if evidence.mask_is_read(sample):
@@ -220,20 +220,20 @@ def number_of_classes(evidence: Evidence) -> Iterator[Finding]:
         return
     if classes < 2:
         yield error(
-            f"{counted(classes, 'class')}: nothing to tell apart",
+            f"{counted(classes, 'class')}: a training needs at least 2",
             f"masks need two values besides 255; see --label-map and {CLASSES_FILE}",
         )
     elif rank is not None and rank >= classes:
         title = f"--low-rank {rank} with {classes} classes leaves no unlabeled negative"
-        yield error(title, f"leave --low-rank out, then it is {min(3, classes - 1)}")
+        yield error(title, f"drop --low-rank; its default is {min(3, classes - 1)} here")
     elif rank is None and classes <= 3:
-        yield ok(f"{classes} classes: low_rank is {classes - 1}, not 3; leave --low-rank out")
+        yield ok(f"{classes} classes: low_rank defaults to {classes - 1} instead of 3")
     if evidence.classes_counted and train is not None:
         masks = sum(map(train.has_label, range(len(train))))
         if masks > MAX_SCANNED_MASKS:
             yield error(
-                f"{masks} masks are too many to count classes from at each start of a training",
-                f"write {classes} class names, one a line, to {train.root / CLASSES_FILE}",
+                f"{masks} masks are too many to count classes in at each start of a training",
+                f"write {classes} class names, one per line, to {train.root / CLASSES_FILE}",
             )
 
 
@@ -244,7 +244,7 @@ def classes_that_occur(evidence: Evidence) -> Iterator[Finding]:
     labeled = evidence.histogram(evidence.labeled_samples())[1]
     everywhere = evidence.histogram(evidence.samples_of(evidence.train))[1]
     scored = evidence.histogram(evidence.samples_of(evidence.val))[1]
-    looked = "" if evidence.complete else " that was looked at"
+    looked = "" if evidence.complete else " that was checked"
     if not labeled.any():
         yield error(f"no labeled image{looked} has a pixel of any class", "correct the masks, or choose other images")
         return
@@ -252,24 +252,24 @@ def classes_that_occur(evidence: Evidence) -> Iterator[Finding]:
     absent = [names[c] for c in np.flatnonzero((labeled == 0) & (everywhere > 0))]
     unscored = [names[c] for c in np.flatnonzero((scored == 0) & (everywhere > 0))]
     if never:
-        fix = f"they cannot be learned: is part of the data missing, or a name too many in {CLASSES_FILE}?"
+        fix = f"they cannot be learned; add images that show them, or remove their names from {CLASSES_FILE}"
         yield warning(f"{counted(len(never), 'class')} in no training mask{looked}", fix, never)
     if absent:
-        fix = "label more images (--num-labeled), draw others (--seed), or name some that show them (--labeled-list)"
+        fix = "label more images (--num-labeled), draw others (--seed), or list images that show them (--labeled-list)"
         yield warning(f"{counted(len(absent), 'class')} in no labeled image{looked}", fix, absent)
     if unscored and scored.any():
         title = f"{counted(len(unscored), 'class')} in no mask of {evidence.val.split}{looked}"
-        yield warning(title, "they get no IoU, and the mean leaves them out", unscored)
+        yield warning(title, "they have no IoU, and the mean IoU does not count them", unscored)
     background = next((c for c, name in enumerate(names) if name.lower() == "background"), None)
     if background is not None and not everywhere[background]:
-        fix = f"background is class {background}; if masks hold another value there, say so with --label-map"
-        yield warning("no training mask has background: is it ignored instead?", fix)
+        fix = f"background is class {background}; if masks hold another value there, map it with --label-map"
+        yield warning("no training mask has background; it may be ignored", fix)
     if not (never or absent):
         yield ok(f"each of the {classes} classes occurs in a labeled image")
 
 
 def leaks(evidence: Evidence) -> Iterator[Finding]:
-    """Images of the training that are scored too, by their file or by equal pixels."""
+    """Find training images that are also evaluated, by their files or by equal pixels."""
     train, val = evidence.train, evidence.val
     if train is None or val is None:
         return
@@ -289,11 +289,13 @@ def leaks(evidence: Evidence) -> Iterator[Finding]:
             where = [f"{train.names[i]} = {val.split}/{equal.get(i, train.names[i])}" for i in sorted(part)]
             title = f"{counted(len(part), f'{name} image')} with {how} an image of {val.split}"
             if name == "labeled":
-                yield error(title, "the score would count learned answers: take them out of one of the two", where)
+                yield error(title, "the score would include training images; remove them from train or val", where)
             else:
-                yield warning(title, "the score is of images seen in training; take them out, or say so", where)
+                yield warning(
+                    title, "the score would include images seen in training; remove them, or report it", where
+                )
     if not same_file and not equal:
-        yield ok(f"no image of {val.split} is used for training" + ("" if evidence.complete else ", as far as looked"))
+        yield ok(f"no image of {val.split} is used for training" + ("" if evidence.complete else ", as far as checked"))
 
 
 def repeated(evidence: Evidence) -> Iterator[Finding]:
@@ -304,14 +306,14 @@ def repeated(evidence: Evidence) -> Iterator[Finding]:
     again = [" = ".join(names) for names in groups.values() if len(names) > 1]
     if again:
         yield warning(
-            f"{counted(len(again), 'image')} more than once in train, under other names",
-            "they count that many times; keep one of each",
+            f"{counted(len(again), 'image')} more than once in train, under different names",
+            "keep one of each, since each copy counts",
             again,
         )
 
 
 def _ranges(numbers: set[int]) -> str:
-    """ "0-3, 7, 255"."""
+    """Return numbers as text, such as "0-3, 7, 255"."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:

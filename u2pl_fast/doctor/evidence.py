@@ -1,4 +1,4 @@
-"""Opens a data set as a training would, notes what does not work, and reads its files."""
+"""Open a data set like a training, note what fails, and read all files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from . import findings
 from .findings import Finding
 from .scan import Sample, scan, shares
 
-MOST_CLASSES = 255  # of a folder whose classes are not known before its masks have been read
+MOST_CLASSES = 255  # of a folder until its masks have been read
 LAYOUTS = {
     "voc": ("JPEGImages", "VOC2012/JPEGImages", "VOCdevkit/VOC2012/JPEGImages"),
     "cityscapes": ("leftImg8bit",),
@@ -31,7 +31,7 @@ LAYOUTS = {
 
 @dataclass
 class Evidence:
-    """What the checks look at. `train`, `val` and `split` are None where they could not be opened or made."""
+    """Data for the checks. `train`, `val` and `split` are None if they could not be opened."""
 
     settings: TrainConfig
     findings: list[Finding] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Evidence:
     samples: list[Sample] = field(default_factory=list)
     total: int = 0
     class_names: list[str] = field(default_factory=list)
-    classes_counted: bool = False  # from the masks, as a training would
-    counted_values: MaskValues | None = None  # what masks hold, once they have been counted
+    classes_counted: bool = False  # in the masks, as in a training
+    counted_values: MaskValues | None = None  # meaning of mask values, after classes were counted
 
     @property
     def num_classes(self) -> int:
@@ -63,22 +63,22 @@ class Evidence:
 
     @cached_property
     def hidden(self) -> set[int]:
-        """Images of the training split whose masks a training uses only for metrics."""
+        """Images of the training split whose masks are used only for metrics."""
         return set() if self.split is None else set(self.split.hidden_masks)
 
     @cached_property
     def measured(self) -> set[int]:
-        """Those of them that a training does read: it compares pseudo-labels with them."""
+        """Images in `hidden` whose masks a training reads, to compare them with pseudo-labels."""
         return set() if self.split is None else set(measured_masks(self.split))
 
     @property
     def values_present(self) -> set[int]:
-        """In any mask, as they are in the files."""
+        """Values in any mask file."""
         return _values_in(self.samples)
 
     @cached_property
     def black_and_white(self) -> bool:
-        """Whether the masks of one part, labeled or to score, are pictures that no label map explains."""
+        """Whether the masks of a split, or the labeled ones, are black and white and have no label map."""
         groups = [self.labeled_samples(), *map(self.samples_of, self.datasets)]
         return self.settings.label_map is None and any(looks_binary(_values_in(group)) for group in groups)
 
@@ -86,29 +86,29 @@ class Evidence:
         return [] if dataset is None else [sample for sample in self.samples if sample.split == dataset.split]
 
     def labeled_samples(self) -> list[Sample]:
-        """Those whose labels are trained on."""
+        """Return the samples whose labels are used for training."""
         labeled = self.labeled
         return [sample for sample in self.samples_of(self.train) if sample.index in labeled]
 
     def values_of(self, sample: Sample) -> MaskValues:
-        """What the values in its mask mean."""
+        """Return the meaning of the values in a sample's mask."""
         if self.counted_values is not None:
             return self.counted_values
         dataset = self.train if self.train is not None and sample.split == self.train.split else self.val
         return dataset.values_of(sample.mask)
 
     def mask_is_needed(self, sample: Sample) -> bool:
-        """Whether a training stops without this mask: one to learn from, to score, or to count classes from."""
+        """Return whether a training stops without this mask: labeled, to evaluate, or to count classes in."""
         if self.train is None or sample.split != self.train.split or self.classes_counted:
             return True
         return sample.index not in self.hidden
 
     def mask_is_read(self, sample: Sample) -> bool:
-        """Whether a training reads this mask, be it only for metrics."""
+        """Return whether a training reads this mask, even if only for metrics."""
         return self.mask_is_needed(sample) or sample.index in self.measured
 
     def histogram(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and images of each class, over masks whose values are all known."""
+        """Return pixels and images of each class, counting known values."""
         pixels, images = np.zeros(self.num_classes, np.int64), np.zeros(self.num_classes, np.int64)
         for sample in samples:
             if sample.mask is None or not len(sample.values):
@@ -162,7 +162,7 @@ def _open(evidence: Evidence) -> None:
             problems[str(error)] = None
             continue
         if not isinstance(dataset, PairDataset):
-            raise ValueError(f"dataset: {settings.dataset} has no files that could be wrong")
+            raise ValueError(f"dataset: {settings.dataset} has no files to check")
         setattr(evidence, split, dataset)
         names = dataset.class_names
         if not evidence.classes_counted:
@@ -172,7 +172,7 @@ def _open(evidence: Evidence) -> None:
 
 
 def _classes_are_counted(settings: TrainConfig) -> bool:
-    """Whether the number of classes is read off the masks, as only `folder` does."""
+    """Return whether the classes are counted in the masks, which only `folder` does."""
     if settings.dataset != "folder" or settings.data_root is None:
         return False
     label_map = LabelMap.parse(label_map_entries(settings.label_map)) if settings.label_map else None
@@ -184,7 +184,7 @@ def _other_layout(settings: TrainConfig) -> str:
         found = (settings.data_root / folder for folder in folders) if settings.data_root is not None else ()
         there = next((folder for folder in found if folder.is_dir()), None)
         if there is not None and name != settings.dataset:
-            return f"there is a folder {there}: try --dataset {name}"
+            return f"found the folder {there}; try --dataset {name}"
     return ""
 
 
@@ -210,7 +210,7 @@ def _divided(evidence: Evidence) -> Split:
 
 
 def _included(evidence: Evidence, file: Path, entries: Sequence[Entry]) -> list[int]:
-    """What a training would include; where it would stop, all that it would stop at is noted and left out."""
+    """Return the samples of a list; note all entries that would stop a training, and skip them."""
     dataset = evidence.train
     try:
         return dataset.include(entries, str(file))
@@ -228,7 +228,7 @@ def _included(evidence: Evidence, file: Path, entries: Sequence[Entry]) -> list[
 
 
 def _groups(evidence: Evidence) -> list[tuple[PairDataset, Sequence[int]]]:
-    """The images to read, in three groups: labeled, unlabeled, for scoring."""
+    """Return the images to read in three groups: labeled, unlabeled, validation."""
     groups: list[tuple[PairDataset, Sequence[int]]] = []
     if evidence.train is not None:
         labeled = evidence.split.labeled

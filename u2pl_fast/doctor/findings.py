@@ -1,4 +1,4 @@
-"""What the doctor found: one thing a line, how bad it is, and what to do about it."""
+"""Findings of the doctor: severity, title, fix, and the files concerned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,10 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "ok")
 
 @dataclass(frozen=True)
 class Finding:
-    """An error keeps a training from starting, stops it later, or makes its numbers wrong; a warning is for a person to
-    judge. `where` lists all files or classes that it is about."""
+    """One result of a check. An error stops a training or makes its numbers wrong; a warning needs a decision.
+
+    `where` lists all files or classes concerned.
+    """
 
     severity: Severity
     title: str
@@ -32,6 +34,6 @@ def ok(title: str) -> Finding:
 
 
 def counted(number: int, noun: str) -> str:
-    """ "1 mask", "2 masks", "3 classes"."""
+    """Return "1 mask", "2 masks" or "3 classes"."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number} {noun if number == 1 else plural}"

@@ -1,4 +1,4 @@
-"""The doctor's findings as text for a terminal and as JSON."""
+"""Print the doctor's findings, or return them for JSON."""
 
 from collections import Counter
 from typing import Any
@@ -13,12 +13,12 @@ from .evidence import Evidence
 from .findings import SEVERITIES, Finding, counted
 
 MOST_EXAMPLES = 5
-MOST_ROWS = 40  # rows of the table, the rarest among the labeled ones, where there are more
+MOST_ROWS = 40  # rows of the table at most: classes with the fewest labeled images
 COLORS = {"error": "bold red", "warning": "yellow", "ok": "green"}
 
 
 def as_json(evidence: Evidence, found: list[Finding]) -> dict[str, Any]:
-    """Everything that `show` prints, lists in full."""
+    """Return everything that `show` prints, with complete lists."""
     counts = _class_counts(evidence)
     return {
         "dataset": evidence.settings.dataset,
@@ -36,7 +36,7 @@ def as_json(evidence: Evidence, found: list[Finding]) -> dict[str, Any]:
 
 
 def show(console: Console, evidence: Evidence, found: list[Finding]) -> None:
-    """Tables of splits and classes, the findings, errors first, and a verdict."""
+    """Print tables of splits and classes, the findings (errors first) and a verdict."""
     console.print(f"{evidence.settings.dataset} in {evidence.settings.data_root}", style="bold", highlight=False)
     if evidence.datasets:
         console.print(_splits_table(evidence))
@@ -48,9 +48,9 @@ def show(console: Console, evidence: Evidence, found: list[Finding]) -> None:
                 _show_finding(console, finding)
     skipped = evidence.total - len(evidence.samples)
     if skipped:
-        console.print(f"{skipped} of {evidence.total} images were not looked at (--max-files)", style="bold")
+        console.print(f"{skipped} of {evidence.total} images were not checked (--max-files)", style="bold")
     number = Counter(finding.severity for finding in found)
-    verdict = "not trainable as it is" if number["error"] else "trainable" + (", as far as looked" if skipped else "")
+    verdict = "not trainable" if number["error"] else "trainable" + (", as far as checked" if skipped else "")
     console.print(
         f"{verdict}: {counted(number['error'], 'error')}, {counted(number['warning'], 'warning')}",
         style="bold red" if number["error"] else "bold green",
@@ -116,7 +116,7 @@ def _classes_table(evidence: Evidence) -> Table:
     table = Table(title=title)
     table.add_column("id", justify="right")
     table.add_column("class")
-    for name in ("labeled pixels", "labeled images", "images with it in train", "in val"):
+    for name in ("labeled pixels", "labeled images", "train images", "val images"):
         table.add_column(name, justify="right")
     total = max(1, counts["labeled_pixels"].sum())
     for index in shown:

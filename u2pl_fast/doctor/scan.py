@@ -1,4 +1,4 @@
-"""Decodes files and goes on where the readers of a training would stop."""
+"""Decode all files of a data set without stopping at errors."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,8 +16,8 @@ from ..data.masks import present_values
 
 @dataclass
 class Sample:
-    """One image and its mask. Sizes are (height, width); `digest` tells equal pixels; `counts` are those of `values`,
-    as they are in the file."""
+    """One image and its mask. Sizes are (height, width); equal pixels have equal `digest`; `counts` are the pixels of
+    each of `values` in the mask file."""
 
     split: str
     index: int
@@ -38,7 +38,7 @@ class Sample:
 
 
 def examine(dataset: PairDataset, index: int) -> Sample:
-    """Decode both files of a sample, whatever state they are in."""
+    """Decode both files of a sample, and keep their errors."""
     mask = dataset.mask_path(index)
     sample = Sample(dataset.split, index, dataset.names[index], dataset.image_path(index), mask)
     try:
@@ -58,14 +58,14 @@ def examine(dataset: PairDataset, index: int) -> Sample:
 
 
 def scan(jobs: Iterable[tuple[PairDataset, Sequence[int]]], progress: Progress) -> list[Sample]:
-    """The samples of these indices of data sets, in order, decoded by several threads."""
+    """Return the samples of these indices of data sets, in order, decoded by several threads."""
     tasks = [(dataset, index) for dataset, indices in jobs for index in indices]
     with progress, ThreadPoolExecutor(thread_count()) as pool:
         return list(progress.track(pool.map(lambda task: examine(*task), tasks), total=len(tasks)))
 
 
 def shares(sizes: Sequence[int], total: int | None) -> list[int]:
-    """How many of each group to look at, `total` in all: as even as the groups' sizes allow."""
+    """Return the number of files to check in each group, `total` in all, as even as the sizes of the groups allow."""
     if total is None:
         return list(sizes)
     taken = [0] * len(sizes)

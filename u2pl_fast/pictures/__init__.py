@@ -1,1 +1,1 @@
-"""Pictures, charts and pages: tensors and numbers in, images and HTML out."""
+"""Draw images, charts and HTML pages of predictions and runs."""

@@ -1,4 +1,4 @@
-"""Curves and matrices of a run as inline SVG: small, legible at any size, without anything loaded from elsewhere."""
+"""Draw curves and matrices of a run as inline SVG."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ import numpy as np
 
 BLUE, ORANGE, GREEN, RED, PURPLE, PALE = "#4c78a8", "#f58518", "#54a24b", "#e45756", "#9467bd", "#b8c9dd"
 PANEL = (4.0, 2.7)  # inches
-MOST_POINTS = 240  # of a curve: more cannot be seen, and would fill the file
+MOST_POINTS = 240  # of a curve; more would not be visible
 MOST_NAMED = 40  # classes whose names fit beside a matrix
 
 
 def thinned(steps: Sequence[int], values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``MOST_POINTS`` means of neighbors; ``values`` are numbers, or a row of numbers a step."""
+    """Average neighbors to at most ``MOST_POINTS`` points; ``values`` are numbers, or a row of numbers per step."""
     x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     if len(x) <= MOST_POINTS:
         return x, y
@@ -24,7 +24,7 @@ def thinned(steps: Sequence[int], values: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Exponential mean over about a fifteenth of the curve, free of the weight of its first value."""
+    """Return an exponential mean over about 1/15 of the curve, corrected for its start."""
     values = np.asarray(values, dtype=float)
     weight = 1 - 1 / max(1.0, len(values) / 15)
     out, total, mass = np.empty_like(values), 0.0, 0.0
@@ -35,7 +35,7 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def noisy(axis: Any, steps: Sequence[int], values: Sequence[float]) -> None:
-    """A curve behind its smoothed self, from 0 up."""
+    """Draw a curve and its smoothed version, from 0 up."""
     x, y = thinned(steps, values)
     axis.plot(x, y, color=PALE, linewidth=0.8)
     axis.plot(x, smooth(y), color=BLUE)
@@ -43,13 +43,13 @@ def noisy(axis: Any, steps: Sequence[int], values: Sequence[float]) -> None:
 
 
 def curve(axis: Any, series: tuple[Sequence[int], Sequence[float]], color: str, label: str | None = None) -> None:
-    """A curve; its points too where they are few."""
+    """Draw a curve, with markers if it has few points."""
     x, y = thinned(*series)
     axis.plot(x, y, color=color, label=label, **_marked(x))
 
 
 def per_class(axis: Any, series: tuple[Sequence[int], Sequence[Sequence[float]]], colors: np.ndarray) -> None:
-    """A curve a class, in the colors of the table of classes."""
+    """Draw one curve per class, in the colors of the table of classes."""
     x, y = thinned(*series)
     for column, color in zip(y.T, colors, strict=True):
         axis.plot(x, column, color=color / 255, linewidth=1, **_marked(x))
@@ -60,7 +60,7 @@ def _marked(x: np.ndarray) -> dict[str, Any]:
 
 
 def matrix(axis: Any, share: np.ndarray, names: Sequence[str]) -> None:
-    """A confusion matrix of shares; numbers where there is room for them."""
+    """Draw a confusion matrix of shares, with numbers if they fit."""
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axis.grid(visible=False)
     axis.set_xlabel("predicted")
@@ -77,11 +77,11 @@ def matrix(axis: Any, share: np.ndarray, names: Sequence[str]) -> None:
 
 
 def figure(draw: Callable[[Sequence[Any]], None], panels: int, size: tuple[float, float] | None = None) -> str:
-    """What ``draw`` makes of some axes side by side; without a ``size`` their x axes are steps."""
+    """Return the SVG of axes side by side that ``draw`` fills; without ``size``, their x axes are steps."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    # Text stays text: the browser's letters are sharper and smaller than outlines of them.
+    # Text stays text: it is sharper and smaller than outlines of letters.
     with rc_context({"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "svg.hashsalt": "u2pl_fast"}):
         drawing = Figure(figsize=size or (PANEL[0] * panels, PANEL[1]), layout="constrained")
         axes = drawing.subplots(1, panels, squeeze=False)[0]

@@ -1,7 +1,7 @@
-"""``gallery.html``: predictions side by side on one page that needs neither network nor other files.
+"""``gallery.html``: predictions side by side on one page that needs no network and no other files.
 
-The pictures are downscaled copies inside the page, so its size is bounded: by the number of images shown, spread evenly
-over all, and by ``MAX_BYTES``. The page says what it leaves out; its summary covers every image.
+The page holds downscaled copies of at most ``limit`` images, spread evenly, and ends at ``MAX_BYTES``. It states how
+many images it shows; its summary covers all of them.
 """
 
 import html
@@ -50,13 +50,13 @@ document.querySelector('select').onchange = event => {
 
 
 class Gallery:
-    """Collects predictions, and writes the page.
+    """Collect predictions and write the page.
 
     Args:
-        class_names: a name for each of the C classes.
-        total: images that will be predicted.
-        limit: images shown, at most.
-        alpha, gamma: as the maps were made with, for the legend.
+        class_names: names of the C classes.
+        total: number of images that will be predicted.
+        limit: largest number of images shown.
+        alpha, gamma: settings of the maps, for the legend.
         about: rows of the summary, as plain text.
     """
 
@@ -80,7 +80,7 @@ class Gallery:
         self.bytes = 0
 
     def add(self, index: int, name: str, pixels: np.ndarray, maps: Maps, pictures: dict[str, Image.Image]) -> None:
-        """Count image ``index`` of ``total``, and show it where its turn and the size of the page allow.
+        """Count image ``index`` of ``total``, and show it if it is selected and the page has room.
 
         Args:
             name: what the card is called.
@@ -104,7 +104,7 @@ class Gallery:
         self.bytes += len(card)
 
     def page(self) -> str:
-        """The whole page."""
+        """Return the whole page."""
         rows = [("images", self._images()), *self.about]
         shares = self._shares(self.areas, len(self.names))
         body = (
@@ -123,10 +123,10 @@ class Gallery:
     def _images(self) -> str:
         shown, text = len(self.cards), f"{self.done:,}"
         if self.done < self.total:
-            text += f" of {self.total:,} given; the others could not be read, or the run was stopped"
+            text += f" of {self.total:,}; the others could not be read, or the command was stopped"
         if shown < self.done:
             reason = f"the page reached {MAX_BYTES >> 20} MiB" if self.bytes >= MAX_BYTES else "spread evenly over all"
-            text += f"; {shown:,} are shown here ({reason}), the results of each are in this page's folder"
+            text += f"; {shown:,} are shown ({reason}); the results of all are in the folder of this page"
         return text
 
     def _legend(self) -> str:
@@ -145,7 +145,7 @@ class Gallery:
         )
 
     def _shares(self, areas: np.ndarray, named: int = _SHARES_NAMED) -> str:
-        """A bar of the classes' shares, largest first, and the names of the first ones."""
+        """Return a bar of the shares of the classes, largest first, and the names of the first ``named``."""
         total = max(1, int(areas.sum()))
         present = [(index, areas[index] / total) for index in np.argsort(-areas, kind="stable") if areas[index]]
         bar = "".join(

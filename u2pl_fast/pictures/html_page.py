@@ -1,4 +1,4 @@
-"""What the pages of the commands share: one HTML file that refers to nothing outside itself."""
+"""Build HTML pages that refer to no other file."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ figcaption { font-size: .85rem; color: #555 } code { background: #f4f4f4 }
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """A page with ``title`` above ``body`` (HTML); ``style`` adds to, and overrides, the pages' common rules."""
+    """Return a page with ``title`` above ``body`` (HTML); ``style`` adds to the common rules and overrides them."""
     name = html.escape(title)
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -25,13 +25,13 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values, both plain text."""
+    """Return a table of names and values, both plain text."""
     cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
     return f"<table>{cells}</table>"
 
 
 def figure(data: bytes, kind: str, caption: str) -> str:
-    """A picture (``kind``: png, jpeg) inside the page, and its caption as plain text."""
+    """Return an embedded image (``kind``: png, jpeg) with a caption in plain text."""
     text, encoded = html.escape(caption), base64.b64encode(data).decode()
     image = f'<img src="data:image/{kind};base64,{encoded}" alt="{text}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

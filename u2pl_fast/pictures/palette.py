@@ -1,4 +1,4 @@
-"""Colors for class ids and for scalar maps, chosen by distance in OKLab, where distance is what the eye sees."""
+"""Colors for class ids and scalar maps, chosen by their distance in OKLab, a perceptual color space."""
 
 from functools import lru_cache
 
@@ -23,10 +23,10 @@ _DISTINCT = 1024
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """A color per class, uint8 ``(num_classes, 3)`` RGB; the color of a class doesn't depend on their number.
+    """Return a color per class, uint8 ``(num_classes, 3)`` RGB, which does not depend on the number of classes.
 
-    Each color is the one farthest from all before it among 16 levels a channel, very dark and very light ones left
-    out. Class 0, often the background, is gray. The first 1 024 are distinct, then they repeat.
+    Each color is the farthest from all before it, among 16 levels per channel without very dark and very light ones.
+    Class 0, often the background, is gray. Colors repeat after 1,024.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -34,16 +34,16 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def colorize(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class ids ``(H, W)`` → uint8 RGB ``(H, W, 3)``; ids outside ``0..num_classes-1``, ignored pixels, are black."""
+    """Return uint8 RGB ``(H, W, 3)`` for class ids ``(H, W)``; ids outside ``0..num_classes-1`` are black."""
     colors = np.concatenate([palette(num_classes), np.zeros((1, 3), np.uint8)])
     known = (labels >= 0) & (labels < num_classes)
     return colors[np.where(known, labels, num_classes)]
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1] → uint8 RGB, on a dark blue – red – pale yellow scale whose lightness rises evenly.
+    """Return uint8 RGB for numbers in [0, 1], from dark blue over red to pale yellow; lightness rises evenly.
 
-    Values outside are clamped, NaN is black.
+    Values outside are clamped; NaN is black.
     """
     index = np.nan_to_num(np.clip(values, 0, 1) * 255).round().astype(np.uint8)
     colors = _heat_scale()[index]
@@ -71,7 +71,7 @@ def _heat_scale() -> np.ndarray:
     position = np.linspace(0, 1, 256)
     lightness = 0.15 + 0.82 * position
     hue = np.deg2rad(-90 + 195 * position)
-    # The most color that sRGB can show at each lightness and hue, up to a bound.
+    # Largest chroma that sRGB has at each lightness and hue, up to a bound.
     chroma = np.linspace(0, 0.19, 96)[:, None]
     lab = np.stack(np.broadcast_arrays(lightness, chroma * np.cos(hue), chroma * np.sin(hue)), -1)
     rgb = _from_oklab(lab)
@@ -87,7 +87,7 @@ def _to_oklab(srgb: np.ndarray) -> np.ndarray:
 
 
 def _from_oklab(lab: np.ndarray) -> np.ndarray:
-    """Linear sRGB, outside [0, 1] where the color can't be shown."""
+    """Return linear sRGB, outside [0, 1] for colors that sRGB lacks."""
     return (lab @ np.linalg.inv(_CONES_TO_LAB).T) ** 3 @ np.linalg.inv(_RGB_TO_CONES).T
 
 

@@ -1,4 +1,4 @@
-"""Pictures of one prediction: class ids, colors over the image, entropy, and what the method would call reliable."""
+"""Draw one prediction: class ids, overlay, entropy and reliability."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _STRIP_PIXELS = 2**20
 
 @dataclass
 class Maps:
-    """One image's prediction, all maps (H, W)."""
+    """Maps of one prediction, each (H, W)."""
 
     label: np.ndarray
     """Class ids, uint8 (int16 when C > 255)."""
@@ -29,7 +29,7 @@ class Maps:
     reliability: np.ndarray
     """uint8: RELIABLE, UNRELIABLE, or NEITHER where the entropy equals the threshold."""
     gamma: float
-    """The threshold, in nats."""
+    """Threshold in nats."""
     areas: np.ndarray
     """Pixels of each class, int64 (C,)."""
 
@@ -39,10 +39,10 @@ class Maps:
 
 
 def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: float | None = None) -> Maps:
-    """Return the maps of one image's ``stats``, each (H, W).
+    """Return the maps of one image from its ``stats``, each (H, W).
 
-    A pixel is reliable where H < γ and unreliable where H > γ, as in training, with γ the (1 − alpha) quantile of this
-    image's entropies H, or ``gamma`` in nats. Training takes the quantile over the pixels of a whole step.
+    A pixel is reliable if H < γ and unreliable if H > γ, where γ is the (1 − alpha) quantile of the image's entropies
+    H, or ``gamma`` in nats. Training uses the quantile over all pixels of a step.
     """
     entropy = stats.entropy
     every = torch.ones_like(entropy, dtype=torch.bool)
@@ -57,8 +57,10 @@ def maps_of(stats: PixelStats, num_classes: int, *, alpha: float = 0.2, gamma: f
 
 
 def mask(maps: Maps, *, color: bool = False) -> Image.Image:
-    """Class ids as gray values, 8-bit, or 16-bit where there are more than 255 classes; with ``color`` as indices into
-    a palette of the classes' colors, for at most 256 classes."""
+    """Return class ids as gray values, 8-bit, or 16-bit for more than 255 classes.
+
+    With ``color`` they are indices into a palette of class colors, for at most 256 classes.
+    """
     num_classes = len(maps.areas)
     picture = Image.fromarray(maps.label.astype(np.uint8 if color or num_classes <= 255 else np.uint16))
     if color:
@@ -67,9 +69,9 @@ def mask(maps: Maps, *, color: bool = False) -> Image.Image:
 
 
 def overlay(maps: Maps, pixels: np.ndarray, opacity: float) -> Image.Image:
-    """The classes' colors over the image, uint8 (H, W, 3)."""
+    """Blend class colors over the image, uint8 (H, W, 3)."""
     out = np.empty_like(pixels)
-    step = max(1, _STRIP_PIXELS // pixels.shape[1])  # large images would take gigabytes of fractions
+    step = max(1, _STRIP_PIXELS // pixels.shape[1])  # strips bound the memory of the blend
     for top in range(0, len(pixels), step):
         here = slice(top, top + step)
         out[here] = ((1 - opacity) * pixels[here] + opacity * colorize(maps.label[here], len(maps.areas))).round()
@@ -77,19 +79,19 @@ def overlay(maps: Maps, pixels: np.ndarray, opacity: float) -> Image.Image:
 
 
 def entropy(maps: Maps) -> Image.Image:
-    """Entropy ÷ log C, dark = certain, light = uncertain."""
+    """Return entropy ÷ log C in colors: dark = certain, light = uncertain."""
     return Image.fromarray(heat(maps.uncertainty))
 
 
 def reliability(maps: Maps) -> Image.Image:
-    """Indices 0 neither, 1 reliable, 2 unreliable, into a palette of gray, blue and orange."""
+    """Return indices 0 (neither), 1 (reliable) and 2 (unreliable) into a palette of gray, blue and orange."""
     picture = Image.fromarray(maps.reliability)
     picture.putpalette(RELIABILITY_COLORS.ravel())
     return picture
 
 
 def with_legend(picture: Image.Image, areas: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """``picture`` above a strip that names the classes with an area, largest first; as it is without names."""
+    """Add a legend below ``picture``: classes with an area, largest first. Without names, return it unchanged."""
     if not class_names:
         return picture
     present = [index for index in np.argsort(-areas, kind="stable") if areas[index]]
