@@ -79,7 +79,8 @@ def test_a_wrong_marker_is_refused(text: str, message: str, written, tmp_path: P
 @pytest.mark.slow
 def test_blocks_share_a_namespace_and_a_folder(written, tmp_path: Path):
     page = written(
-        "```python\nx = 1\n```\n```sh\necho 5 > file\nu2pl --version\n```\n<!-- not run: it fails -->\n```sh\nfalse\n```\n"
+        "```python\nx = 1\n```\n```sh\necho 5 > file\nu2pl --version\n```\n"
+        "<!-- not run: it fails -->\n```sh\nfalse\n```\n"
         "<!-- setup: y = 2 -->\n```python\nassert (x, y) == (1, 2) and open('file').read() == '5\\n'\n```\n"
     )
     (tmp_path / "here").mkdir()

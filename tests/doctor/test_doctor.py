@@ -1,4 +1,4 @@
-"""The doctor: each problem of a data set is found and listed with its fix, all in one run, and the exit status is right."""
+"""The doctor finds each problem of a data set, lists all with their fixes, and exits with the right status."""
 
 import json
 import shutil

@@ -283,4 +283,6 @@ def test_missing_packages_are_named(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_evaluate_does_not_read_what_runs_by_itself(suffix, tmp_path):
     (tmp_path / f"m{suffix}").write_bytes(b"")
-    assert "runs by itself; give the checkpoint" in failure(evaluate, ["--checkpoint", tmp_path / f"m{suffix}"])
+    assert "runs without this package; pass the checkpoint" in failure(
+        evaluate, ["--checkpoint", tmp_path / f"m{suffix}"]
+    )

@@ -118,7 +118,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, und
     output = (tmp_path / "printed.txt").read_text()
     step = checkpoint.load(tmp_path / "cut" / "last.pt")["step"]
     assert process.exitcode == 0 and 3 <= step < 30
-    assert f"stopped and saved at step {step} of 30; go on with the same command and --resume" in output
+    assert f"stopped and saved at step {step} of 30; continue with the same command and --resume" in output
     run(tiny(tmp_path / "cut", resume=True, **LONGER))
     assert_same_state(undisturbed, tmp_path / "cut")
 
@@ -252,7 +252,7 @@ def test_a_contrastive_loss_at_chance_is_told(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_refusals_name_the_setting(tmp_path):
     run(tiny(tmp_path, stop_after=1))
-    with pytest.raises(ValueError, match="already holds a run; go on with --resume"):
+    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
         run(tiny(tmp_path))
     with pytest.raises(ValueError, match="temperature was 0.5, now 0.1"):
         run(tiny(tmp_path, resume=True, temperature=0.1))
@@ -595,7 +595,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     capsys.readouterr()
     run(tiny(tmp_path / "parts", save_every=2, resume=True))
     told = capsys.readouterr().out
-    assert f"{last} is truncated" in told and "going on from previous.pt, step 4" in told
+    assert f"{last} is truncated" in told and "continuing from previous.pt, step 4" in told
     assert_same_state(tmp_path / "straight", tmp_path / "parts")
 
     for name in ("last.pt", "previous.pt"):
@@ -705,7 +705,7 @@ def test_resume_takes_what_there_is_and_says_where_there_is_nothing(tmp_path, ca
     with pytest.raises(ValueError, match="already holds a run"):
         run(tiny(tmp_path, steps=4))
     assert run(tiny(tmp_path, steps=4, resume=True))["steps"] == 4
-    assert "going on from previous.pt, step 2" in capsys.readouterr().out
+    assert "continuing from previous.pt, step 2" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One run from start to end: its folder, its files, signals, and errors that say what was saved."""
+"""Run a training from start to end: its folder, its files, signals, and errors that say what was saved."""
 
 import dataclasses
 import errno
@@ -41,7 +41,10 @@ def run(config: TrainConfig) -> dict:
             first = _labels_alone(config)
             if not _claim(config):  # the second run holds the labels once it has begun
                 if rank(group) == 0:
-                    print(f"two runs: on labels alone in {first.out}, then with its labels in {config.out}", flush=True)
+                    print(
+                        f"two runs: on labels alone in {first.out}, then with the labels it predicts in {config.out}",
+                        flush=True,
+                    )
                 metrics, finished = _train(first, device, group)
                 if not finished:
                     return metrics
@@ -53,25 +56,29 @@ def run(config: TrainConfig) -> dict:
 
 
 def _labels_alone(config: TrainConfig) -> TrainConfig:
-    """The run whose network labels the unlabeled images of this one."""
+    """Return the config of the first run, whose network labels the unlabeled images of the second."""
     return dataclasses.replace(
         config, method="supervised", average_weights=True, sup_only_epochs=0.0, out=config.out / LABELS_ALONE
     )
 
 
 def _claim(config: TrainConfig) -> bool:
-    """Create the run's folder unless this is a dry run; whether it holds a run, which must be one to go on with."""
+    """Create the run's folder, except in a dry run. Return whether it holds a run to resume.
+
+    Raises:
+        ValueError: it holds a run, and the config does not resume it.
+    """
     if config.dry_run:
         return False
     folder = RunFolder(config.out, None)
     folder.create()
     if folder.holds_run() and not config.resume:
-        raise ValueError(f"out: {config.out} already holds a run; go on with --resume, or choose another --out")
+        raise ValueError(f"out: {config.out} already holds a run; continue it with --resume, or choose another --out")
     return folder.holds_run()
 
 
 def _train(config: TrainConfig, device: torch.device, group: Group) -> tuple[dict, bool]:
-    """One run of a resolved config: what ``metrics.json`` holds, and whether it came to its end."""
+    """Train with a resolved config. Return what ``metrics.json`` holds, and whether the run is complete."""
     if config.dry_run:
         trainer = Trainer(config, device, group)
         if trainer.rank == 0:
@@ -82,7 +89,7 @@ def _train(config: TrainConfig, device: torch.device, group: Group) -> tuple[dic
     start = None
     if there:
         complaint = trainer.load()
-        start = complaint and f"{complaint}; going on from {PREVIOUS}, step {trainer.step}"
+        start = complaint and f"{complaint}; continuing from {PREVIOUS}, step {trainer.step}"
     elif config.resume:
         start = f"resume: no run in {config.out} yet; starting at step 0"
     with _write_errors_name_the_folder(config.out):
@@ -90,7 +97,7 @@ def _train(config: TrainConfig, device: torch.device, group: Group) -> tuple[dic
 
 
 def _fit(trainer: Trainer, start: str | None) -> dict:
-    """Train to the end or a signal, with a log and the files that describe the run. Returns its metrics."""
+    """Train to the end or a signal, and write the log and the files that describe the run. Return its metrics."""
     config = trainer.config
     log = RunLog(config.out, trainer.step, trainer.steps, active=trainer.rank == 0)
     try:
@@ -104,7 +111,9 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
             trainer.fit(log)
     except data.DataError as error:
         if _saved_alone(trainer):
-            raise data.DataError(f"{error}; saved at step {trainer.step}, mend it and go on with --resume") from error
+            raise data.DataError(
+                f"{error}; saved at step {trainer.step}; fix the file and continue with --resume"
+            ) from error
         raise
     except FloatingPointError as error:
         trainer.learner.skipped_in_a_row.zero_()
@@ -121,12 +130,12 @@ def _fit(trainer: Trainer, start: str | None) -> dict:
         write_text(config.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     if trainer.step < trainer.steps:
         reached = f"step {trainer.step} of {trainer.steps}"
-        log.say(f"stopped and saved at {reached}; go on with the same command and --resume")
+        log.say(f"stopped and saved at {reached}; continue with the same command and --resume")
     return metrics
 
 
 def _saved_alone(trainer: Trainer) -> bool:
-    """Save, unless other processes would have to meet this one for it, or gradients would be lost; whether it was."""
+    """Save if this process can do so alone and between two updates. Return whether it did."""
     possible = trainer.group is None and trainer.step % trainer.config.accumulate == 0 and trainer.step > 0
     if possible:
         trainer.save()
@@ -142,14 +151,14 @@ def _write_errors_name_the_folder(out: Path) -> Iterator[None]:
         if not there and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of a write, they name no file
             raise
         raise ValueError(
-            f"out: cannot write in {out}: {error.strerror}; what was there is untouched. "
-            "Make room there, or choose a folder that can be written; --resume goes on"
+            f"out: cannot write in {out}: {error.strerror}; earlier files are intact. "
+            "Free some space or choose a writable folder; --resume continues"
         ) from error
 
 
 @contextmanager
 def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets the step end and saves; a second one interrupts at once."""
+    """Finish the step and save at the first SIGINT or SIGTERM; interrupt at once at the second."""
 
     def request(number: int, _) -> None:
         if trainer.stop_requested:
@@ -159,7 +168,7 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:
         before = {number: signal.signal(number, request) for number in numbers}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
+    except ValueError:  # not in the main thread, where the caller handles signals
         yield
         return
     try:
