@@ -2,7 +2,7 @@
 
 ``right`` asks whether the kernels are right, all at once, since nothing there is timed. ``fast`` measures, one stage
 after another, and what is wanted most first; only compiling goes on beside it. ``learn`` trains for the accuracy tables
-with the time that is left. ``benchmarks.draw.tables`` writes the timetable into docs/benchmarks.md.
+with the time that is left. ``benchmarks.draw.tables`` writes the timetable into docs/benchmark-tables.md.
 """
 
 import argparse

@@ -114,16 +114,17 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``new`` over ``old``: rows of the same key are replaced, others stay. Refuses another machine or versions.
+    """Put ``new`` over ``old``: rows of the same key are replaced, others stay. Refuse another machine or versions.
 
+    The version of this project may differ: each record names the commit that it was measured with.
     Implementations of one setting are compared round by round, so old records with another number of rounds than the
     new ones of their setting go as well.
     """
     for name in ("name", "device", "threads", "versions"):
-        if old["machine"][name] != new["machine"][name]:
+        before, now = (_without_own_version(data["machine"][name]) for data in (old, new))
+        if before != now:
             raise SystemExit(
-                f"--merge: the file was measured with {name} {old['machine'][name]}, this run with "
-                f"{new['machine'][name]}; write to another file"
+                f"--merge: the file was measured with {name} {before}, this run with {now}; write to another file"
             )
     rounds = {_setting(r): len(r["ms_all"]) for r in new["records"] if r["ms_all"]}
     fits = [r for r in old["records"] if not r["ms_all"] or rounds.get(_setting(r)) in (None, len(r["ms_all"]))]
@@ -131,6 +132,10 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {"machine": new["machine"]} | {
         name: _replaced(old.get(name, []), new.get(name, [])) for name in LISTS if name in old or name in new
     }
+
+
+def _without_own_version(value: Any) -> Any:
+    return {name: version for name, version in value.items() if name != "u2pl_fast"} if isinstance(value, dict) else value
 
 
 def _setting(record: Record) -> tuple:

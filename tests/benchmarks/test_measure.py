@@ -106,6 +106,8 @@ def test_merging_replaces_equal_keys_and_keeps_the_others(quick, tmp_path):
     assert both["records"][0]["ms_median"] == 123.0
     results.save(tmp_path / "both.json", both)
     assert results.load(tmp_path / "both.json") == both
+    new["machine"]["versions"] |= {"u2pl_fast": "another"}  # each record has its commit
+    results.merged(old, new)
     new["machine"]["threads"] += 1
     with pytest.raises(SystemExit, match="threads"):
         results.merged(old, new)
@@ -228,6 +230,9 @@ def test_the_summary_has_a_row_for_each_op(tmp_path, monkeypatch):
     assert len(lines) == len(summary.REPLACES)
     assert lines["`info_nce`"].endswith("| 20 → 2 | 10.5× | 30 → 30 |")  # with gradient
     assert lines["`ring_push`"].endswith("| not measured | — | — |")
+    lines = {line.split("|")[1].strip(): line for line in summary.speedups(tmp_path).splitlines()[2:]}
+    assert lines["`info_nce`"].endswith("| with gradient | 10.5× | — | — | — | — |")
+    assert "not measured yet" in lines["`ring_push`"]
 
 
 def test_an_unknown_table_is_named(tmp_path):

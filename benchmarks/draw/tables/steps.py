@@ -20,6 +20,13 @@ PAPER_PARTS = {
     "paper-networks": "+ 3×3 head",
     "u2pl-paper": "+ loss",
 }
+SHOWN = {
+    "supervised": "labeled images only",
+    "mean-teacher": "no contrastive loss",
+    "u2pl-lean": "`--recipe lean`, the default",
+    "u2pl-paper": "`--recipe paper`",
+    "u2pl-class-loop": "networks of `lean`, losses as Python loops over classes",
+}
 MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
 
 
@@ -38,6 +45,21 @@ def step(folder: Path) -> str:
     if not rows:
         return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
     header = ["workload", "method", "ms", "images/s", "÷ mean-teacher", "÷ networks-only", "+MiB"]
+    return markdown(header, rows)
+
+
+def step_summary(folder: Path) -> str:
+    """Return the time of a step of the main methods, one row each, by workload."""
+    found = {next(iter(s.values()))["workload"]: s for s in grouped(r for r in records_of(folder) if r["op"] == "step")}
+    rows = []
+    for impl, what in SHOWN.items():
+        row = [f"`{impl}`", what]
+        for setting in found.values():
+            row += [number(setting.get(impl, {}).get("ms_median")), times(ratio(setting, impl, "mean-teacher"))]
+        rows.append(row)
+    header = ["method", "is", *(name for w in found for name in (f"`{w}` ms", f"`{w}` ÷ mean-teacher"))]
+    if not found:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
     return markdown(header, rows)
 
 
@@ -65,11 +87,11 @@ def memory(folder: Path) -> str:
     for name in REPORTED:
         for impl, choices in MEMORY_OF.items():
             m = step_memory.predicted(NAMED[name], **choices)
-            parts = (m.weights, m.bank, m.gradients, m.activations, m.keys, m.step, m.total)
+            parts = (m.weights, m.bank, m.step, m.total)
             row = [name, f"`{impl}`", f"{m.parameters:.1f}", *(f"{part:,.0f}" for part in parts)]
             rows.append([*row, number(measured.get((name, impl)))])
-    columns = ("weights", "bank", "gradients", "activations", "keys", "a step", "all")
-    return markdown(["workload", "method", "M parameters", *columns, "a step, measured"], rows)
+    columns = ("weights", "bank", "step", "all")
+    return markdown(["workload", "method", "M parameters", *columns, "step, measured"], rows)
 
 
 def phases(folder: Path) -> str:
@@ -99,6 +121,7 @@ def traffic(_: Path) -> str:
 # Each table and where its numbers come from; {device} is the second word of the marker.
 TABLES = {
     step: "benchmarks/results/{device}",
+    step_summary: "benchmarks/results/{device}",
     paper: "benchmarks/results/{device}",
     memory: "benchmarks/measure/step_memory.py",
     phases: "benchmarks/results/{device}",
