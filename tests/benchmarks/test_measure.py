@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.draw.tables import ops as summary
 from benchmarks.draw.tables import records, steps
 from benchmarks.measure import growth, inputs, memory, ops, registry, results, roofline, runner, step_memory
 from benchmarks.measure.workloads import NAMED, REPORTED, Workload
+from u2pl_fast import ops as u2pl_ops
 
 OPS = {name: registry.load(name) for name in ops.names()}
 
@@ -177,6 +179,13 @@ def test_floors_fall_as_ceilings_rise():
         assert predicted["H200 SXM"][0] <= predicted["H100 SXM"][0] <= predicted["A100 SXM 80 GB"][0]
     assert roofline.floor(roofline.Cost(bytes=10), roofline.Ceilings(1e3, 1, 1)) == (10.0, "bytes")
     assert roofline.floor(roofline.Cost(10, 10, 10), roofline.Ceilings(1e3, 1e3, 100)) == (100.0, "exp")
+
+
+def test_every_public_op_has_a_benchmark():
+    """One op, one name in every folder. ``draws`` makes the random numbers that all implementations share."""
+    folder = Path(u2pl_ops.__file__).parent
+    public = {path.stem for path in folder.glob("[a-z]*.py")} - {"draws"}
+    assert public == set(OPS) - set(ops.TRAININGS)
 
 
 def test_every_op_has_a_cost():

@@ -1,6 +1,6 @@
-"""Tables of what was measured on a GPU, and of what the check that measures there is expected to take.
+"""Write the tables of GPU results, and of the predicted time of each stage of the GPU check.
 
-Until there are results, one sentence stands in the place of all of them.
+Until there are results, one sentence replaces all tables.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NOTHING = "No figure comes from a GPU yet. `make gpu-check` measures there.\n"
 
 
 def gpu(folder: Path) -> str:
-    """Every table of the folder that has rows, each under a line that says what it is."""
+    """Return every table of the folder that has rows, each below a line that describes it."""
     parts = (
         ("Measured on", _machines(folder)),
         (

@@ -1,4 +1,4 @@
-"""Tables of single ops: times, memory, where the contrastive branch spends its time, and how all that grows."""
+"""Write the tables of single ops: times, memory, stages of the contrastive loss, and growth."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,9 @@ from .markdown import markdown
 from .records import folder_data, grouped, number, ratio, records_of, times
 
 IMPLS = ("eager", "class-loop", "compile", "fused")
-BRANCH = "contrastive_loss"  # the op that is several others in one
-USUAL = {"dtype": "float32", "layout": "contiguous", "bank": "", "pass": "forward"}  # a column of these alone is left out
+BRANCH = "contrastive_loss"  # runs several other ops
+# A table leaves out a column that holds this value throughout.
+USUAL = {"dtype": "float32", "layout": "contiguous", "bank": "", "pass": "forward"}
 SOURCE = "benchmarks/results/{device}"
 
 # Each op and what it replaces in a training loop, in the order of a step.
@@ -40,12 +41,12 @@ def headline(folder: Path) -> str:
 
 
 def gpu_headline(folder: Path) -> str:
-    """The same, or that there is none."""
+    """Return the main figures of a GPU, or a sentence that there are none."""
     return headline_of(records_of(folder)) or NOTHING
 
 
 def headline_of(records: Iterable[results.Record]) -> str:
-    """Empty where none of the records is among the figures."""
+    """Return the main figures among the records; empty if there are none."""
     wanted = (
         ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
         (
@@ -91,7 +92,7 @@ def contrastive_costs(folder: Path) -> str:
 
 
 def costs(folder: Path, names: Sequence[str]) -> str:
-    """One row an op and pass, of the `voc` workload, in float32 and contiguous."""
+    """Return one row per op and pass: the `voc` workload in float32, contiguous."""
     settings = grouped(records_of(folder))
     rows = []
     for op in names:
@@ -192,7 +193,7 @@ def op_table(op: str, folder: Path) -> str:
 
 
 def parts(folder: Path) -> str:
-    """Where the contrastive branch spends its time."""
+    """Return the time of each stage of the contrastive loss."""
     found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
     found = {k: row for k, row in found.items() if row["op"] == BRANCH}
     rows, stages = [], list(dict.fromkeys(stage for row in found.values() for stage in row["parts"]))
@@ -205,7 +206,7 @@ def parts(folder: Path) -> str:
 
 
 def growth(folder: Path) -> str:
-    """The exponents of the growth curves."""
+    """Return the exponents of the growth curves."""
     path = folder / "growth.json"
     if not path.exists():
         return (

@@ -1,4 +1,4 @@
-"""Tables of whole training steps: time, memory, phases, and what processes send each other."""
+"""Write the tables of whole training steps: time, memory, phases, and traffic between processes."""
 
 import itertools
 import statistics
@@ -31,7 +31,7 @@ MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-
 
 
 def step(folder: Path) -> str:
-    """Whole training steps: speed, price against the cheaper methods, memory."""
+    """Return speed, ratios to cheaper methods, and memory of whole training steps."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
         for impl in (impl for impl in load("step").implementations if impl in setting):
@@ -64,7 +64,7 @@ def step_summary(folder: Path) -> str:
 
 
 def paper(folder: Path) -> str:
-    """What each part of the paper recipe adds to a mean-teacher step: medians of the differences within a round."""
+    """Return the time that each part of the paper recipe adds to a mean-teacher step: medians over rounds."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
         if any(name not in setting or setting[name]["ms_median"] is None for name in PAPER_PARTS):
@@ -79,7 +79,7 @@ def paper(folder: Path) -> str:
 
 
 def memory(folder: Path) -> str:
-    """Predicted memory of a training step, beside what was measured."""
+    """Return the predicted memory of a training step, beside the measured memory."""
     measured = {
         (r["workload"], r["impl"]): r["peak_mb"] for r in records_of(folder) if r["op"] == "step" and r["peak_mb"]
     }
@@ -95,7 +95,7 @@ def memory(folder: Path) -> str:
 
 
 def phases(folder: Path) -> str:
-    """Where a training step spends its time."""
+    """Return the time of each phase of a training step."""
     found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
     rows = []
     for row in found.values():
@@ -107,7 +107,7 @@ def phases(folder: Path) -> str:
 
 
 def traffic(_: Path) -> str:
-    """Predicted traffic of a `voc` step, from shapes."""
+    """Return the predicted traffic of a `voc` step, from shapes."""
     memory, w = step_memory.predicted(NAMED["voc"]), NAMED["voc"]
     sizes = {"parameters": round(1e6 * memory.parameters), "buffers": memory.buffers}
     sizes |= {"num_classes": w.num_classes, "dim": w.dim}
