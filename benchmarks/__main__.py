@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print a table, write JSON and plots."""
+"""``python -m benchmarks``: measure, print a table, and write JSON and plots."""
 
 import argparse
 import itertools
@@ -23,8 +23,8 @@ MARKS = (runner.FAILED, results.DISAGREES)
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time and peak memory of each op, beside plain PyTorch, torch.compile and the class-loop habit.",
-        epilog="Results are compared on the timed inputs before anything is timed. The JSON is described in "
+        description="Measure time and peak memory of each op, plain PyTorch, torch.compile and loops over classes.",
+        epilog="Implementations must return the same results before they are timed. The JSON is described in "
         "benchmarks/measure/results.py.",
     )
     parser.add_argument("--op", nargs="+", choices=names(), default=names(), metavar="OP", help=" | ".join(names()))
@@ -33,26 +33,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: float32 bfloat16")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, help="default: both")
     parser.add_argument(
-        "--paired", action="store_true", help="the first dtype with the first layout, and so on: no other combination"
+        "--paired", action="store_true", help="first dtype with first layout, and so on: no other combination"
     )
     parser.add_argument("--bank", nargs="+", choices=BANKS, default=BANKS, help="default: both")
     parser.add_argument("--pass", nargs="+", choices=PASSES, default=PASSES, dest="passes")
     parser.add_argument("--impl", nargs="+", metavar="IMPL", help="eager | compile | fused | …; default: all of the op")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--rounds", type=int, help="default: what some seconds hold")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak_mb out (on the CPU: a process for each)")
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: tiny, float32, contiguous, 3 rounds")
-    parser.add_argument("--growth", action="store_true", help="growth curves instead: over pixels, C, capacity, N")
+    parser.add_argument("--rounds", type=int, help="default: as many as fit into a few seconds")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="do not measure peak_mb (on the CPU it needs a process each)"
+    )
+    parser.add_argument("--quick", action="store_true", help="try everything: tiny, float32, contiguous, 3 rounds")
+    parser.add_argument("--growth", action="store_true", help="measure growth curves instead: pixels, C, capacity, N")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--trace", type=Path, metavar="DIR", help="with --op step: a profile of each implementation")
-    parser.add_argument("--merge", action="store_true", help="keep what OUT holds under other keys")
+    parser.add_argument(
+        "--trace", type=Path, metavar="DIR", help="with --op step: write a profile of each implementation"
+    )
+    parser.add_argument("--merge", action="store_true", help="keep the records of OUT with other keys")
     parser.add_argument("--plot", type=Path, metavar="DIR")
     parser.add_argument(
         "--keep-disagreeing",
         action="store_true",
-        help="time an implementation whose results differ, and mark its record, in place of leaving the setting out",
+        help="time an implementation whose results differ too, and mark its record",
     )
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin with the setting after the first N")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="skip the first N settings")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here; use --device cpu")
@@ -61,18 +65,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.workload = args.workload or (["tiny"] if args.quick else REPORTED)
     args.rounds = args.rounds or (3 if args.quick else None)
     if args.paired and len(args.dtype or DEFAULT_DTYPES) != len(args.layout or LAYOUTS):
-        raise SystemExit("--paired: needs as many --dtype as --layout")
+        raise SystemExit("--paired: needs the same number of --dtype and --layout")
     return args
 
 
 def entries(args: argparse.Namespace) -> dict[str, Op]:
-    """The chosen ops. One whose packages are missing is left out with a line, and the others are measured."""
+    """Return the chosen ops. Print a line for an op whose packages are missing, and skip it."""
     found = {}
     for name in args.op:
         try:
             found[name] = load(name)
         except ImportError as error:
-            print(f"{name}: left out, {error}", file=sys.stderr, flush=True)
+            print(f"{name}: skipped, {error}", file=sys.stderr, flush=True)
     known = list(dict.fromkeys(impl for op in found.values() for impl in op.implementations))
     args.impl = args.impl or known
     if found and not set(args.impl) & set(known):
@@ -81,7 +85,7 @@ def entries(args: argparse.Namespace) -> dict[str, Op]:
 
 
 def settings(args: argparse.Namespace, ops: dict[str, Op]) -> Iterator[Setting]:
-    """Every combination that was asked for and that the op has; those that share inputs follow each other."""
+    """Yield every chosen combination that an op has; those that share inputs follow each other."""
     dtypes, layouts = args.dtype or DEFAULT_DTYPES, args.layout or LAYOUTS
     if args.quick:
         dtypes, layouts = dtypes[: len(args.dtype or "1")], layouts[: len(args.layout or "1")]
@@ -89,7 +93,7 @@ def settings(args: argparse.Namespace, ops: dict[str, Op]) -> Iterator[Setting]:
     for workload, (dtype, layout), op in itertools.product(args.workload, formats, ops.values()):
         if not set(args.impl) & set(op.implementations):
             continue
-        if args.quick and op.name in TRAININGS:  # they have one format of their own
+        if args.quick and op.name in TRAININGS:  # they have only one format
             dtype, layout = op.dtypes[0], op.layouts[0]
         if dtype not in op.dtypes or layout not in op.layouts:
             continue
@@ -99,7 +103,7 @@ def settings(args: argparse.Namespace, ops: dict[str, Op]) -> Iterator[Setting]:
 
 
 def line(record: results.Record) -> str:
-    """One row of the printed table."""
+    """Return one row of the printed table."""
     names = ("op", "workload", "dtype", "layout", "bank", "pass", "impl")
     head = " ".join(
         f"{record[name] or '':<{width}}" for name, width in zip(names, (24, 10, 8, 13, 7, 16, 15), strict=True)
@@ -119,7 +123,7 @@ def line(record: results.Record) -> str:
 
 
 class Report:
-    """What was measured so far: in memory, and on disk after each setting, since a run may be cut short."""
+    """Keep what was measured: in memory, and on disk after each setting, because a run may be stopped."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.path = args.json
@@ -142,7 +146,7 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where implementations disagree or fail; what could be measured is written all the same."""
+    """Measure. Exit status: 1 if implementations disagree or fail; all other results are still written."""
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -172,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace, report: Report) -> list[str]:
-    """Measure the settings after the first ``--skip``; what failed or disagreed."""
+    """Measure the settings after the first ``--skip``. Return what failed or disagreed."""
     ceilings = roofline.Ceilings(**report.data["machine"]["ceilings"])
     failures = [r["reason"] for r in report.old["records"] if _failed(r)] if args.skip and report.old else []
     inputs: tuple[tuple, Inputs] | None = None
@@ -180,7 +184,7 @@ def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace
         impls = [impl for impl in ops[setting.op].implementations if impl in args.impl]
         same = (setting.workload, setting.dtype, setting.layout)
         if inputs is None or inputs[0] != same:
-            inputs = None  # before the next ones are made
+            inputs = None  # freed before the next ones are made
             inputs = same, setting.inputs()
         try:
             measured = runner.measure(
@@ -202,7 +206,7 @@ def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace
             if args.device == "cpu":
                 raise
             reason = str(error) if isinstance(error, runner.ContextLost) else runner.failure(error)
-            # Whatever a GPU made of it, the settings after this one are to be measured, in a process without a past.
+            # Measure the settings after this one in a new process, whatever state the GPU is in.
             records = [runner.unmeasured(setting, impl, reason) for impl in impls]
             measured = runner.Measured(records, reliable=False)
         failures += [r["reason"] for r in measured.records if _failed(r)]
@@ -214,14 +218,14 @@ def _measure(chosen: list[Setting], ops: dict[str, Op], args: argparse.Namespace
 
 
 def _failed(record: results.Record) -> bool:
-    """Also where the reason names the implementation first, as that of a lost context does."""
+    """Return whether a record failed, also if its reason names the implementation first."""
     reason = record["reason"] or ""
     return reason.startswith(MARKS) or reason.partition(": ")[2].startswith(MARKS)
 
 
 def _go_on_after(number: int) -> None:
-    """Measure the settings after the first ``number`` in a new process in place of this one. Does not return."""
-    print(f"a new process goes on with setting {number + 1}", flush=True)
+    """Replace this process by one that measures the settings after the first ``number``. Do not return."""
+    print(f"a new process continues with setting {number + 1}", flush=True)
     arguments = [a for i, a in enumerate(sys.argv[1:]) if "--skip" not in sys.argv[i : i + 2]]
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *arguments, "--skip", str(number)])
 

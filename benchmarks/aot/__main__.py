@@ -1,8 +1,9 @@
-"""What the compiler makes of every kernel, ahead of time and for GPUs that need not be present.
+"""Report what the compiler makes of every kernel, ahead of time, for GPUs that need not be present.
 
-``python -m benchmarks.aot [--target sm_90 …]`` prints it as JSON, one row for each specialization that a ``voc`` step
+``python -m benchmarks.aot [--target sm_90 …]`` prints JSON, one row for each specialization that a ``voc`` step
 launches: registers, spills, shared memory and, for NVIDIA, instructions, shuffles and the widths of reads and writes.
-The host functions of ``kernels/`` are called on CPU tensors and their launches recorded, so this is what really runs.
+The host functions of ``kernels/`` are called on CPU tensors and their launches recorded, so these are the kernels that
+run.
 """
 
 import argparse
@@ -31,8 +32,10 @@ CORNERS = 4  # that a lane reads for each class
 
 
 def per_element(launch: Launch, code: MachineCode) -> float | None:
-    """Instructions for each pixel and class of a per-pixel kernel, as its usual path runs: the bound over the corners,
-    which has no exponentials and may be unrolled, then the sweeps; not the sweep that takes sums again.
+    """Return the instructions per pixel and class of a per-pixel kernel on its usual path.
+
+    That is the bound over the corners, which has no exponentials and may be unrolled, then the sweeps; not the sweep
+    that computes sums again.
     """
     if "R" not in launch.arguments:
         return None
@@ -44,7 +47,7 @@ def per_element(launch: Launch, code: MachineCode) -> float | None:
 
 
 def rows(target: str) -> Iterator[dict[str, object]]:
-    """Every specialization of a ``voc`` step; on sm_90 in every format, elsewhere in two."""
+    """Return every specialization of a ``voc`` step; on sm_90 in every format, on other targets in two."""
     formats = FORMATS if target == "sm_90" else (FORMATS[0], FORMATS[-1])
     for dtype, layout in formats:
         calls = (
@@ -65,7 +68,7 @@ def rows(target: str) -> Iterator[dict[str, object]]:
 
 
 def _widths(accesses: Counter[int]) -> str:
-    """Bits a lane and how often, the widest first."""
+    """Return bits per lane and how often, the widest first."""
     return ", ".join(f"{number}×{bits}" for bits, number in sorted(accesses.items(), reverse=True))
 
 

@@ -1,4 +1,4 @@
-"""The calls of the contrastive kernels' host functions whose launches are compiled ahead of time."""
+"""List the calls of the contrastive kernels' host functions whose launches are compiled ahead of time."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from .launches import DTYPES, LAYOUTS, Launch, launches_of
 
 
 class Workload(NamedTuple):
-    """Images, classes, grid, channels, anchors and negatives a class, rows of the bank."""
+    """Hold images, classes, grid, channels, anchors and negatives per class, and rows of the bank."""
 
     images: int
     classes: int
@@ -33,7 +33,7 @@ WORKLOADS = [
 
 
 def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[], object]]:
-    """The host functions as the ops call them; only shapes, dtypes and strides matter."""
+    """Return the host functions as the ops call them; only shapes, dtypes and strides matter."""
     from u2pl_fast.kernels import (
         _branch,
         class_sample,
@@ -80,8 +80,9 @@ def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[],
 
 
 def launches(full: bool, target: str = "sm_90") -> list[Launch]:
-    """Distinct launches of the contrastive ops: two workloads for sm_90, one for another target, or the product of
-    workloads, dtypes and layouts.
+    """Return distinct launches of the contrastive ops.
+
+    Two workloads for sm_90, one for another target, or the product of workloads, dtypes and layouts.
     """
     chosen = [(VOC, torch.bfloat16, "nchw")]
     if target == "sm_90":

@@ -1,7 +1,7 @@
-"""What the host functions of the kernels launch, compiled ahead of time: no GPU is needed for either.
+"""Compile ahead of time what the host functions of the kernels launch. No GPU is needed.
 
 ``record`` runs a host function on CPU tensors and notes each launch instead of making it. ``compile_launch`` compiles
-one for a target as Triton's launcher would: Triton's own binder looks at the real arguments and says which of them
+one for a target as Triton's launcher would: Triton's own binder inspects the real arguments and decides which of them
 become constants, which are 64 bits wide and which divide by 16. ``resources`` and ``machine_code`` read the result.
 """
 
@@ -37,7 +37,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Launch(NamedTuple):
-    """A kernel and what it was called with: positional arguments, and arguments by name with the compiler's options."""
+    """Hold a kernel and its call: positional arguments, and named arguments with the compiler's options."""
 
     kernel: JITFunction
     positional: tuple[object, ...]
@@ -45,18 +45,18 @@ class Launch(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, object]:
-        """The kernel's arguments by name."""
+        """Return the kernel's arguments by name."""
         by_name = dict(zip(self.kernel.arg_names, self.positional, strict=False))
         return by_name | {name: self.named[name] for name in self.kernel.arg_names if name in self.named}
 
     @property
     def options(self) -> dict[str, object]:
-        """The compiler's options, ``num_warps`` and the like."""
+        """Return the compiler's options, such as ``num_warps``."""
         return {name: value for name, value in self.named.items() if name not in self.kernel.arg_names}
 
 
 class Resources(NamedTuple):
-    """Registers of a lane, bytes spilled by a lane, bytes of shared memory of a program."""
+    """Count registers per lane, spilled bytes per lane, and bytes of shared memory per program."""
 
     registers: int
     spills: int
@@ -64,8 +64,9 @@ class Resources(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """An innermost loop, as unrolled: its instructions, and of those the powers of 2, reads of global memory, shuffles
-    and accesses to spilled registers.
+    """Count the instructions of an innermost loop, as unrolled.
+
+    Of those: powers of 2, reads of global memory, shuffles and accesses to spilled registers.
     """
 
     instructions: int
@@ -76,7 +77,7 @@ class Loop(NamedTuple):
 
 
 class MachineCode(NamedTuple):
-    """Counts over a kernel's instructions. ``loads``, ``stores``: of global memory, by the bits that a lane moves."""
+    """Count a kernel's instructions. ``loads``, ``stores``: of global memory, by the bits that a lane moves."""
 
     instructions: int
     shuffles: int
@@ -87,7 +88,7 @@ class MachineCode(NamedTuple):
 
 @contextmanager
 def record(warp: int = 32):
-    """A list that fills with what would have been launched on a device with warps of ``warp`` lanes."""
+    """Yield a list that fills with what would have been launched on a device with warps of ``warp`` lanes."""
     from u2pl_fast.kernels import _launch
 
     launches: list[Launch] = []
@@ -103,13 +104,13 @@ def record(warp: int = 32):
 
 @functools.cache
 def _binder(kernel: JITFunction, target: str) -> tuple[object, Callable]:
-    """Triton's backend for a target, and the function with which its launcher looks at a kernel's arguments."""
+    """Return Triton's backend for a target, and the function with which its launcher inspects arguments."""
     backend = make_backend(TARGETS[target])
     return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
 def specialize(launch: Launch, target: str) -> tuple[ASTSource, dict[str, object]]:
-    """(what to compile, the compiler's options), found by the very functions that ``JITFunction.run`` calls."""
+    """Return (what to compile, the compiler's options), found by the functions that ``JITFunction.run`` calls."""
     kernel = launch.kernel
     backend, binder = _binder(kernel, target)
     named = launch.named | {"debug": bool(kernel.debug), "instrumentation_mode": knobs.compilation.instrumentation_mode}
@@ -124,7 +125,7 @@ def compile_launch(launch: Launch, target: str) -> CompiledKernel:
 
 
 def distinct(launches: list[Launch], target: str) -> list[Launch]:
-    """One launch for each specialization."""
+    """Return one launch for each specialization."""
     return list({_identity(x, target): x for x in launches}.values())
 
 
@@ -134,7 +135,7 @@ def _identity(launch: Launch, target: str) -> str:
 
 
 def launches_of(*calls: Callable[[], object], target: str) -> list[Launch]:
-    """The distinct launches of some calls on a target."""
+    """Return the distinct launches of some calls on a target."""
     with record(TARGETS[target].warp_size) as launches:
         for call in calls:
             call()
@@ -142,7 +143,7 @@ def launches_of(*calls: Callable[[], object], target: str) -> list[Launch]:
 
 
 def resources(kernel: CompiledKernel) -> Resources:
-    """From the machine code: cuobjdump's report for NVIDIA, the metadata of the assembly for AMD."""
+    """Read the machine code: cuobjdump's report for NVIDIA, the metadata of the assembly for AMD."""
     if "cubin" not in kernel.asm:
         text = kernel.asm["amdgcn"]
         # Scalar registers spill into lanes of vector registers, not into memory: they don't count.
@@ -153,7 +154,7 @@ def resources(kernel: CompiledKernel) -> Resources:
 
 
 def machine_code(kernel: CompiledKernel) -> MachineCode:
-    """Counted in the disassembly; NVIDIA alone."""
+    """Count in the disassembly; NVIDIA only."""
     instruction = r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);"
     code = [
         (int(address, 16), opcode.split("."), operands)
@@ -167,7 +168,7 @@ def machine_code(kernel: CompiledKernel) -> MachineCode:
 
 
 def _bits(modifiers: list[str]) -> int:
-    """Of a memory access, from what its opcode is followed by."""
+    """Return the bits of a memory access, from the suffixes of its opcode."""
     for modifier in modifiers:
         if modifier in ("64", "128", "256"):
             return int(modifier)
@@ -177,7 +178,7 @@ def _bits(modifiers: list[str]) -> int:
 
 
 def _innermost(code: list[tuple[int, list[str], str]]) -> list[Loop]:
-    """In the order of addresses; a loop ends in a jump back."""
+    """Return the innermost loops in the order of addresses; a loop ends in a jump back."""
     ends = []
     for address, opcode, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands)
@@ -206,7 +207,7 @@ def _cuobjdump(kernel: CompiledKernel, option: str) -> str:
 
 
 def describe(launch: Launch) -> dict[str, object]:
-    """Kernel, type of what it reads, and constants: what makes it a specialization of its own."""
+    """Return kernel, type of its input, and constants: what makes it a specialization of its own."""
     tensors = {k: str(v.dtype).removeprefix("torch.") for k, v in launch.arguments.items() if isinstance(v, Tensor)}
     constants = {p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
     constants = {name: value if isinstance(value, int) else str(value) for name, value in constants.items()}

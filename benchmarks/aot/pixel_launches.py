@@ -1,4 +1,4 @@
-"""The calls of the per-pixel kernels' host functions whose launches are compiled ahead of time."""
+"""List the calls of the per-pixel kernels' host functions whose launches are compiled ahead of time."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from .launches import DTYPES, LAYOUTS, Launch, describe, launches_of
 
 
 class Workload(NamedTuple):
-    """Grid of the logits, size that they are upscaled to, and how."""
+    """Hold the grid of the logits, the size that they are upscaled to, and how."""
 
     grid: tuple[int, int]
     size: tuple[int, int]
     align_corners: bool
 
 
-# The two published ways to upscale by four, by eight, by two, and no or less than none.
+# The two published ways to upscale by four; by eight, by two, not at all, and downscaling.
 VOC = Workload((129, 129), (513, 513), True)
 WORKLOADS = [
     VOC,
@@ -30,7 +30,7 @@ WORKLOADS = [
 
 
 def calls(w: Workload, dtype: torch.dtype, layout: str) -> Iterator[Callable[[], object]]:
-    """The host functions as the ops call them; only shapes, dtypes and strides matter."""
+    """Return the host functions as the ops call them; only shapes, dtypes and strides matter."""
     from u2pl_fast.kernels import ohem_mask, pixel_stats, upsampled_cross_entropy
 
     logits = torch.zeros(1, 21, *w.grid, dtype=dtype).to(memory_format=LAYOUTS[layout])
@@ -63,8 +63,10 @@ def quantile_calls(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
 
 
 def launches(full: bool, target: str = "sm_90") -> list[Launch]:
-    """Distinct launches of the per-pixel ops: every variant once for sm_90, those in fp32 that upscale by four for
-    another target, or the product of workloads, dtypes and layouts.
+    """Return distinct launches of the per-pixel ops.
+
+    Every variant once for sm_90, those in fp32 that upscale by four for another target, or the product of workloads,
+    dtypes and layouts.
     """
     chosen = [
         (VOC, torch.float32, "nchw"),

@@ -1,12 +1,12 @@
-"""Compile the Triton kernels of the benchmarks, many at a time: ``python -m benchmarks.aot.precompile --target sm_90``.
+"""Compile the Triton kernels of the benchmarks in parallel: ``python -m benchmarks.aot.precompile --target sm_90``.
 
-Triton compiles a kernel at its first launch, one after another, which would take minutes of a GPU's time. Here the ops
-run on CPU tensors of the workloads' shapes, and every launch is stopped after Triton's own launcher has chosen the
-specialization and compiled it. So what is compiled is what will be launched, and it lies in Triton's cache
-(``TRITON_CACHE_DIR``, or ``~/.triton/cache``) for the process that measures.
+Triton compiles a kernel at its first launch, one after another, which would take minutes of GPU time. Here the ops run
+on CPU tensors of the workloads' shapes, and every launch is stopped after Triton's own launcher has chosen the
+specialization and compiled it. So exactly the kernels that will be launched are compiled, and they are in Triton's
+cache (``TRITON_CACHE_DIR``, or ``~/.triton/cache``) for the process that measures.
 
-With ``--target`` no GPU is needed. The cache then serves another machine that has the same Triton: ``packed`` takes
-what it needs into one file, and ``unpacked`` puts it in place there.
+With ``--target`` no GPU is needed. The cache then serves another machine with the same Triton: ``packed`` writes what
+that machine needs to one file, and ``unpacked`` puts it in place there.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from ..measure.workloads import NAMED, REPORTED, Workload, trained
 
 WARP = 32
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-# What a training step of a workload launches: the format of a training, and crops that its network divides by.
+# What a training step of a workload launches: its format, and crops that its network can divide.
 TRAINED, TRAINED_FORMAT = ("camvid", "voc"), ("bfloat16", "channels_last")
 
 
 class Shapes(Inputs):
-    """Inputs of the right shapes, dtypes and strides that hold zeros: launches depend on nothing else."""
+    """Make inputs of the right shapes, dtypes and strides that hold zeros: launches depend on nothing else."""
 
     @cached_property
     def all_logits(self) -> Tensor:
@@ -86,7 +86,7 @@ def _label_type(w: Workload) -> torch.dtype:
 
 
 class _StandIn:
-    """As much of a GPU's driver as Triton's launcher asks before it compiles."""
+    """Replace the GPU driver for what Triton's launcher asks before it compiles."""
 
     def __init__(self, target: str) -> None:
         from triton.backends.compiler import GPUTarget
@@ -105,7 +105,7 @@ class _StandIn:
 
 @contextmanager
 def compiling(target: str | None) -> Iterator[list[Any]]:
-    """Within the block a launch compiles, for ``target`` or the GPU at hand, and does nothing else.
+    """Compile every launch within the block, for ``target`` or the local GPU, without running it.
 
     Yields the list of what was compiled, as Triton's CompiledKernel.
     """
@@ -135,7 +135,7 @@ def compiling(target: str | None) -> Iterator[list[Any]]:
     with (
         mock.patch.object(JITFunction, "run", only_compile),
         mock.patch.object(_backend, "resolve", resolve),
-        # No kernel fills its outputs here, and what follows must take them for labels and indices.
+        # No kernel fills its outputs here, but later code must be able to use them as labels and indices.
         mock.patch.object(torch, "empty_like", zeroed(torch.empty_like)),
         mock.patch.object(Tensor, "new_empty", zeroed(Tensor.new_empty)),
         mock.patch.object(_launch, "warp_size", lambda device: WARP),
@@ -146,7 +146,7 @@ def compiling(target: str | None) -> Iterator[list[Any]]:
 
 
 class Job(NamedTuple):
-    """All settings of one op in one format."""
+    """Name all settings of one op in one format."""
 
     op: str
     workload: Workload
@@ -155,9 +155,9 @@ class Job(NamedTuple):
 
 
 def jobs(workloads: Sequence[str], dtypes: Sequence[str] | None, layouts: Sequence[str]) -> list[Job]:
-    """What the benchmarks launch, and what a training step of the chosen workloads does.
+    """Return what the benchmarks launch, and what a training step of the chosen workloads launches.
 
-    Without ``dtypes``: those of the benchmarks, and for the small workloads all, which ``exercise`` goes through.
+    Without ``dtypes``: those of the benchmarks, and for the small workloads all, which ``exercise`` uses.
     """
 
     def chosen(workload: str) -> Sequence[str]:
@@ -169,7 +169,7 @@ def jobs(workloads: Sequence[str], dtypes: Sequence[str] | None, layouts: Sequen
 
 
 def compile_job(job: Job, target: str | None) -> tuple[list[str], str | None]:
-    """(hashes of the kernels, the first failure)."""
+    """Return (hashes of the kernels, the first failure)."""
     torch.set_num_threads(1)
     # Triton's key of a kernel changes with the kernels that were hashed before, where they share functions. A run takes
     # statistics before it looks for hard pixels.
@@ -193,9 +193,9 @@ def _name(setting: Setting) -> str:
 
 
 def compile_all(todo: Sequence[Job], target: str | None, processes: int) -> tuple[set[str], list[str]]:
-    """(hashes of the distinct kernels, failures)."""
+    """Return (hashes of the distinct kernels, failures)."""
     hashes, failures = set(), []
-    # A process of its own for each worker: one that was forked could not use the GPU.
+    # A new process for each worker: a forked one could not use the GPU.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for found, failure in pool.map(compile_job, todo, [target] * len(todo)):
             hashes.update(found)
@@ -211,7 +211,7 @@ def cache_folder() -> Path:
 
 
 def packed(cache: Path, file: Path) -> int:
-    """Write the kernels of ``cache`` to ``file``, machine code and description alone; how many there are."""
+    """Write the kernels of ``cache`` to ``file``, machine code and description only. Return their number."""
     count = 0
     with tarfile.open(file, "w:xz") as archive:
         for group in sorted(cache.glob("*/__grp__*.json")):
@@ -223,7 +223,7 @@ def packed(cache: Path, file: Path) -> int:
 
 
 def unpacked(file: Path, cache: Path) -> int:
-    """Put the kernels of ``file`` into ``cache``; how many there are. Triton wants to know where each file lies."""
+    """Put the kernels of ``file`` into ``cache``. Return their number. Triton needs the path of each file."""
     groups: dict[Path, dict[str, str]] = {}
     with tarfile.open(file) as archive:
         archive.extractall(cache, filter="data")
@@ -237,9 +237,9 @@ def unpacked(file: Path, cache: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where a kernel does not compile."""
+    """Compile. Exit status: 1 if a kernel does not compile."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot.precompile", description=__doc__.splitlines()[0])
-    parser.add_argument("--target", choices=list(TARGETS), help="default: the GPU at hand")
+    parser.add_argument("--target", choices=list(TARGETS), help="default: the local GPU")
     parser.add_argument("--workload", nargs="+", choices=list(NAMED), default=(*REPORTED, *exercise.SMALL))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: those of the benchmarks")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=LAYOUTS)

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.aot.warm_compile``: compiles the torch.compile baselines of some ops, and times nothing.
+"""``python -m benchmarks.aot.warm_compile``: compile the torch.compile baselines of some ops, without timing.
 
-What is compiled lies in torch's cache on the disk afterwards. So one process can compile while another one measures,
-and measures the baselines later without waiting for the compiler.
+The result is in torch's cache on disk afterwards. So one process can compile while another one measures, and the other
+one measures the baselines later without waiting for the compiler.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ..measure.workloads import NAMED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where something did not compile."""
+    """Compile. Exit status: 1 if something did not compile."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot.warm_compile", description=__doc__.splitlines()[0])
     parser.add_argument("--op", nargs="+", choices=names(), required=True, metavar="OP")
     parser.add_argument("--workload", nargs="+", choices=list(NAMED), required=True)

@@ -1,10 +1,11 @@
-"""Do the fused ops train the same network? ``python -m benchmarks.draw.agreement FUSED REFERENCE ROUNDING OTHER``.
+"""Compare a training with the fused ops and one with the reference.
 
-Four runs that logged every step. The first three start from the same weights, data and draws: with the fused ops, with
-the reference, and with the fused ops and another memory layout, so that nothing but the networks' rounding differs from
-the first. The fourth has another seed. Training doubles any difference every few steps; the fused ops are the reference
-where the first two runs part no faster than rounding drives the first and the third apart. Writes ``agreement.png``
-(losses over the first steps, and the distance from the first run) and ``agreement.json``.
+``python -m benchmarks.draw.agreement RUN RUN RUN RUN`` takes four runs that logged every step. The first three start
+from the same weights, data and draws: with the fused ops, with the reference, and with the fused ops and another memory
+layout, so that only the rounding of the networks differs from the first. The fourth has another seed. Training doubles
+any difference every few steps. The fused ops are the reference if the first two runs separate no faster than the first
+and the third do. Writes ``agreement.png`` (losses over the first steps, and the distance from the first run) and
+``agreement.json``.
 """
 
 import argparse
@@ -26,12 +27,12 @@ NAMES = ("fused", "reference", "fused, other layout", "fused, other seed")
 
 
 def gap(one: list[float], other: list[float]) -> list[float]:
-    """Distance relative to the second, step by step; 0 where both are 0."""
+    """Return the distance relative to the second, step by step; 0 if both are 0."""
     return [abs(a - b) / abs(b) if b else abs(a) for a, b in zip(one, other, strict=True)]
 
 
 def compared(logs: list[list[dict]], steps: int) -> dict:
-    """Each loss of each run over the first ``steps`` steps."""
+    """Return each loss of each run over the first ``steps`` steps."""
     found: dict = {"step": list(range(1, steps + 1)), "losses": {}}
     for name in LOSSES:
         curves = []
@@ -45,7 +46,7 @@ def compared(logs: list[list[dict]], steps: int) -> dict:
 
 
 def summary(found: dict) -> dict[str, dict[str, float]]:
-    """Of each loss: the median distance of each run from the first, over the steps at which the loss is not 0."""
+    """Return the median distance of each run from the first, for each loss, over the steps at which it is not 0."""
     rows = {}
     for name, curves in found["losses"].items():
         first = curves[NAMES[0]]

@@ -1,4 +1,4 @@
-"""Plots of what ``python -m benchmarks`` measured: drawn from the JSON, never by hand."""
+"""Plot the results of ``python -m benchmarks`` from the JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ DRAWN = {"dtype": "float32", "layout": "contiguous"}
 
 
 def bars(data: dict[str, Any], folder: Path) -> None:
-    """``<device>-time.png`` and ``<device>-memory.png``: one panel an op, one group a workload, one bar each."""
+    """Write ``<device>-time.png`` and ``<device>-memory.png``: a panel per op, a group per workload, a bar each."""
     records = [r for r in data["records"] if all(r[field] == choice for field, choice in DRAWN.items())]
     device = data["machine"]["device"]
     for name, value, label in (("time", "ms_median", "ms"), ("memory", "peak_mb", "MiB over the inputs")):
@@ -55,7 +55,7 @@ def _bars(records: list[results.Record], value: str, label: str, machine: str, p
 
 
 def growth(data: dict[str, Any], folder: Path) -> None:
-    """``<device>-growth.png``: a log-log panel for each axis and op, the fitted exponent beside each name."""
+    """Write ``<device>-growth.png``: a log-log panel for each axis and op, with the fitted exponents."""
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for curve in data["curves"]:
         panels.setdefault((curve["axis"], curve["op"]), []).append(curve)
@@ -68,7 +68,7 @@ def growth(data: dict[str, Any], folder: Path) -> None:
         axes.set_xticks(group[0]["x"], [f"{x:.3g}" if x < 1000 else f"{x / 1000:g}k" for x in group[0]["x"]])
         low, high = min(min(c["y"]) for c in group), max(max(c["y"]) for c in group)
         middle, span = (low * high) ** 0.5, max(1.3 * (high / low) ** 0.5, 10**0.5)
-        axes.set_ylim(middle / span, middle * span)  # a decade at least, or noise looks like growth
+        axes.set_ylim(middle / span, middle * span)  # at least a decade, otherwise noise looks like growth
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")

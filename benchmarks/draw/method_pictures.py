@@ -35,7 +35,7 @@ POINTS = 150  # pixels of a class in the plane of representations
 
 
 class View(NamedTuple):
-    """An image and what a network says of it; maps at image size, logits and representations on the grid."""
+    """Hold an image and the output of a network for it: maps at image size, logits and representations on the grid."""
 
     image: Tensor
     truth: Tensor
@@ -45,7 +45,7 @@ class View(NamedTuple):
 
 
 class Scene:
-    """Networks, settings and images of a training, and a method a picture."""
+    """Hold the networks, settings and images of a training, and draw each picture with one method."""
 
     def __init__(self, checkpoint: Path, data_root: Path | None, image: int, shown: str) -> None:
         self.teacher, self.config, state = load_model(checkpoint, network="teacher")
@@ -236,7 +236,7 @@ class Scene:
         return reference.sample_to_grid(x[None], size, align_corners=self.config.align_corners)[0]
 
     def _masks(self) -> tuple[Tensor, Tensor]:
-        """Anchors and negatives of the shown class, (2, h, w): the labeled image, then the unlabeled one."""
+        """Return the anchors and negatives of the shown class, (2, h, w): the labeled image, then the unlabeled one."""
         anchor, mask = self._contrast(self.labeled, self.unlabeled)
         grid = (2, *self.unlabeled.logits.shape[-2:])
         negatives = ops.unpack_mask(mask, self.num_classes)[:, self.shown]
@@ -257,7 +257,7 @@ class Scene:
         return masks.anchor_label, masks.mask
 
     def _anchor_rows(self, c: int) -> Tensor:
-        """Normalized representations of some anchors of class c in the labeled images, (R, D)."""
+        """Return normalized representations of some anchors of class c in the labeled images, (R, D)."""
         found = []
         for view in self.examples:
             grid = view.logits.shape[-2:]
@@ -268,7 +268,7 @@ class Scene:
         return rows[:: max(1, len(rows) // POINTS)][:POINTS]
 
     def _telling_pixel(self) -> tuple[int, int]:
-        """The unreliable pixel of highest entropy whose label is wrong, but whose class is among the likeliest r_l."""
+        """Return the unreliable pixel of highest entropy with a wrong label and its class among the r_l most likely."""
         view = self.unlabeled
         grid = view.logits.shape[-2:]
         truth = self._on_grid(view.truth, grid)
@@ -285,7 +285,7 @@ class Scene:
         return reference.class_rank(logits)[0].gather(0, known[None])[0]
 
     def _ranks_of_truth(self) -> tuple[Tensor, Tensor]:
-        """How many reliable and how many unreliable pixels have their true class at each rank, each (C)."""
+        """Return how many reliable and how many unreliable pixels have their true class at each rank, each (C)."""
         hidden = [i for i in self.split.unlabeled if self.split.dataset.has_label(i)][:MEASURED]
         counts = [torch.zeros(self.num_classes, dtype=torch.int64) for _ in range(2)]
         for index in hidden:

@@ -1,4 +1,4 @@
-"""Panels that the drawings of the documentation share."""
+"""Make the panels that the drawings of the documentation share."""
 
 from collections.abc import Sequence
 

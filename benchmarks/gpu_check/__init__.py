@@ -1,1 +1,1 @@
-"""Everything that needs a GPU, in parts that keep what they measured: ``python -m benchmarks.gpu_check --help``."""
+"""Run everything that needs a GPU, in parts that keep their results: ``python -m benchmarks.gpu_check --help``."""

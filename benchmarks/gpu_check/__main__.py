@@ -1,12 +1,11 @@
-"""Checks and measures what needs a GPU, and keeps each result the moment there is one.
+"""Check and measure everything that needs a GPU, and keep each result as soon as it exists.
 
-    python -m benchmarks.gpu_check --part right --out DIR     is it right? tests, memory checker, graphs: 3 minutes
-    python -m benchmarks.gpu_check --part fast --out DIR      how fast is it? ops, training steps, counters: 6 minutes
+    python -m benchmarks.gpu_check --part right --out DIR     correctness: tests, memory checker, graphs: 3 minutes
+    python -m benchmarks.gpu_check --part fast --out DIR      speed: ops, training steps, counters: 6 minutes
     python -m benchmarks.gpu_check --part learn --out DIR --msrc DIR --encoder-weights FILE      accuracy runs
 
-Needs an unpacked checkout, torch ≥ 2.10, and no network. A machine that is lent for minutes starts sooner with a folder
-that is made beforehand on any machine (``--prepare``, then ``--carried``). Afterwards ``--install DIR`` puts the
-figures where the documentation reads them.
+Needs an unpacked checkout, torch ≥ 2.10, and no network. To start sooner, make a folder on any machine beforehand
+(``--prepare``, then ``--carried``). Afterwards, ``--install DIR`` puts the figures where the documentation reads them.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from .parts import SECONDS, Plan
 from .schedule import Stage, end_on_signals, run, timetable
 
 PARTS = tuple(SECONDS)
-PATIENCE = 6  # a rehearsal on a CPU may take so many times the seconds that a stage has on a GPU
+PATIENCE = 6  # factor on the time of a stage when it is tried on a CPU
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -32,26 +31,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS[:2], help="default: right, then fast")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="results; what is there already is kept and added to")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; existing results are kept")
     parser.add_argument("--carried", type=Path, metavar="DIR", help="a folder made with --prepare")
     parser.add_argument("--msrc", type=Path, metavar="DIR", help="MSRC-21, for learn; default: that of --carried")
     parser.add_argument("--encoder-weights", metavar="FILE", help="for learn; default: those of --carried")
-    parser.add_argument("--minutes", type=float, help=f"of each part; default: {_minutes()}")
+    parser.add_argument("--minutes", type=float, help=f"limit of each part; default: {_minutes()}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="a rehearsal, on tiny workloads")
-    parser.add_argument("--timetable", action="store_true", help="print what each stage is expected to take, and end")
+    parser.add_argument("--quick", action="store_true", help="try everything on tiny workloads")
+    parser.add_argument("--timetable", action="store_true", help="print the expected time of each stage, and exit")
     other = parser.add_argument_group("before and after")
     other.add_argument("--prepare", type=Path, metavar="DIR", help="make the folder for --carried, without a GPU")
     other.add_argument("--target", default="sm_90", help="of --prepare: the GPU's architecture (default: %(default)s)")
     other.add_argument("--wheels", type=Path, metavar="DIR", help="of --prepare, --missing: wheels of lacking packages")
-    other.add_argument(
-        "--missing", action="store_true", help="print the needed packages that are not installed, and end"
-    )
+    other.add_argument("--missing", action="store_true", help="print the needed packages that are missing, and exit")
     other.add_argument(
         "--installed", type=Path, metavar="FILE", help="of --missing: what the other machine's `pip freeze` prints"
     )
     other.add_argument(
-        "--install", type=Path, nargs="+", metavar="DIR", help="copy these results into benchmarks/results, and end"
+        "--install", type=Path, nargs="+", metavar="DIR", help="copy these results into benchmarks/results, and exit"
     )
     args = parser.parse_args(argv)
     for name in ("carried", "msrc", "wheels", "installed"):
@@ -69,18 +66,18 @@ def _minutes() -> str:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Run the parts. Exit status: 1 where a stage failed or was stopped."""
+    """Run the parts. Exit status: 1 if a stage failed or was stopped."""
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: torch sees no GPU here; rehearse with --device cpu --quick")
+        raise SystemExit("--device cuda: torch sees no GPU here; try it with --device cpu --quick")
     out = Out(args.out)
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if args.carried:
         from .carried import MSRC, take
 
         taken = take(args.carried)
-        # A stage's imports are looked up in this process, so it must see the packages too.
+        # This process checks the imports of a stage, so it must see the packages too.
         sys.path += [path for path in [taken.environment.get("PYTHONPATH")] if path]
         paths = [os.environ.get("PYTHONPATH"), taken.environment.get("PYTHONPATH")]
         environment |= taken.environment | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
@@ -106,7 +103,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def summary(out: Out) -> str:
-    """What matters of all that is in the folder, the more the later, since often only the end of a log is kept."""
+    """Return the main facts of the folder, the most important last, because often only the end of a log is kept."""
     return "\n".join([*_figures(out), *_training(out), *_tests(out), *_stages(out)])
 
 
@@ -135,7 +132,7 @@ def _training(out: Out) -> list[str]:
 
 
 def _figures(out: Out) -> list[str]:
-    """A line for each fused op and each training step that was measured."""
+    """Return a line for each measured fused op and training step."""
     path = out / RESULTS
     records = json.loads(path.read_text())["records"] if path.exists() else []
     lines = []
@@ -194,7 +191,7 @@ def _prepare(args: argparse.Namespace) -> int:
     weights = Path(args.encoder_weights) if args.encoder_weights else None
     said = prepare(args.prepare, target=args.target, wheels=args.wheels, msrc=args.msrc, weights=weights)
     print("\n".join(said))
-    print("\nTake this folder along with the checkout, and there, with its Python:")
+    print("\nCopy this folder and the checkout to the other machine, and run there, with its Python:")
     for part in PARTS if args.msrc else PARTS[:2]:
         print(f"  python3 -m benchmarks.gpu_check --part {part} --carried {args.prepare} --out gpu-results")
     return 0

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.gpu_check.again OUT``: runs each test that failed there once more, alone in its process.
+"""``python -m benchmarks.gpu_check.again OUT``: run each failed test once more, alone in its process.
 
-A test that failed because of another's broken GPU context then passes. One that fails again does so with blocking
-launches, so that its traceback names the launch.
+A test that failed because another one broke the GPU context then passes. A test that fails again runs with blocking
+launches, so its traceback names the launch.
 """
 
 import argparse
@@ -20,13 +20,13 @@ MOST, SECONDS = 48, 60
 
 
 def failed(path: Path) -> list[str]:
-    """Tests whose last word is a failure."""
+    """Return the tests whose last result is a failure."""
     last = {row["test"]: row["outcome"] for row in rows(path)}
     return [test for test, outcome in last.items() if outcome in ("failed", CRASHED)]
 
 
 def run(test: str, report: Path, folder: Path) -> bool:
-    """Whether a test of the project in ``folder`` passed."""
+    """Run a test of the project in ``folder``. Return whether it passed."""
     plugin = ["-p", "benchmarks.gpu_check.reporter", "--report-to", str(report)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, "--tb", "short", test]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
@@ -40,7 +40,7 @@ def run(test: str, report: Path, folder: Path) -> bool:
         print(f"FAILED {test}: ran for {SECONDS} s", flush=True)
         return False
     if done.returncode not in (0, 5):
-        known = test in failed(report)  # the plugin has told, unless the process died before it could
+        known = test in failed(report)  # the plugin has written it, unless the process died first
         if not known:
             append(report, {"test": test, "outcome": CRASHED, "seconds": 0, "message": f"exit {done.returncode}"})
         print(done.stdout[-6000:], f"FAILED {test}", sep="\n", flush=True)

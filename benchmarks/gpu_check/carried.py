@@ -1,15 +1,15 @@
-"""A folder that saves a lent machine's time: what can be built and compiled elsewhere, ready to be put in place.
+"""Prepare a folder that saves time on the GPU machine: everything that can be built and compiled elsewhere.
 
-``prepare`` makes it, with the Python that the other machine has (its version, torch's and triton's), on a machine that
-needs no GPU:
+``prepare`` makes it on a machine without a GPU, with the Python of the other machine (its version, torch's and
+triton's):
 
     prepared.json      what it was made from and for
     site/              packages that the other machine lacks, unpacked from wheels
     _C.*.so            the compiled ops
     kernels.tar.xz     the Triton kernels of the benchmarks
-    msrc/, *.safetensors   images and pretrained weights for the accuracy runs, where they were given
+    msrc/, *.safetensors   images and pretrained weights for the accuracy runs, if given
 
-``take`` puts it in place. What does not fit (another version, changed sources) is left, with the reason, and built
+``take`` puts it in place. What does not fit (another version, changed sources) is skipped, with the reason, and built
 there instead.
 """
 
@@ -37,7 +37,7 @@ EXTENSION_SOURCES = ("csrc", "setup.py")
 
 
 def digest(patterns: Iterable[str]) -> str:
-    """Of the contents of the files below some paths of the project; compiled files don't count."""
+    """Return a digest of the files below some paths of the project; compiled files do not count."""
     found = hashlib.sha256()
     for pattern in patterns:
         for path in sorted(ROOT.glob(pattern)):
@@ -49,7 +49,7 @@ def digest(patterns: Iterable[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what compiled things must fit."""
+    """Return the versions that compiled files must fit."""
     import torch
 
     try:
@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def prepare(folder: Path, *, target: str, wheels: Path | None, msrc: Path | None, weights: Path | None) -> list[str]:
-    """Fill ``folder``; what to say about it. Raises SystemExit where something does not build."""
+    """Fill ``folder``. Return what to print. Raise SystemExit if something does not build."""
     folder.mkdir(parents=True, exist_ok=True)
     said = []
     if wheels:
@@ -124,7 +124,7 @@ def _compile(folder: Path, target: str) -> list[str]:
 
 
 class Taken(NamedTuple):
-    """What a stage's environment gains, and what was put in place or why not."""
+    """Hold the additions to a stage's environment, and what was put in place or why not."""
 
     environment: dict[str, str]
     said: list[str]
@@ -165,5 +165,5 @@ def _take_kernels(folder: Path, made: str, here: str) -> str:
         return f"not the kernels: triton {made} there, {here} here"
     try:
         return f"{unpacked(folder / KERNELS, cache_folder())} kernels"
-    except Exception as error:  # a damaged archive: they can be compiled here, too
+    except Exception as error:  # a damaged archive: they can be compiled here
         return f"not the kernels: {error!r}"

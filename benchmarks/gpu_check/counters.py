@@ -1,7 +1,7 @@
-"""``python -m benchmarks.gpu_check.counters OUT``: hardware counters of the heaviest kernels, by Nsight Compute.
+"""``python -m benchmarks.gpu_check.counters OUT``: read hardware counters of the slowest kernels with Nsight Compute.
 
-Which kernels those are is read from OUT/results.json: of the `voc` workload in float32, the ones that took longest. The
-counters go to OUT/counters.json.
+The kernels are chosen from OUT/results.json: those of the `voc` workload in float32 that took longest. The counters go
+to OUT/counters.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ METRICS = {
 
 @functools.cache
 def own() -> tuple[str, ...]:
-    """Names of the project's kernels, from their sources: torch's own are nobody's business here."""
+    """Return the names of the project's kernels, from their sources; torch's kernels are not measured."""
     found: list[str] = []
     for pattern, definition in (("kernels/*.py", r"^def (\w+_kernel)\("), ("csrc/cuda/*.cu", r"(\w+_kernel)\(\w+::")):
         for path in sorted(ROOT.glob(pattern)):
@@ -50,17 +50,17 @@ def own() -> tuple[str, ...]:
 
 
 def name_of(kernel: str) -> str | None:
-    """Which of the project's kernels a profiler means: it adds namespaces, template arguments, a signature."""
+    """Return which of the project's kernels a profiler means: it adds namespaces, template arguments, a signature."""
     return next((name for name in own() if re.search(rf"\b{name}\b", kernel)), None)
 
 
 def heaviest(data: dict[str, Any], count: int = HEAVIEST) -> dict[str, str]:
-    """The op that launches it, by name of the kernel; the heaviest first."""
+    """Return the op that launches each kernel, by name of the kernel, the slowest first."""
     times: dict[str, tuple[float, str]] = {}
     for row in data.get("kernels", ()):
         if (row["workload"], row["dtype"], row["layout"]) != (WORKLOAD, DTYPE, LAYOUT):
             continue
-        if row["op"] == "contrastive_loss":  # the branch launches what the others do
+        if row["op"] == "contrastive_loss":  # this op launches the kernels of the others
             continue
         for kernel in row["kernels"]:
             name = name_of(kernel["kernel"])
@@ -71,7 +71,7 @@ def heaviest(data: dict[str, Any], count: int = HEAVIEST) -> dict[str, str]:
 
 
 def parsed(lines: Iterable[str]) -> list[dict[str, str]]:
-    """A dict for each launch, from the "raw" page as CSV: a row of names, one of units, then launches."""
+    """Return a dict for each launch, from the "raw" page as CSV: a row of names, one of units, then launches."""
     rows = list(csv.reader(line for line in lines if line.startswith('"')))
     if len(rows) < 3:
         return []
@@ -84,13 +84,13 @@ def parsed(lines: Iterable[str]) -> list[dict[str, str]]:
 
 
 def profiler() -> str | None:
-    """Where Nsight Compute lies."""
+    """Return the path of Nsight Compute."""
     found = sorted(Path("/opt/nvidia/nsight-compute").glob("*/ncu")) + [Path("/usr/local/cuda/bin/ncu")]
     return shutil.which("ncu") or next((str(path) for path in found if path.exists()), None)
 
 
 def _run(command: list[str]) -> str:
-    """What it prints. It is ended before its stage is, and what it has written until then counts."""
+    """Return what a command prints. It is stopped before its stage is, and its output until then counts."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         printed = _run([*watched, *program])
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     launches = parsed(lines)
-    last = {row["kernel"]: row for row in launches}  # of each kernel the last launch, which found everything warm
+    last = {row["kernel"]: row for row in launches}  # the last launch of each kernel, when everything is warm
     if not last:
         print(printed[-2000:], *lines[-10:], "FAILED ncu measured nothing", sep="\n")
         return 1

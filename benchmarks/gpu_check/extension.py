@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu_check.extension``: builds the compiled ops where they are missing or do not load."""
+"""``python -m benchmarks.gpu_check.extension``: build the compiled ops if they are missing or do not load."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from .schedule import ROOT
 
 
 def problem(device: str) -> str | None:
-    """Why the compiled ops of this checkout cannot be used on the device; None where they can."""
+    """Return why the compiled ops of this checkout cannot be used on the device; None if they can."""
     try:
         module = importlib.import_module("u2pl_fast._C")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From *predicted* to measured: puts what a check left where the documentation reads it, in ``benchmarks/results``."""
+"""Copy the results of a check to ``benchmarks/results``, where the documentation reads them."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ PARENT = results.RESULTS
 
 
 def install(folders: Sequence[Path], parent: Path = PARENT) -> list[str]:
-    """Copy the results of the folders, a later one over an earlier one; what was written, and what to do next.
+    """Copy the results of the folders, a later one over an earlier one. Return what was written, and what to do next.
 
-    Raises SystemExit where a folder holds no results of a GPU, or results of another machine than those that are there.
+    Raises SystemExit if a folder holds no results of a GPU, or results of another machine than the existing ones.
     """
     said = []
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Which packages the checks need, and which of them a machine lacks."""
+"""Find the packages that the checks need, and those that a machine lacks."""
 
 import importlib.metadata
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .schedule import ROOT
 
-# Beyond the project's own dependencies: what runs the tests, builds the extension and compiles the kernels.
+# Besides the project's own dependencies: packages to run the tests, build the extension and compile the kernels.
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "setuptools", "ninja", "triton")
 
 
@@ -19,13 +19,13 @@ def normalized(name: str) -> str:
 
 
 def roots() -> list[str]:
-    """The names that the project asks for itself."""
+    """Return the names that the project itself requires."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return [*(re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]), *TOOLS]
 
 
 def wheel_needs(folder: Path) -> dict[str, list[str]]:
-    """Requirements of each wheel in a folder, by name."""
+    """Return the requirements of each wheel in a folder, by name."""
     found = {}
     for wheel in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
@@ -36,7 +36,7 @@ def wheel_needs(folder: Path) -> dict[str, list[str]]:
 
 
 def lacking(names: Iterable[str], present: set[str], wheels: dict[str, list[str]]) -> tuple[list[str], list[str]]:
-    """(what is not present of the names and all that they need in turn, those of it whose own needs are unknown here).
+    """Return (the missing packages, including those that they need in turn; those of them with unknown requirements).
 
     A package that is present has what it needs.
     """
@@ -64,7 +64,7 @@ def lacking(names: Iterable[str], present: set[str], wheels: dict[str, list[str]
 
 
 def installed(listing: Path | None) -> set[str]:
-    """Names of the packages here, or of a list such as `pip freeze` or `pip list` prints on another machine."""
+    """Return the names of the packages here, or of a list such as `pip freeze` or `pip list` prints elsewhere."""
     if listing is None:
         return {normalized(d.metadata["Name"]) for d in importlib.metadata.distributions() if d.metadata["Name"]}
     words = re.split(r"[,\n]", listing.read_text())
@@ -72,5 +72,5 @@ def installed(listing: Path | None) -> set[str]:
 
 
 def missing(listing: Path | None = None, wheels: Path | None = None) -> tuple[list[str], list[str]]:
-    """(needed and not installed, those of them whose own needs are unknown here)."""
+    """Return (needed and not installed, those of them with unknown requirements)."""
     return lacking(roots(), installed(listing), wheel_needs(wheels) if wheels else {})

@@ -1,7 +1,7 @@
-"""The folder that a check leaves: flat, at most eight files, each kept up to date while the check runs.
+"""Write the folder that a check leaves: flat, at most eight files, each up to date while the check runs.
 
-A machine that is lent for minutes may take itself back at any of them. So a fact is written when it is known: a line is
-appended to a ``.jsonl`` file, or a ``.json`` file is replaced whole. A later check adds to what it finds in the folder.
+The machine may be taken away at any time. So a fact is written as soon as it is known: a line is appended to a
+``.jsonl`` file, or a ``.json`` file is replaced as a whole. A later check adds to the files in the folder.
 """
 
 import json
@@ -38,7 +38,7 @@ class Out:
         return self.folder / name
 
     def log(self, stage: str, line: str) -> None:
-        """Add a line of a stage's output, unless the stage or the log has become too long."""
+        """Add a line of the output of a stage, unless the stage or the log is too long."""
         text = f"{stage} | {line.rstrip()}\n".encode()
         with self._lock:
             used = self._logged.get(stage, 0) + len(text)
@@ -54,7 +54,7 @@ class Out:
         append(self / STAGES, row)
 
     def stages(self) -> list[Row]:
-        """The last word on each stage of each part, in the order they began."""
+        """Return the last status of each stage of each part, in the order they began."""
         found: dict[tuple[str, str], Row] = {}
         for row in rows(self / STAGES):
             key = (row["part"], row["stage"])
@@ -71,7 +71,7 @@ def append(path: Path, row: Row) -> None:
 
 
 def rows(path: Path) -> list[Row]:
-    """The lines of a ``.jsonl`` file; none where there is no file. A last line that was cut short is left out."""
+    """Return the lines of a ``.jsonl`` file; none if there is no file. Skip a last line that is incomplete."""
     found: list[Row] = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -82,7 +82,7 @@ def rows(path: Path) -> list[Row]:
 
 
 def loss_pairs(path: Path) -> list[tuple[float, float]]:
-    """The losses of the fused and of the reference training, step by step; none where one of them is missing."""
+    """Return the losses of the fused and of the reference training, step by step; none if one of them is missing."""
     found = json.loads(path.read_text()) if path.exists() else {}
     losses = [found[name]["loss"] for name in COMPARED if name in found]
     return list(zip(*losses, strict=False)) if len(losses) == len(COMPARED) else []

@@ -1,8 +1,8 @@
-"""What a check does: the stages of each part, in seconds of a machine with an H200, 16 cores and what was carried.
+"""Define the stages of each part, with their seconds on a machine with an H200, 16 cores and a carried folder.
 
-``right`` asks whether the kernels are right, all at once, since nothing there is timed. ``fast`` measures, one stage
-after another, and what is wanted most first; only compiling goes on beside it. ``learn`` trains for the accuracy tables
-with the time that is left. ``benchmarks.draw.tables`` writes the timetable into docs/benchmarks.md.
+``right`` checks whether the kernels are correct, all at once, because nothing there is timed. ``fast`` measures, one
+stage after another, the most wanted first; only compiling runs beside it. ``learn`` trains for the accuracy tables in
+the remaining time. ``benchmarks.draw.tables`` writes the timetable into docs/benchmark-tables.md.
 """
 
 import argparse
@@ -44,14 +44,14 @@ TRAINING_FLAGS = ("--dataset", "shapes", "--amp", "--channels-last", "--log-ever
 MAIN_FORMATS = ("--dtype", "float32", "bfloat16", "--layout", "contiguous", "channels_last", "--paired")
 SINGLE_FORMAT = ("--dtype", "float32", "--layout", "contiguous")
 STEPS = ("mean-teacher", "networks-only", "u2pl-lean", "u2pl-lean-cuda-graph", "u2pl-paper")
-QUICKLY_COMPILED = "class_sample"  # integers: compilers round as they like
+QUICKLY_COMPILED = "class_sample"  # integers, which no compiler rounds
 REHEARSED = {"voc": "tiny", "camvid": "tiny", "ade20k": "tiny-wide", "cityscapes": "tiny-wide"}
 MAIN_OPS = ("pixel_stats", "upsampled_cross_entropy", "contrastive_loss", "ring_push")  # measured first
 COMPILED = ("pixel_stats", "upsampled_cross_entropy")
 
 
 class Plan:
-    """Builds the stages for one call; ``quick`` rehearses them with tiny workloads."""
+    """Build the stages for one call; ``quick`` tries them with tiny workloads."""
 
     def __init__(self, args: argparse.Namespace, out: Out, work: Path) -> None:
         self.device, self.quick, self.out, self.work = args.device, args.quick, out, work
@@ -77,7 +77,7 @@ class Plan:
                 ("tests",),
                 ("pytest",),
             ),
-            # A driver call that a library makes and that may fail is not what is looked for.
+            # Ignore driver calls of libraries, which may fail.
             self.sanitized("memcheck", "--padding", "512", "--report-api-errors", "no"),
             self.sanitized("racecheck"),
             Stage(
@@ -87,14 +87,14 @@ class Plan:
                 75,
                 ("kernels",),
                 TRAINED_WITH,
-                left_out=self.on_gpu,
+                skipped=self.on_gpu,
             ),
             self.train(FUSED, begun),
             self.train(REFERENCE, begun, U2PL_FAST_BACKEND="reference"),
         ]
 
     def extension(self) -> Stage:
-        """Builds the compiled ops for the card at hand, unless they are there."""
+        """Build the compiled ops for this GPU, unless they exist."""
         command = [sys.executable, "-m", "benchmarks.gpu_check.extension", "--device", self.device]
         return Stage("extension", command, 6, 45, imports=("torch", "setuptools"))
 
@@ -114,7 +114,7 @@ class Plan:
         return Stage("tests", command, 60, 100, ("extension",), ("pytest", "xdist", "pytest_timeout"))
 
     def sanitized(self, tool: str, *options: str) -> Stage:
-        """Every op under compute-sanitizer. Without torch's cache of memory, an overrun meets what is not allocated."""
+        """Run every op under compute-sanitizer. Without torch's memory cache, an overrun hits unallocated memory."""
         from .counters import own
 
         found = shutil.which("compute-sanitizer")
@@ -137,7 +137,7 @@ class Plan:
         )
 
     def train(self, name: str, after: tuple[str, ...], **environment: str) -> Stage:
-        """A short training whose every loss is kept."""
+        """Run a short training that logs every loss."""
         folder = self.work / name.replace(" ", "-")
         chosen = [*QUICK_TRAINING, "--steps", "6"] if self.quick else ["--steps", "100"]
         flags = [*TRAINING_FLAGS, *chosen, "--device", self.device, "--eval-every", "1000", "--workers", "2"]
@@ -164,7 +164,7 @@ class Plan:
         return [
             self.extension(),
             self.kernels(limit=22, processes=os.cpu_count() or 1),
-            # On cores that nobody else uses: torch.compile takes minutes, and keeps what it compiled on the disk.
+            # On cores that are otherwise idle: torch.compile takes minutes, and keeps its results on disk.
             self.compilers("voc", "ade20k"),
             self.bench("ops voc", 38, 52, ("kernels",), *self._ops("voc")),
             self.bench("ops ade20k", 38, 48, ("ops voc",), *self._ops("ade20k")),
@@ -173,7 +173,7 @@ class Plan:
             self.bench("steps voc", 38, 54, ("steps camvid",), *self._steps("voc")),
             self.bench("ops compiled", 20, 30, ("steps voc", "compilers"), *self._compiled("voc", "ade20k")),
             self.counters(("ops compiled",)),
-            # With the time that is left:
+            # In the remaining time:
             self.bench("step as graph", 18, 40, ("counters",), "--op", "step_as_graph", *self._on("voc")),
             self.bench("ops others", 18, 40, ("step as graph",), *self._others("camvid")),
             self.growth(("ops others",)),
@@ -186,7 +186,7 @@ class Plan:
         return Stage("compilers", command, 90, 150, ("extension",), ("torch",))
 
     def _baselines(self, *workloads: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The ops that `torch.compile` is measured for, and on what."""
+        """Return the ops that `torch.compile` is measured for, with their workloads."""
         return ((QUICKLY_COMPILED,), workloads[:1]) if self.quick else (COMPILED, workloads)
 
     def _on(self, *workloads: str) -> list[str]:
@@ -211,7 +211,7 @@ class Plan:
         return ["--op", "step", *self._on(workload), "--impl", *STEPS]
 
     def bench(self, name: str, expected: float, limit: float, after: tuple[str, ...], *arguments: str) -> Stage:
-        """Part of the suite, whose records go to the results."""
+        """Run part of the suite, and add its records to the results."""
         command = [sys.executable, "-m", "benchmarks", "--device", self.device, *arguments]
         command += ["--json", str(self.out / RESULTS), "--merge", "--keep-disagreeing"]
         command += [*(["--quick"] if self.quick else []), *([] if self.device == "cuda" else ["--no-memory"])]
@@ -223,7 +223,7 @@ class Plan:
 
         reason = self.on_gpu or (None if profiler() else "ncu is not found")
         command = [sys.executable, "-m", "benchmarks.gpu_check.counters", str(self.out.folder)]
-        return Stage("counters", command, 30, 42, after, ("torch",), left_out=reason)
+        return Stage("counters", command, 30, 42, after, ("torch",), skipped=reason)
 
     def growth(self, after: tuple[str, ...]) -> Stage:
         command = [sys.executable, "-m", "benchmarks", "--growth", "--impl", "fused", "--device", self.device]

@@ -1,9 +1,9 @@
-"""A pytest plugin for a GPU that is lent for minutes: ``-p benchmarks.gpu_check.reporter --report-to FILE``.
+"""Report tests on a GPU as they run: a pytest plugin, ``-p benchmarks.gpu_check.reporter --report-to FILE``.
 
-- What becomes of a test is a line of FILE at once, and a failure is printed at once.
-- A kernel that reads what it must not ends the GPU context of its process, and every later test there would fail with
-  it. The process of a test that did so ends before the next one, and pytest-xdist starts another in its place. The test
-  that was next is blamed for that; ``again`` runs it alone.
+- The result of a test is a line of FILE at once, and a failure is printed at once.
+- A kernel that reads invalid memory ends the GPU context of its process, and every later test there would fail. The
+  process of such a test ends before the next test, and pytest-xdist starts another. The next test is blamed for that;
+  ``again`` runs it alone.
 """
 
 import os
@@ -30,14 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Reporter:
-    """Writes and prints, in the process that sees all reports."""
+    """Write and print, in the process that sees all reports."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.path: Path | None = config.getoption("--report-to")
         self.manager = config.pluginmanager
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        crashed = report.when not in ("setup", "call", "teardown")  # xdist's word on a process that ended
+        crashed = report.when not in ("setup", "call", "teardown")  # xdist's report on a process that ended
         if report.when != "call" and not report.failed and not (report.when == "setup" and report.skipped):
             return
         outcome = CRASHED if crashed else report.outcome
@@ -52,7 +52,7 @@ class Reporter:
 
 
 def _message(report: pytest.TestReport) -> str:
-    """Of a failure the line that pytest ends with; of a skipped test its reason."""
+    """Return the last line of a failure, or the reason of a skipped test."""
     if report.passed:
         return ""
     if report.skipped:
@@ -63,7 +63,7 @@ def _message(report: pytest.TestReport) -> str:
 
 
 class Worker:
-    """Ends a process whose GPU context is lost."""
+    """End a process whose GPU context is lost."""
 
     lost = False
 

@@ -1,4 +1,4 @@
-"""Runs the stages of a part: each a process with a limit, as many at a time as their order allows."""
+"""Run the stages of a part: each is a process with a limit, as many at a time as their order allows."""
 
 import contextlib
 import importlib.util
@@ -16,13 +16,13 @@ from typing import Any
 from .out import Out
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = 5  # seconds under which nothing is begun
-TICK, COLLECT = 0.1, 3.0  # seconds between two looks at the processes, and at what they left
+LEAST = 5  # with fewer seconds left, no stage begins
+TICK, COLLECT = 0.1, 3.0  # seconds between two checks of the processes and their results
 RESULT, FAILED = "RESULT ", "FAILED"  # how a line begins that is kept with the stage, and one that is shown at once
 SHOWN = 12  # failures of one stage
 
 
-ended_by: list[int] = []  # signals that asked the check to end
+ended_by: list[int] = []  # signals that ask the check to end
 
 
 def end_on_signals() -> None:
@@ -32,10 +32,10 @@ def end_on_signals() -> None:
 
 @dataclass
 class Stage:
-    """One command.
+    """Describe one command.
 
-    ``expected`` and ``limit`` are seconds on the machine that the check is for. The stage begins when those it comes
-    ``after`` have ended, whether they passed or not. It is left out, with the reason, where an import is missing.
+    ``expected`` and ``limit`` are seconds on the machine that the check is for. The stage begins when the stages in
+    ``after`` have ended, whether they passed or not. It is skipped, with the reason, if an import is missing.
     ``collect`` copies what the stage has measured so far into the output folder; it is called while the stage runs.
     """
 
@@ -46,12 +46,12 @@ class Stage:
     after: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    left_out: str | None = None
+    skipped: str | None = None
     collect: Callable[[Out], None] | None = None
 
 
 def timetable(stages: Sequence[Stage], seconds: str) -> dict[str, tuple[float, float]]:
-    """(begin, end) of each stage by name, if each takes its ``expected`` or its ``limit`` seconds."""
+    """Return (begin, end) of each stage by name, if each takes its ``expected`` or its ``limit`` seconds."""
     times: dict[str, tuple[float, float]] = {}
     for stage in stages:
         begin = max((times[name][1] for name in stage.after), default=0.0)
@@ -60,13 +60,13 @@ def timetable(stages: Sequence[Stage], seconds: str) -> dict[str, tuple[float, f
 
 
 class _Running:
-    """A stage's process, and the thread that reads what it prints."""
+    """Hold the process of a stage, and the thread that reads what it prints."""
 
     def __init__(self, stage: Stage, limit: float, environment: dict[str, str], out: Out) -> None:
         self.stage, self.limit, self.out = stage, limit, out
         self.began = self.collected = time.monotonic()
         self.last, self.results, self.failures = "", [], 0
-        # A group of its own, to be ended whole; not a session of its own, which would outlive the check.
+        # A process group, so that all of it can be ended; not a new session, which would outlive the check.
         self.process = subprocess.Popen(
             stage.command,
             cwd=ROOT,
@@ -103,11 +103,11 @@ class _Running:
         if self.stage.collect is not None:
             try:
                 self.stage.collect(self.out)
-            except Exception as error:  # a half-written file of a running stage must not end the check
+            except Exception as error:  # a half-written file of a running stage must not stop the check
                 self.out.log(self.stage.name, f"could not be collected yet: {error!r}")
 
     def ended(self) -> dict[str, Any] | None:
-        """How it ended; None while it goes on."""
+        """Return how it ended; None while it runs."""
         code = self.process.poll()
         if code is None and self.seconds < self.limit:
             if time.monotonic() - self.collected > COLLECT:
@@ -127,14 +127,14 @@ class _Running:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a process may hang in the driver: the others go on
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process may hang in the driver: the others continue
             self.process.wait(5)
         self.reader.join(2)
 
 
 def reason_to_leave_out(stage: Stage, left: float) -> str | None:
-    if stage.left_out:
-        return stage.left_out
+    if stage.skipped:
+        return stage.skipped
     absent = [name for name in stage.imports if importlib.util.find_spec(name) is None]
     if absent:
         return f"no module {', '.join(absent)}; see --missing"
@@ -142,7 +142,7 @@ def reason_to_leave_out(stage: Stage, left: float) -> str | None:
 
 
 def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[str, str], out: Out) -> list[dict]:
-    """Run the stages for ``seconds`` at most; their rows, which are in ``out`` as well."""
+    """Run the stages for ``seconds`` at most. Return their rows, which are also in ``out``."""
     deadline = time.monotonic() + seconds
     waiting, running, rows = list(stages), [], {}
 
@@ -158,7 +158,7 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
                 left = deadline - time.monotonic()
                 reason = reason_to_leave_out(stage, left)
                 if reason:
-                    told(stage, {"status": "left out", "seconds": 0.0, "note": reason, "result": []})
+                    told(stage, {"status": "skipped", "seconds": 0.0, "note": reason, "result": []})
                     continue
                 out.stage({"part": part, "stage": stage.name, "status": "running", "command": stage.command})
                 running.append(_Running(stage, min(stage.limit, left), environment, out))
@@ -168,7 +168,7 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
                     running.remove(one)
                     told(one.stage, row)
             time.sleep(TICK)
-            if ended_by:  # looked at here alone, where every process that was started is known
+            if ended_by:  # read only here, where every started process is known
                 raise SystemExit(128 + ended_by[0])
     finally:
         for one in running:  # this check itself is being ended

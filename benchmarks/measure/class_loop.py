@@ -1,18 +1,17 @@
-"""The contrastive branch as public implementations write it: the habits that make the method slow, and nothing slower.
+"""Compute the contrastive loss as public implementations do: with the habits that make it slow, and no others.
 
-Written for this comparison from the habits alone, each in its cheapest form:
+Written for this comparison, each habit in its cheapest form:
 
-- thresholds by copying every entropy to NumPy for ``np.percentile``;
-- one-hot labels, made here on the small grid and not at full resolution;
+- thresholds: every entropy is copied to NumPy for ``np.percentile``;
+- one-hot labels, made here on the small grid instead of at full resolution;
 - a Python loop over classes for masks, push, sampling and loss, with counts read back to the host;
-- representations gathered by boolean masks, all anchors of a class to draw a few hundred;
-- the bank on the CPU as one growing tensor per class: new keys copied there, concatenated anew, then truncated; on a
-  GPU copied back whole to read a few thousand rows;
-- each anchor's positive and negatives stored side by side and handed to ``cosine_similarity``.
+- representations gathered by boolean masks: all anchors of a class, to sample a few hundred;
+- the bank on the CPU as one growing tensor per class: new keys are copied there, concatenated, and truncated; on a GPU
+  the whole bank is copied back to read a few thousand rows;
+- the positive and the negatives of each anchor stored side by side and passed to ``cosine_similarity``.
 
-Two things differ from what is found in public, so that the result is the same as everyone's: the rules are the
-method's (none of the usual indexing mistakes), and the random numbers are handed in, where public code calls
-``randint`` per class.
+Two things differ from public code, so that all implementations give the same result: the rules are the method's,
+without common indexing errors, and the random numbers are an argument, where public code calls ``randint`` per class.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from .inputs import TEMPERATURE, UNRELIABLE_SHARE, to_grid
 
 @dataclass
 class Queue:
-    """One class's keys on the CPU, oldest first, and how many it ever took."""
+    """Hold the keys of one class on the CPU, oldest first, and the number of keys ever pushed."""
 
     keys: Tensor
     capacity: int
@@ -36,7 +35,7 @@ class Queue:
 
 
 def queues(bank: Tensor, capacities: Sequence[int], pushed: Tensor) -> list[Queue]:
-    """The content of full rings as queues."""
+    """Return the contents of full rings as queues."""
     rings = bank.cpu().split(list(capacities))
     return [
         Queue(ring.roll(-(count % capacity), 0), capacity, count)
@@ -45,11 +44,11 @@ def queues(bank: Tensor, capacities: Sequence[int], pushed: Tensor) -> list[Queu
 
 
 def branch(a: dict, mark: Callable[[str], None] = lambda part: None) -> tuple[Tensor, ...]:
-    """(loss, the M anchors of each class that takes part…), the queues moved on.
+    """Return (loss, the M anchors of each class that takes part, …) and update the queues.
 
-    A ring numbers its slots from its start, a queue from its oldest key. While ``a["ring_slots"]`` holds, which is for
-    the call that is compared and no other, the same draw names the same key. The gradient ends at the drawn anchors, or
-    goes on to the features where ``a["to_features"]``.
+    A ring counts its slots from its start, a queue from its oldest key. With ``a["ring_slots"]``, set for the compared
+    call only, the same random number selects the same key in both. The gradient ends at the sampled anchors, or
+    continues to the features if ``a["to_features"]``.
     """
     entropies = a["entropy"][a["valid"]].cpu().numpy()
     gamma = float(np.percentile(entropies, 100 * (1 - UNRELIABLE_SHARE)))
@@ -109,7 +108,7 @@ def masks(
     positive_threshold: float,
     ignore_index: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """For each class: bool (B, h, w) of its anchors, and of its negatives."""
+    """Return bool masks (B, h, w) of the anchors and of the negatives, for each class."""
     probabilities = logits.softmax(1)
     order = logits.sort(dim=1, descending=True, stable=True).indices
     known = label != ignore_index
@@ -126,7 +125,7 @@ def masks(
 
 
 def thinned(keys: Tensor, cap: int, draw: int) -> Tensor:
-    """At most ``cap`` of the keys, evenly spread: the method's rule."""
+    """Return at most ``cap`` of the keys, evenly spread: the method's rule."""
     n = len(keys)
     k = min(cap, n)
     if k == n:
@@ -137,7 +136,7 @@ def thinned(keys: Tensor, cap: int, draw: int) -> Tensor:
 
 
 def push(queue: Queue, keys: Tensor) -> None:
-    """Append to the queue, drop the oldest."""
+    """Append keys to the queue and drop the oldest."""
     fresh = F.normalize(keys.float(), dim=1).to(queue.keys.dtype).cpu()
     queue.pushed += len(fresh)
     queue.keys = torch.cat((queue.keys, fresh))
@@ -146,7 +145,7 @@ def push(queue: Queue, keys: Tensor) -> None:
 
 
 def as_ring_bank(a: dict, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(loss, gradient (C, M, D), bank, pushed) in the shape that rings give them, to compare."""
+    """Return (loss, gradient (C, M, D), bank, pushed) in the shapes of the ring bank, for comparison."""
     a["ring_slots"] = False
     device = outputs[0].device
     every = torch.zeros(*a["anchor_draw"].shape, a["features"].shape[1], dtype=a["features"].dtype, device=device)

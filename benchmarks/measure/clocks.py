@@ -1,15 +1,14 @@
-"""How long a call takes.
+"""Time calls.
 
-On a CPU: by the wall. On a GPU a call is two things, which are timed apart:
+On a CPU, time is wall-clock time. On a GPU, three times are measured apart:
 
-- ``ms``: what the device does. A busy wait is put on the stream first, long enough for Python to queue every launch of
-  the call behind it, so the kernels follow each other without gaps; two events around them give the time. L2 is
-  overwritten before each call.
-- ``host_ms``: how long Python takes to queue the call.
-- ``graph_ms``: the call captured as a CUDA graph and replayed: the device's time again, with the gaps between kernels
-  that the hardware leaves and none that Python makes.
+- ``ms``: the time of the device. A busy wait is put on the stream first, long enough for Python to queue every launch
+  of the call behind it, so the kernels run without gaps between two events. L2 is overwritten before each call.
+- ``host_ms``: the time that Python takes to queue the call.
+- ``graph_ms``: the device's time of the call captured as a CUDA graph and replayed: with the gaps between kernels that
+  the hardware leaves, and without those that Python makes.
 
-A training step is timed as a loop runs it: several in a row between two events, with neither wait nor overwritten L2.
+A training step is timed as a loop runs it: several in a row between two events, without a wait or an overwritten L2.
 """
 
 import itertools
@@ -31,7 +30,7 @@ Work = Callable[[], object]
 
 @dataclass
 class Timed:
-    """Milliseconds: of each round, and on CUDA those of the host and of a graph's replay; ``why`` there is none."""
+    """Hold the milliseconds of each round, and on CUDA those of the host and of a graph; ``why`` there is no graph."""
 
     rounds: list[float] = field(default_factory=list)
     host_ms: float | None = None
@@ -51,12 +50,12 @@ class CpuClock:
         start = time.perf_counter()
         kept = call()
         elapsed = 1e3 * (time.perf_counter() - start)
-        del kept  # giving memory back is not the op's work
+        del kept  # freeing memory is not part of the op
         return elapsed
 
 
 class StepClock:
-    """Milliseconds a training step on CUDA."""
+    """Time a training step on CUDA, in milliseconds."""
 
     def host_ms(self, call: Work) -> float:
         return _queueing(call)
@@ -73,7 +72,7 @@ class StepClock:
 
 
 class DeviceClock:
-    """Milliseconds of the device alone."""
+    """Time the device alone, in milliseconds."""
 
     def __init__(self) -> None:
         self._flushed = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
@@ -100,7 +99,7 @@ def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
 
 
 def _queueing(call: Work) -> float:
-    """Milliseconds until Python is done with the call: with its launches, or where it reads results, with all of it."""
+    """Return the milliseconds until Python returns from the call: after its launches, or after a read of results."""
     times: list[float] = []
     while len(times) < 3 and sum(times) < 200:
         torch.cuda.synchronize()
@@ -131,7 +130,7 @@ def clock(device: str, steps: bool) -> CpuClock | StepClock | DeviceClock:
 
 
 def take_turns(calls: dict[str, Work], device: str, rounds: int | None, *, steps: bool = False) -> dict[str, Timed]:
-    """Each call once a round. Without ``rounds``, as many as ``SECONDS`` hold."""
+    """Run each call once a round. Without ``rounds``, run as many as fit into ``SECONDS``."""
     timer = clock(device, steps)
     timed = {impl: Timed(host_ms=timer.host_ms(call)) for impl, call in calls.items()}
     leads = {impl: min(1.5 * (t.host_ms or 0) + 0.1, LONGEST_LEAD) for impl, t in timed.items()}
@@ -147,7 +146,7 @@ def take_turns(calls: dict[str, Work], device: str, rounds: int | None, *, steps
 
 
 def replayed(call: Work, rounds: int) -> float:
-    """Median milliseconds of ``call`` as a CUDA graph. Raises what capturing raises."""
+    """Return the median milliseconds of ``call`` as a CUDA graph. Raise what capturing raises."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""torch.compile as a baseline: the whole function in one graph, and no more than two minutes to get there."""
+"""Run torch.compile as a baseline: the whole function in one graph, compiled within two minutes."""
 
 import contextlib
 import functools
@@ -17,11 +17,11 @@ SECONDS = 120
 
 
 class CompileFailed(Exception):
-    """torch.compile gave no graph; the text says why in one line."""
+    """Say in one line why torch.compile gave no graph."""
 
 
 def lazily(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` compiled at its first call with new shapes; ``CompileFailed`` where that cannot be had."""
+    """Return ``function``, compiled at its first call with new shapes. It raises ``CompileFailed`` if that fails."""
     graph: list[Callable[..., Any]] = []
 
     def call(*args: Any) -> Any:
@@ -35,18 +35,18 @@ def lazily(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def warming_up() -> Iterator[None]:
-    """Around the first call of a compiled function: forgets older graphs, bounds the time, names the reason."""
-    import torch._inductor.config  # a second, which a process that compiles nothing need not wait for
+    """Wrap the first call of a compiled function: forget older graphs, limit the time, name the reason of a failure."""
+    import torch._inductor.config  # takes a second; imported only if something is compiled
 
     torch._dynamo.reset()
     # In this process: a pool of compilers would outlive an interrupted call, and would share the CPU with the clock.
     torch._inductor.config.compile_threads = 1
-    logging.disable(logging.CRITICAL)  # a compiler that is interrupted prints its whole program
+    logging.disable(logging.CRITICAL)  # an interrupted compiler prints its whole program
     try:
         _start_compiler()
         with _deadline(SECONDS):
             yield
-    except Exception as error:  # whatever the compiler raises: it has dozens of kinds
+    except Exception as error:  # the compiler raises dozens of types
         if isinstance(error, TimeoutError) or "deadline" in str(error):
             raise CompileFailed(f"torch.compile took more than {SECONDS} s") from error
         message = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
@@ -57,13 +57,13 @@ def warming_up() -> Iterator[None]:
 
 @functools.cache
 def _start_compiler() -> None:
-    """What only the first compilation in a process does (precompiled headers, probes) is not the function's time."""
+    """Do what only the first compilation in a process does (precompiled headers, probes), before it is timed."""
     torch.compile(lambda x: x + 1)(torch.ones(8))
 
 
 @contextlib.contextmanager
 def _deadline(seconds: int) -> Iterator[None]:
-    """TimeoutError in this thread after ``seconds``."""
+    """Raise TimeoutError in this thread after ``seconds``."""
 
     def expire(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError("deadline")
@@ -79,7 +79,7 @@ def _deadline(seconds: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unchecked_labels() -> Iterator[None]:
-    """The reference reads labels on the CPU to refuse bad values, which no single graph can hold: leave that out."""
+    """Skip the check of label values, which reads them on the CPU and so cannot be part of one graph."""
     checked = reference.kept_target
     reference.kept_target = _kept_target
     try:

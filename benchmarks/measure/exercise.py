@@ -1,7 +1,7 @@
-"""``python -m benchmarks.measure.exercise``: calls every fused op, forward and backward, and times nothing.
+"""``python -m benchmarks.measure.exercise``: call every fused op, forward and backward, without timing.
 
-For tools that watch a process: a memory checker, a profiler of single kernels. Small workloads whose sizes divide by
-nothing, both layouts, three dtypes; each call is made ``--times`` times, since the second one finds used memory.
+For tools that observe a process: memory checkers, profilers of single kernels. It uses small workloads with odd sizes,
+both layouts, and three dtypes. Each call is made ``--times`` times, because the second call finds used memory.
 """
 
 import argparse
@@ -20,12 +20,12 @@ SMALL = ("tiny", "tiny-wide")
 
 
 def entries(chosen: Sequence[str]) -> list[Op]:
-    """The ops with a fused implementation: all but steps of a training, whose packages may be missing."""
+    """Return the ops with a fused implementation: all but training steps, whose packages may be missing."""
     return [load(name) for name in chosen if name not in TRAININGS]
 
 
 def settings(op: Op, workload: Workload, device: str, dtype: str, layout: str) -> Iterator[Setting]:
-    """All banks and passes of one op in one format; nothing where it does not take the format."""
+    """Return all banks and passes of one op in one format; none if the op does not take the format."""
     if dtype in op.dtypes and layout in op.layouts:
         for bank in op.banks:
             for passes in op.passes:
@@ -34,7 +34,7 @@ def settings(op: Op, workload: Workload, device: str, dtype: str, layout: str) -
 
 
 def call(op: Op, setting: Setting, inputs: Inputs, times: int) -> str | None:
-    """Why it could not be called, if so."""
+    """Call an op. Return why it could not be called, if so."""
     implementation = op.implementations[FUSED]
     reason = implementation.missing(setting)
     if reason:
@@ -52,7 +52,7 @@ def call(op: Op, setting: Setting, inputs: Inputs, times: int) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where an op could not be called."""
+    """Run the calls. Exit status: 1 if an op could not be called."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.measure.exercise", description=__doc__.splitlines()[0])
     parser.add_argument("--op", nargs="+", choices=names(), default=names(), metavar="OP")
     parser.add_argument("--workload", nargs="+", choices=list(NAMED), default=SMALL)

@@ -1,9 +1,9 @@
-"""Does it stay fast as the work grows? Time over pixels, classes, bank capacity and negatives, each on a log-log line.
+"""Measure how time grows with pixels, classes, bank capacity and negatives, each on a log-log line.
 
     {"machine": {...}, "curves": [{"axis", "op", "device", "dtype", "bank", "impl", "pass", "x", "y", "unit",
                                    "exponent"}]}
 
-``exponent`` is the least-squares slope of log y over log x: 1 is linear, 0 does not grow. Traffic over the number of
+``exponent`` is the least-squares slope of log y over log x: 1 is linear, 0 is constant. Traffic over the number of
 processes is computed, not measured: its ``impl`` is ``predicted``.
 """
 
@@ -27,7 +27,7 @@ WORLD = (2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows, on which workloads, and which (op, pass, bank) are measured on them."""
+    """Name an axis, its workloads, and the (op, pass, bank) that are measured on them."""
 
     name: str
     points: tuple[tuple[float, Workload], ...]
@@ -41,7 +41,7 @@ LOSS_OPS = (("info_nce", BOTH, None), BRANCH)
 
 
 def axes(*, quick: bool) -> list[Axis]:
-    """The four axes; ``quick`` keeps the first points of each."""
+    """Return the four axes; ``quick`` keeps the first points of each."""
     voc = NAMED["voc"]
     sides = (129, 185, 257, 361, 513)
     pixels = [
@@ -67,7 +67,7 @@ def axes(*, quick: bool) -> list[Axis]:
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of the least-squares line through (log x, log y)."""
+    """Return the slope of the least-squares line through (log x, log y)."""
     u, v = [math.log(a) for a in x], [math.log(b) for b in y]
     mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
     covariance = sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True))

@@ -1,7 +1,7 @@
-"""Inputs that look like a training run's: regions that the network is sure of, borders that it is not, missing labels.
+"""Make inputs that resemble a training run: confident regions, uncertain borders, missing labels.
 
-Everything is a function of the workload and the kind of device, so every implementation and every process measures the
-same numbers. They are drawn where they are used: on a GPU that takes milliseconds, and moving them there would not.
+Everything depends only on the workload and the kind of device, so every implementation and every process measures the
+same numbers. They are drawn on the device: on a GPU that takes milliseconds, and copying them there would not.
 """
 
 from functools import cached_property
@@ -26,10 +26,10 @@ NOISE = 0.7
 
 
 class Inputs:
-    """The tensors of one workload, each made when first asked for, and shared by all ops that read it.
+    """Hold the tensors of one workload, each made when first used, and shared by all ops that read it.
 
-    The bank is made anew at each call, since the ops change it in place. ``bank`` says how many keys enter it: all
-    (``literal``) or ``capped``; it may be set again between two ops.
+    The bank is made again for each call, because the ops change it in place. ``bank`` chooses the keys that enter it:
+    all (``literal``) or ``capped``. It may be set again between two ops.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Inputs:
 
     @cached_property
     def _fields(self) -> tuple[Tensor, Tensor]:
-        """(classes (B, k) in each image, smooth score fields (B, k, h, w)): large blobs with soft borders."""
+        """Return (classes (B, k) of each image, smooth score fields (B, k, h, w)): large regions with soft borders."""
         w, draw = self.workload, self._generator("fields")
         every = [torch.randperm(w.num_classes, generator=draw, device=self.device) for _ in range(w.images)]
         present = torch.stack(every)[:, : min(w.classes_per_image, w.num_classes)]
@@ -59,7 +59,7 @@ class Inputs:
 
     @cached_property
     def all_logits(self) -> Tensor:
-        """(B, C, h, w) of all images, labeled first."""
+        """Return (B, C, h, w) logits of all images, labeled images first."""
         w = self.workload
         present, fields = self._fields
         logits = torch.full((w.images, w.num_classes, *w.grid), ABSENT, device=self.device)
@@ -77,7 +77,7 @@ class Inputs:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(B_l, H, W) of the labeled images: the fields' classes; borders and a padded band are ignored."""
+        """Return (B_l, H, W) labels: the fields' classes; borders and a padded strip are ignored."""
         w = self.workload
         present, fields = self._fields
         dtype = torch.uint8 if w.num_classes <= 255 else torch.int16
@@ -92,7 +92,7 @@ class Inputs:
 
     @cached_property
     def statistics(self) -> reference.PixelStats:
-        """What step 3 hands on for the unlabeled images, one image at a time to keep the memory of the set-up low."""
+        """Return the pixel statistics of the unlabeled images, computed image by image to use less memory."""
         w = self.workload
         logits = self.unlabeled_logits
         each = [ops.pixel_stats(image[None], w.crop, align_corners=w.align_corners) for image in logits]
@@ -100,7 +100,7 @@ class Inputs:
 
     @cached_property
     def valid(self) -> Tensor:
-        """(B_u, H, W): all but a padded band in one image."""
+        """Return (B_u, H, W): all pixels but a padded strip in one image."""
         w = self.workload
         valid = torch.ones(w.unlabeled, *w.crop, dtype=torch.bool, device=self.device)
         valid[-1, :, -w.crop[1] // 16 :] = False
@@ -108,7 +108,7 @@ class Inputs:
 
     @cached_property
     def grid_maps(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(label, reliable, unreliable), each (B, h, w), labeled images first."""
+        """Return (label, reliable, unreliable), each (B, h, w), labeled images first."""
         with ops.use_backend("reference"):  # inputs must not depend on the op that they measure
             reliable, unreliable, _ = reliability(self.statistics.entropy, self.valid, 1 - UNRELIABLE_SHARE)
         maps = (self.labels, self.statistics.label, reliable, unreliable)
@@ -120,26 +120,26 @@ class Inputs:
 
     @property
     def max_keys(self) -> Tensor:
-        """int64 (C): keys that a class takes from one step; 0 = all of them."""
+        """Return int64 (C): the keys that a class takes from one step; 0 means all."""
         caps = torch.tensor(self.workload.caps, device=self.device)
         return torch.zeros_like(caps) if self.bank == "literal" else caps
 
     @property
     def push_mask(self) -> Tensor:
-        """int32 (P, ⌈C/32⌉): the keys that enter the bank."""
+        """Return int32 (P, ⌈C/32⌉): the keys that enter the bank."""
         if self.bank not in self._push_masks:
             self._push_masks[self.bank] = reference.thin_mask(self.masks.mask, self.max_keys, self.thin_draw)
         return self._push_masks[self.bank]
 
     @cached_property
     def features(self) -> Tensor:
-        """(B, D, h, w): dense representations."""
+        """Return (B, D, h, w) dense representations."""
         w = self.workload
         return self._place(self._randn("features", w.images, w.dim, *w.grid))
 
     @cached_property
     def student(self) -> list[Tensor]:
-        """The tensors of a network, in float32."""
+        """Return the tensors of a network, in float32."""
         draw = self._generator("student")
         return [torch.randn(shape, generator=draw, device=self.device) for shape in self.workload.network]
 
@@ -162,9 +162,9 @@ class Inputs:
         return F.pad(torch.tensor(self.workload.capacities, device=self.device).cumsum(0), (1, 0))
 
     def new_bank(self) -> tuple[Tensor, Tensor]:
-        """(bank (Σ K_c, D), pushed (C)): every ring full and somewhere in its second turn, as in a run past its start.
+        """Return (bank (Σ K_c, D), pushed (C)): every ring full and in its second turn, as in the middle of a run.
 
-        A block of random unit rows is repeated: every page is written, and drawing 400 million numbers is saved.
+        A block of random unit rows is repeated: every page of memory is written, without drawing 400 million numbers.
         """
         w = self.workload
         rows = sum(w.capacities)
@@ -177,7 +177,7 @@ class Inputs:
 
 
 def _off_threshold(logits: Tensor) -> Tensor:
-    """Scale the few pixels whose confidence lies within 1e-4 of the anchor threshold, where rounding would decide."""
+    """Scale the few pixels whose confidence is within 1e-4 of the anchor threshold, where rounding would decide."""
     for _ in range(20):
         p = logits.float().softmax(1)
         close = ((p - POSITIVE_THRESHOLD).abs() < 1e-4).any(1, keepdim=True)
@@ -190,7 +190,7 @@ def _off_threshold(logits: Tensor) -> Tensor:
 def to_grid(
     labels: Tensor, pseudo: Tensor, reliable: Tensor, unreliable: Tensor, grid: tuple[int, int], align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(label, reliable, unreliable) at (B, h, w), labeled images first, from the maps at H×W."""
+    """Return (label, reliable, unreliable) at (B, h, w), labeled images first, from the maps at H×W."""
     unread = torch.zeros_like(labels, dtype=torch.bool)
     pairs = ((labels, pseudo), (unread, reliable), (unread, unreliable))
     return tuple(
@@ -200,7 +200,7 @@ def to_grid(
 
 
 def mask_settings(w: Workload) -> dict[str, float]:
-    """What ``contrast_masks`` takes besides tensors."""
+    """Return the arguments of ``contrast_masks`` that are not tensors."""
     return {
         "num_labeled": w.labeled,
         "low_rank": w.low_rank,

@@ -1,4 +1,4 @@
-"""What the numbers were measured on, without naming the host."""
+"""Describe the machine that the numbers were measured on, without its host name."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ CODE = ("u2pl_fast", "kernels", "csrc", "setup.py", "benchmarks/*.py", "benchmar
 
 
 def describe(device: str, *, quick: bool = False) -> dict[str, Any]:
-    """The ``machine`` block of a results file, with its ceilings measured now."""
+    """Return the ``machine`` block of a results file, with its ceilings measured now."""
     return {
         "name": name(device),
         "device": device,
@@ -33,7 +33,7 @@ def describe(device: str, *, quick: bool = False) -> dict[str, Any]:
 
 
 def name(device: str) -> str:
-    """CPU model, cores and instruction set; or the GPU's name."""
+    """Return the CPU model, cores and instruction set, or the name of the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     isa = torch.backends.cpu.get_cpu_capability()
@@ -64,9 +64,9 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """The commit of the code, "+" where files that could change a number differ from it.
+    """Return the commit of the code, with "+" if files that could change a number differ from it.
 
-    Outside of git what the environment variable ``U2PL_FAST_COMMIT`` says, else "unknown".
+    Outside of git, return the environment variable ``U2PL_FAST_COMMIT``, or "unknown".
     """
 
     def git(*arguments: str) -> str | None:

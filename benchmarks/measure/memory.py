@@ -1,10 +1,10 @@
-"""What one call adds, at its peak, to the memory that its inputs occupy.
+"""Measure the memory that one call adds, at its peak, to its inputs.
 
-On CUDA the caching allocator knows. On the CPU the operating system does: a fresh process makes the inputs, hands freed
-memory back, resets the peak of its resident set, calls once, and reads the peak. Imports, thread pools and the
-compiler's own needs are in place before: an eager or fused call is warmed up on a small workload, a compiled one on the
-inputs themselves, since it is compiled for their shapes, and so is a training step, whose first one makes the
-optimizer's state.
+On CUDA, the caching allocator reports it. On the CPU, the operating system does: a new process makes the inputs,
+returns freed memory, resets the peak of its resident set, calls once, and reads the peak. A warm-up first takes care of
+imports, thread pools and the compiler: on a small workload for an eager or fused call, and on the same inputs for a
+compiled call, which is compiled for their shapes, and for a training step, whose first call makes the state of the
+optimizer.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ TIMEOUT = 600
 
 
 class MemoryUnknown(Exception):
-    """The child process failed; the text says how."""
+    """Report that the child process failed, and how."""
 
 
 def peak_growth(setting: Setting, impl: str) -> float:
-    """MiB on the CPU, in a fresh process."""
+    """Return the MiB that one call adds on the CPU, measured in a new process."""
     job = dataclasses.asdict(setting) | {"impl": impl, "threads": torch.get_num_threads()}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure.memory", json.dumps(job)]
     root = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def peak_growth(setting: Setting, impl: str) -> float:
 
 
 def measure_here(job: dict) -> float:
-    """The child's side: MiB that one call adds in this process."""
+    """Return the MiB that one call adds in this process: the part of the child process."""
     impl = job.pop("impl")
     torch.set_num_threads(job.pop("threads"))
     sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in job.pop("workload").items()}

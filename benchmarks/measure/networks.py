@@ -1,7 +1,7 @@
-"""``python -m benchmarks.measure.networks``: which architectures train on which encoders.
+"""``python -m benchmarks.measure.networks``: find the architectures that train with each encoder.
 
 Each pair takes a u2pl step on random images with each recipe, `lean` and `paper`. Results go to
-``benchmarks/results/networks.json``, from which ``python -m benchmarks.draw.tables`` makes the table of docs/models.md.
+``benchmarks/results/networks.json``. ``python -m benchmarks.draw.tables`` makes the table of docs/models.md from it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ENCODERS = (
     "resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "mit_b0", "vit_tiny_patch16_224",
     "vit_small_patch14_dinov2",
 )  # fmt: skip
-NUM_CLASSES, SIDE = 5, 128  # pan pools thrice after a stride of 16
+NUM_CLASSES, SIDE = 5, 128  # pan pools three times after a stride of 16
 
 
 def batch(height: int, width: int) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def batch(height: int, width: int) -> dict[str, Tensor]:
 
 
 def attempt(arch: str, encoder: str) -> dict:
-    """What a step with each recipe gave, or ``error``."""
+    """Return the result of a step with each recipe, or ``error``."""
     found: dict = {"arch": arch, "encoder": encoder}
     for recipe in RECIPES:
         config = TrainConfig(
@@ -70,8 +70,8 @@ def attempt(arch: str, encoder: str) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.measure.networks", description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", choices=ENCODERS, help="this one alone; the results of the others are kept")
-    parser.add_argument("--arch", choices=list(ARCHITECTURES), help="this one alone, likewise")
+    parser.add_argument("--encoder", choices=ENCODERS, help="only this one; the results of the others are kept")
+    parser.add_argument("--arch", choices=list(ARCHITECTURES), help="only this one; the results of the others are kept")
     parser.add_argument("--json", type=Path, default=RESULTS / FILE, metavar="FILE")
     args = parser.parse_args(argv)
     architectures = list(ARCHITECTURES)

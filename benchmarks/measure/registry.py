@@ -1,8 +1,8 @@
-"""What can be measured: ops, their inputs, and the implementations of each.
+"""List what can be measured: ops, their inputs, and the implementations of each.
 
 An op is one file in ``benchmarks/measure/ops/`` with an ``Op`` called ``OP``. Most are drop-in ops: one ``forward``,
-written once against the signatures that ``u2pl_fast.reference`` and ``u2pl_fast.ops`` share, gives three
-implementations. A file may add others of its own, as long as all return the same tensors for the same inputs.
+written against the signatures that ``u2pl_fast.reference`` and ``u2pl_fast.ops`` share, gives three implementations. A
+file may add others, if all return the same tensors for the same inputs.
 """
 
 import functools
@@ -26,7 +26,7 @@ FORWARD, BOTH, STEP = PASSES = ("forward", "forward+backward", "step")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("contiguous", "channels_last")
 BANKS = ("literal", "capped")
-DEFAULT_DTYPES = ("float32", "bfloat16")  # of what is measured unless told
+DEFAULT_DTYPES = ("float32", "bfloat16")  # measured by default
 
 Arguments = dict[str, Any]
 Outputs = tuple[Tensor, ...]
@@ -34,7 +34,7 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing to measure: a record's key without ``impl``."""
+    """Name one case to measure: the key of a record without ``impl``."""
 
     op: str
     workload: Workload
@@ -57,18 +57,19 @@ class Setting:
 
 
 def no_mark(part: str) -> None:
-    """The end of a part, where nobody measures parts."""
+    """Do nothing at the end of a part, if parts are not timed."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """``forward(arguments, mark)`` returns tensors; the first is what the backward pass starts from.
+    """Describe one implementation of an op.
 
-    ``leaf`` is what to differentiate the loss by: the name of an argument, or a function that picks outputs.
-    ``arguments`` makes what one implementation owns, its bank included. ``collect`` turns (arguments, outputs,
-    gradients) into the tensors that are compared, outside the timed region; none where nothing else does the same.
-    ``missing`` is why it cannot run, or None. ``phases`` are profiler scopes that it opens, timed as its parts.
-    ``no_peak`` is why its peak memory cannot be measured, or None.
+    ``forward(arguments, mark)`` returns tensors. The backward pass starts from the first of them. ``leaf`` is what the
+    loss is differentiated by: the name of an argument, or a function that selects outputs. ``arguments`` makes what one
+    implementation owns, including its bank. ``collect`` turns (arguments, outputs, gradients) into the tensors to
+    compare, outside of the timed region; none if no other implementation does the same. ``missing`` returns why it
+    cannot run, or None. ``phases`` are profiler scopes that it opens, timed as its parts. ``no_peak`` says why its peak
+    memory cannot be measured, or is None.
     """
 
     arguments: Callable[[Inputs], Arguments]
@@ -81,7 +82,7 @@ class Implementation:
 
 
 class Call:
-    """An implementation with arguments of its own: calling it does the forward pass, and the backward where wanted."""
+    """Call an implementation with its own arguments: the forward pass, and the backward pass if the setting has one."""
 
     def __init__(self, op: "Op", setting: Setting, impl: str, inputs: Inputs) -> None:
         self.implementation, self.gradient = op.implementations[impl], setting.gradient
@@ -92,7 +93,7 @@ class Call:
             self.arguments[leaf] = self.arguments[leaf].detach().requires_grad_()
 
     def __call__(self, mark: Callable[[str], None] = no_mark) -> tuple[Outputs, Sequence[Tensor]]:
-        """(outputs, gradients)."""
+        """Return (outputs, gradients)."""
         with torch.set_grad_enabled(self.learns):
             outputs = self.implementation.forward(self.arguments, mark)
         if not self.gradient:
@@ -100,17 +101,17 @@ class Call:
         leaf = self.implementation.leaf
         wanted = [self.arguments[leaf]] if isinstance(leaf, str) else leaf(outputs)
         first = outputs[0]
-        # Where there is no loss to differentiate, the output is its own incoming gradient.
+        # Without a loss to differentiate, the output is its own incoming gradient.
         return outputs, torch.autograd.grad(first, wanted, first.detach() if first.dim() else None)
 
     def compared(self, outputs: Outputs, grads: Sequence[Tensor]) -> Outputs:
-        """The tensors that every implementation must agree on."""
+        """Return the tensors that every implementation must agree on."""
         return self.implementation.collect(self.arguments, outputs, grads)
 
 
 @dataclass(frozen=True)
 class Op:
-    """An entry: its implementations in the order they run, the first being the one that the others must agree with."""
+    """List the implementations of an op in the order they run. The others must agree with the first."""
 
     name: str
     implementations: Mapping[str, Implementation]
@@ -129,7 +130,7 @@ def drop_in(
     leaf: str | Callable[[Outputs], Sequence[Tensor]] | None = None,
     uses: Sequence[str] = (),
 ) -> dict[str, Implementation]:
-    """``forward(api, arguments, mark)`` as ``eager`` (the reference), ``compile`` (of the reference) and ``fused``."""
+    """Return ``forward(api, arguments, mark)`` as ``eager`` and ``compile`` (the reference) and ``fused`` (the op)."""
 
     def eager(args: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
         return forward(reference, args, mark)
@@ -156,5 +157,5 @@ def drop_in(
 
 @functools.cache
 def load(name: str) -> Op:
-    """One op. ImportError where its file needs a package that is not here: ``ops.TRAININGS`` need more than torch."""
+    """Return one op. Raise ImportError if its file needs a missing package: ``ops.TRAININGS`` need more than torch."""
     return importlib.import_module(f".ops.{name}", __package__).OP

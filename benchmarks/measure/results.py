@@ -1,29 +1,30 @@
-"""The JSON that a run leaves: one machine, one record for each thing measured.
+"""Read, check, merge and write the JSON of a run: one machine, and one record for each measurement.
 
     {"machine": {...}, "records": [...], "parts": [...]}
 
 ``machine``: ``name`` (CPU model, cores, instruction set; or the GPU), ``device``, ``threads``, ``versions``;
-``commit``, ``time`` (UTC) and ``ceilings`` (bytes/s, flop/s, exp/s, as measured then) of the last run that wrote the
-file.
+``commit``, ``time`` (UTC) and ``ceilings`` (bytes/s, flop/s, exp/s, measured then) of the last run that wrote the file.
 
-A record's key is op, workload, device (cpu | cuda), dtype (float32 | bfloat16 | float16), layout (contiguous |
+The key of a record is op, workload, device (cpu | cuda), dtype (float32 | bfloat16 | float16), layout (contiguous |
 channels_last), bank (literal | capped | null), impl, pass (forward | forward+backward | step). Its values:
 
-- ``ms_all``: milliseconds of each round; element i of every implementation comes from round i. ``ms_median`` of them.
-- ``peak_mb``: MiB that one call adds at its peak to what its inputs occupy. CUDA: the allocator's peak. CPU: the growth
-  of the peak resident set over the inputs, in a fresh process.
+- ``ms_all``: milliseconds of each round; element i of every implementation comes from round i. ``ms_median``: their
+  median.
+- ``peak_mb``: MiB that one call adds at its peak to its inputs. CUDA: the allocator's peak. CPU: the growth of the peak
+  resident set over the inputs, in a new process.
 - ``ratio_vs_eager``, ``ratio_vs_compile``: how many times as fast as that implementation: the median over rounds of its
   time ÷ this one's.
 - ``floor_ms``, ``floor_kind`` (bytes | flops | exp): the least time that the machine's ceilings allow (``roofline``).
-- ``reason``: null, or why a value above is null. One that begins with "disagrees:" has values, of an implementation
-  whose results were not the first one's: tables leave it out.
+- ``reason``: null, or why a value above is null. A reason that begins with "disagrees:" belongs to an implementation
+  whose results differ from the first one's. It has values, but tables leave it out.
 - ``commit``, ``time``: of this record; a merged file may hold several.
 - On CUDA also ``host_ms``: milliseconds until Python has queued the call; ``graph_ms``: the call replayed as a CUDA
-  graph (of ``fused`` alone). ``ms_all`` is then the device's time without gaps; of a step, that of a loop (``clocks``).
+  graph (``fused`` only). ``ms_all`` is then the device's time without gaps, and for a step, the time in a loop
+  (``clocks``).
 
-``parts`` holds the same keys with ``parts``: median milliseconds of each stage of the contrastive branch, measured in
-separate calls, because finding where a stage ends makes a GPU wait. ``kernels``, on CUDA: of one call, by kernel,
-``launches`` and ``ms``.
+``parts`` holds the same keys with ``parts``: median milliseconds of each stage of the contrastive loss, measured in
+separate calls, because timing a stage makes a GPU wait. ``kernels``, on CUDA: ``launches`` and ``ms`` of one call, by
+kernel.
 """
 
 import json
@@ -57,7 +58,7 @@ def key(record: Record) -> tuple:
 
 
 def validate(data: dict[str, Any]) -> None:
-    """ValueError that names the first thing wrong."""
+    """Raise ValueError for the first error, with the name of the field."""
     for name in MACHINE:
         if name not in data["machine"]:
             raise ValueError(f"machine: no {name!r}")
@@ -114,16 +115,17 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``new`` over ``old``: rows of the same key are replaced, others stay. Refuses another machine or versions.
+    """Put ``new`` over ``old``: rows of the same key are replaced, others stay. Refuse another machine or versions.
 
+    The version of this project may differ: each record names the commit that it was measured with.
     Implementations of one setting are compared round by round, so old records with another number of rounds than the
     new ones of their setting go as well.
     """
     for name in ("name", "device", "threads", "versions"):
-        if old["machine"][name] != new["machine"][name]:
+        before, now = (_without_own_version(data["machine"][name]) for data in (old, new))
+        if before != now:
             raise SystemExit(
-                f"--merge: the file was measured with {name} {old['machine'][name]}, this run with "
-                f"{new['machine'][name]}; write to another file"
+                f"--merge: the file was measured with {name} {before}, this run with {now}; write to another file"
             )
     rounds = {_setting(r): len(r["ms_all"]) for r in new["records"] if r["ms_all"]}
     fits = [r for r in old["records"] if not r["ms_all"] or rounds.get(_setting(r)) in (None, len(r["ms_all"]))]
@@ -131,6 +133,10 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {"machine": new["machine"]} | {
         name: _replaced(old.get(name, []), new.get(name, [])) for name in LISTS if name in old or name in new
     }
+
+
+def _without_own_version(value: Any) -> Any:
+    return {name: v for name, v in value.items() if name != "u2pl_fast"} if isinstance(value, dict) else value
 
 
 def _setting(record: Record) -> tuple:
@@ -142,7 +148,7 @@ def _replaced(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
 
 
 def save(path: Path, data: dict[str, Any]) -> None:
-    """One record a line, so that a change of one is a change of one line. Never leaves half a file."""
+    """Write one record per line, so that a change of one record changes one line. Never leave half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ['{\n"machine": ' + json.dumps(data["machine"], indent=1)]
     for name in [name for name in data if name != "machine"]:

@@ -1,15 +1,15 @@
-"""How fast could it be? What each op must at least move and compute, and how fast a machine can do that.
+"""Compute how fast an op could be: what it must move and compute, and how fast a machine can do that.
 
-The cost of an op is what *any* implementation has to do: every input read once, every output written once, one exp for
-each class of each pixel, and the arithmetic of the formula. The floor is the slowest of the three,
+The cost of an op is what *any* implementation has to do: read every input once, write every output once, compute one
+exp per class and pixel, and do the arithmetic of the formula. The floor is the slowest of the three,
 
     floor = max(bytes / copy bandwidth, flops / matmul rate, exps / exp rate),
 
-so time ÷ floor ≥ 1 up to the error of the measured ceilings. Ceilings are measured on the machine at hand
-(``ceilings``); for machines that are not, ``PUBLISHED`` holds vendors' figures, and what follows from those is a
-prediction, never a result. Exponentials alone have a computed ceiling: torch.exp, on data in a cache, is bound by loads
-and stores, and a kernel that keeps its numbers in registers is several times faster. On a CPU an exp costs at least
-``EXP_FLOPS`` of the units that the matrix product keeps busy; on a GPU it goes through special-function units.
+so time ÷ floor ≥ 1 up to the error of the measured ceilings. ``ceilings`` measures those of this machine. ``PUBLISHED``
+holds figures of vendors for other machines; what follows from them is a prediction. The ceiling of exponentials alone
+is computed: torch.exp on data in a cache is limited by loads and stores, and a kernel that keeps its numbers in
+registers is several times faster. On a CPU an exp costs at least ``EXP_FLOPS`` of the units that the matrix product
+uses; on a GPU it goes through special-function units.
 
 ``python -m benchmarks.measure.roofline`` prints both.
 """
@@ -24,17 +24,19 @@ import torch
 from .workloads import NAMED, REPORTED, Workload
 
 KINDS = ("bytes", "flops", "exp")
-LABELED_KEYS_PER_PIXEL = 2.3  # of the r_l = 3 likeliest classes, those that are not the label
+LABELED_KEYS_PER_PIXEL = 2.3  # of the r_l = 3 most likely classes, those that are not the label
 UNRELIABLE_SHARE = 0.2
-EXP_FLOPS = 16  # range reduction in two steps, a polynomial of degree 5, the power of two: 8 multiply-adds or as long
-IN_A_ROW = 5  # calls of a GPU that are timed together
-LANES_A_CLOCK = 128  # for which a multiprocessor issues an instruction
-EXPS_A_CLOCK = 16  # of a multiprocessor's special-function units, in all generations named here
+EXP_FLOPS = (
+    16  # range reduction in two steps, a polynomial of degree 5, the power of two: 8 multiply-adds or the same time
+)
+IN_A_ROW = 5  # calls on a GPU that are timed together
+LANES_A_CLOCK = 128  # lanes for which a multiprocessor issues an instruction
+EXPS_A_CLOCK = 16  # special-function units of a multiprocessor, in all generations named here
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes moved, floating-point operations (a multiply-add is two) and exponentials."""
+    """Count bytes moved, floating-point operations (a multiply-add is two) and exponentials."""
 
     bytes: float = 0
     flops: float = 0
@@ -46,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes/s of a copy (read + written), flop/s of an fp32 matrix product, exp/s."""
+    """Hold the rates of a machine: bytes/s of a copy (read + written), flop/s of an fp32 matrix product, exp/s."""
 
     bytes: float
     flops: float
@@ -55,7 +57,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Counts:
-    """What depends on the data: keys written to the bank, pixels read to do so, classes that have an anchor."""
+    """Count what depends on the data: keys written to the bank, pixels read for them, classes with an anchor."""
 
     written: float
     pixels: float
@@ -63,7 +65,7 @@ class Counts:
 
 
 def floor(cost: Cost, ceilings: Ceilings) -> tuple[float, str]:
-    """(milliseconds, which of ``KINDS`` sets them)."""
+    """Return (milliseconds, which of ``KINDS`` sets them)."""
     times = [1e3 * getattr(cost, f.name) / getattr(ceilings, f.name) for f in fields(Cost)]
     worst = max(range(len(times)), key=times.__getitem__)
     return times[worst], KINDS[worst]
@@ -73,14 +75,14 @@ def floor(cost: Cost, ceilings: Ceilings) -> tuple[float, str]:
 
 
 def offered_keys(w: Workload) -> float:
-    """Negatives that a step offers, before any cap: some from each labeled pixel, r_h − r_l from each unreliable."""
+    """Return the negatives of a step before any cap: some per labeled pixel, r_h − r_l per unreliable pixel."""
     grid = w.grid[0] * w.grid[1]
     labeled = LABELED_KEYS_PER_PIXEL * min(1, w.low_rank / 3) * w.labeled * grid
     return labeled + UNRELIABLE_SHARE * w.unlabeled * grid * (w.high_rank - w.low_rank)
 
 
 def expected(w: Workload, capped: bool) -> Counts:
-    """As if classes shared images and negatives evenly: what a prediction can know without looking at data."""
+    """Return the counts if classes shared images and negatives evenly: known without data."""
     share = offered_keys(w) / w.num_classes
     written = sum(min(share, cap if capped else k) for k, cap in zip(w.capacities, w.caps, strict=True))
     pixels = w.grid[0] * w.grid[1] * (w.labeled + UNRELIABLE_SHARE * w.unlabeled)
@@ -131,7 +133,7 @@ def info_nce(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
     rows = n.classes * w.anchors
     # An anchor's dot products, and with a gradient the same again for Σ_j p_j k_j.
     products = rows * (w.negatives + 1) * w.dim * 2 * (2 if gradient else 1)
-    # Of a ring's K slots, that many are drawn at least once; a slot drawn again may come from a cache.
+    # Number of a ring's K slots that are drawn at least once; a slot drawn again may come from a cache.
     distinct = w.capacity * (1 - (1 - 1 / w.capacity) ** (w.anchors * w.negatives))
     read = rows * (w.dim * itemsize + 8 * w.negatives) + n.classes * w.dim * (4 + itemsize * distinct)
     return Cost(read + (rows * w.dim * itemsize if gradient else 0), products, rows * (w.negatives + 1))
@@ -140,12 +142,12 @@ def info_nce(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
 def ohem_mask(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
     low, full = _low(w, w.labeled), _full(w, w.labeled)
     label = 1 if w.num_classes <= 255 else 2
-    # As pixel_stats, to the label's probability alone.
+    # As pixel_stats, but only for the probability of the label.
     return Cost(low * w.num_classes * itemsize + full * (label + 1), 5 * full * w.num_classes, full * w.num_classes)
 
 
 def class_sum(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
-    """As if every pixel were an anchor; in a training most are."""
+    """Return the cost as if every pixel were an anchor; in a training most are."""
     return Cost(w.grid_pixels * (w.dim * itemsize + 2), w.grid_pixels * w.dim, 0)
 
 
@@ -156,20 +158,20 @@ def class_sample(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
 def gather_pixels(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
     rows = n.classes * w.anchors * w.dim * itemsize
     index = 8 * w.num_classes * w.anchors
-    # The gradient is as large as the features, nearly all of it zeros.
+    # The gradient has the size of the features and is almost all zeros.
     back = rows + index + w.grid_pixels * w.dim * itemsize
     return Cost(2 * rows + index + (back if gradient else 0), n.classes * w.anchors * w.dim if gradient else 0, 0)
 
 
 def contrastive_loss(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
-    """The whole branch. Its gradient ends at the drawn anchors."""
+    """Return the cost of the whole loss. Its gradient ends at the sampled anchors."""
     steps = (masked_quantile, contrast_masks, thin_mask, class_sum, ring_push, class_sample)
     total = sum((step(w, itemsize, gradient, n) for step in steps), Cost())
     return total + gather_pixels(w, itemsize, False, n) + info_nce(w, itemsize, gradient, n)
 
 
 def ema_update(w: Workload, itemsize: int, gradient: bool, n: Counts) -> Cost:
-    """Teacher and student are read, the teacher written."""
+    """Return the cost: teacher and student are read, the teacher is written."""
     elements = sum(math.prod(shape) for shape in w.network)
     return Cost(3 * elements * itemsize, 3 * elements, 0)
 
@@ -210,14 +212,14 @@ def _words(w: Workload) -> int:
 
 
 def best_time(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Seconds of the fastest of ``repeats`` calls: a ceiling is what the machine can do, not its average."""
+    """Return the seconds of the fastest of ``repeats`` calls: a ceiling is the best that the machine can do."""
     call()
     best = float("inf")
     for _ in range(repeats):
         if device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            for _ in range(IN_A_ROW):  # so that launching is no part of the time
+            for _ in range(IN_A_ROW):  # keeps launching out of the time
                 call()
             end.record()
             end.synchronize()
@@ -230,7 +232,7 @@ def best_time(call: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def ceilings(device: str, *, quick: bool = False) -> Ceilings:
-    """Measured here: a copy too large for any cache, a matrix product in fp32 (no TF32). Computed: exp."""
+    """Measure a copy too large for any cache and an fp32 matrix product (no TF32). Compute the rate of exp."""
     repeats = 3 if quick else (5 if device == "cuda" else 15)
     size = 2**22 if quick else (2**29 if device == "cuda" else 2**26)
     source = torch.rand(size, device=device)
@@ -265,7 +267,7 @@ PUBLISHED = {
 
 
 def predictions(op: str, workload: Workload, *, itemsize: int, gradient: bool, capped: bool) -> dict[str, tuple]:
-    """The floor of an op on each machine of ``PUBLISHED``: a bound that no measurement stands behind."""
+    """Return the floor of an op on each machine of ``PUBLISHED``, without a measurement."""
     cost = COSTS[op](workload, itemsize, gradient, expected(workload, capped))
     return {name: floor(cost, ceiling) for name, ceiling in PUBLISHED.items()}
 

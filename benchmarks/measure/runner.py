@@ -1,7 +1,8 @@
-"""Measures one setting: agree first, then take turns.
+"""Measure one setting: compare results first, then time in paired rounds.
 
-Every implementation gets the same inputs and must return the same tensors before a clock starts. Then each round calls
-each of them once, so that what the machine does meanwhile hits all alike, and ratios are formed within a round.
+Every implementation gets the same inputs and must return the same tensors before anything is timed. Then each round
+calls each of them once, so that other load on the machine affects all of them alike, and ratios are formed within a
+round.
 """
 
 import gc
@@ -27,11 +28,11 @@ from .registry import DTYPES, STEP, Call, Op, Setting
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 TIES = 1e-5
 FAILED = "failed:"  # how the reason of an implementation that raised begins
-FUSED = "fused"  # on a GPU the one that is captured as a graph and whose kernels are listed
+FUSED = "fused"  # on a GPU, only this one is captured as a graph and has its kernels listed
 
 
 class Disagreement(AssertionError):
-    """Two implementations returned different results: there is nothing to time."""
+    """Report that two implementations returned different results. Nothing is timed then."""
 
 
 def assert_agree(name: str, got: Sequence[Tensor], want: Sequence[Tensor], dtype: str) -> None:
@@ -51,12 +52,12 @@ def assert_agree(name: str, got: Sequence[Tensor], want: Sequence[Tensor], dtype
 
 
 class ContextLost(RuntimeError):
-    """A kernel broke this process's GPU context: nothing runs in it any more, but a new process can go on."""
+    """Report that a kernel broke this process's GPU context. Only a new process can continue."""
 
 
 @dataclass
 class Measured:
-    """Rows of a results file, and whether the process can go on: not after a failed capture."""
+    """Hold rows of a results file, and whether the process can continue: not after a failed capture."""
 
     records: list[results.Record]
     parts: list[results.Record] = field(default_factory=list)
@@ -77,9 +78,9 @@ def measure(
     keep_disagreeing: bool = False,
     details: bool = True,
 ) -> Measured:
-    """The chosen implementations of one setting; profiles of a step go to the folder ``trace``.
+    """Measure the chosen implementations of one setting. Write profiles of a step to the folder ``trace``.
 
-    ``details``: also the parts, and on a GPU the kernels and the time as a graph.
+    With ``details``, also measure the parts, and on a GPU the kernels and the time as a graph.
     """
     inputs.bank = setting.bank
     on_gpu, steps = setting.device == "cuda", setting.passes == STEP
@@ -108,7 +109,7 @@ def measure(
         _replay(calls[FUSED], timed[FUSED])  # last: a capture that fails leaves its process unreliable
     call = None
     del calls, inputs
-    gc.collect()  # learners hold themselves in cycles, and the processes below need the room
+    gc.collect()  # learners are in reference cycles, and the processes below need the memory
     if peak and not on_gpu:
         peaks = {impl: peaks.get(impl) or _peak_in_child(setting, impl) for impl in timed}
 
@@ -140,7 +141,7 @@ def measure(
 
 
 def unmeasured(setting: Setting, impl: str, reason: str | None) -> results.Record:
-    """A record without a figure."""
+    """Return a record without a figure."""
     record = _key(setting, impl) | dict.fromkeys(results.VALUES)
     if setting.device == "cuda":
         record |= dict.fromkeys(results.GPU_VALUES)
@@ -148,7 +149,7 @@ def unmeasured(setting: Setting, impl: str, reason: str | None) -> results.Recor
 
 
 def _floor(op: Op, setting: Setting, inputs: Any, ceilings: roofline.Ceilings) -> tuple[float | None, str | None]:
-    """(milliseconds, kind), or None twice for what has networks in it."""
+    """Return (milliseconds, kind), or None twice for ops that contain networks."""
     if op.name not in roofline.COSTS:
         return None, None
     itemsize = DTYPES[setting.dtype].itemsize
@@ -174,7 +175,7 @@ def _key(setting: Setting, impl: str) -> results.Record:
 def _agreeing(
     op: Op, setting: Setting, impls: Sequence[str], inputs: Inputs, keep_disagreeing: bool
 ) -> tuple[dict[str, Call], dict[str, str], dict[str, str]]:
-    """(calls that ran once, why the others did not, how those differ that were kept though they disagree)."""
+    """Return (calls that ran once, why the others did not, how those differ that were kept although they disagree)."""
     calls: dict[str, Call] = {}
     reasons: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -193,12 +194,14 @@ def _agreeing(
                 result = call()
             got = call.compared(*result)
             if setting.device == "cuda":
-                torch.cuda.synchronize()  # a kernel that fails does so after its launch
+                torch.cuda.synchronize()  # a kernel fails after its launch
         except compiled.CompileFailed as error:
             reasons[impl] = str(error)
             check_context(setting, impl, error)
             continue
-        except Exception as error:  # out of memory, a kernel that does not compile or fails: the others still count
+        except (
+            Exception
+        ) as error:  # out of memory, a kernel that does not compile or fails: the others are still measured
             reasons[impl] = failure(error)
             check_context(setting, impl, error)
             continue
@@ -216,14 +219,14 @@ def _agreeing(
 
 
 def failure(error: Exception) -> str:
-    """The reason of an implementation that raised, in a line; where one error led to another, both."""
+    """Return the reason of an implementation that raised, in one line; if one error led to another, both."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     cause = f", after {failure(error.__context__).removeprefix(FAILED)}" if error.__context__ else ""
     return f"{FAILED} {type(error).__name__}: {first}"[:200] + cause[:200]
 
 
 def check_context(setting: Setting, impl: str, error: Exception) -> None:
-    """A CUDA error may end the context of the whole process: then ContextLost."""
+    """Raise ContextLost if a CUDA error ended the context of the whole process."""
     if setting.device != "cuda":
         return
     try:
@@ -242,7 +245,7 @@ def _replay(call: Call, timed: clocks.Timed) -> None:
 
 
 def _launched(call: Call) -> list[dict[str, Any]]:
-    """The device's work in one call, by name of the kernel: launches and milliseconds, the heaviest first."""
+    """Return the work of the device in one call, by kernel: launches and milliseconds, the longest first."""
     with profiler.profile(activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]) as profile:
         kept = call()
         torch.cuda.synchronize()
@@ -256,7 +259,7 @@ def _launched(call: Call) -> list[dict[str, Any]]:
 
 
 def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
-    """Median milliseconds of each stage that the implementation marks the ends of; what follows is ``loss``."""
+    """Return the median milliseconds of each stage that the implementation marks; the rest is ``loss``."""
     spent: list[dict[str, float]] = []
     for _ in range(rounds):
         spent.append({})
@@ -279,7 +282,7 @@ def _stages(call: Call, device: str, rounds: int = 3) -> dict[str, float]:
 
 
 def _phases(call: Call, phases: Sequence[str], device: str, trace: Path | None) -> dict[str, float]:
-    """Milliseconds of the profiler scopes of one call; on CUDA between events at their ends."""
+    """Return the milliseconds of the profiler scopes of one call; on CUDA between events at their ends."""
     if trace is not None or device == "cpu":
         with profiler.profile() as profile:
             call()
@@ -295,8 +298,10 @@ def _phases(call: Call, phases: Sequence[str], device: str, trace: Path | None) 
 
 
 def _between_events(call: Call) -> dict[str, float]:
-    """Milliseconds of each profiler scope on the device. A profile would miss the backward pass, which another thread
-    launches."""
+    """Return the milliseconds of each profiler scope on the device.
+
+    A profile would miss the backward pass, because another thread launches it.
+    """
     from u2pl_fast.training import learner
 
     pairs: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}

@@ -1,7 +1,7 @@
-"""Learners for the step benchmark: the methods themselves, what their networks alone cost, and the public habit.
+"""Build learners for the step benchmark: the methods, the cost of their networks alone, and losses as in public code.
 
-A network with random weights is sure of nothing, and its masks would be empty. So the workload's logits, which look
-like a trained network's, are added to the classifier's output; every method pays for that addition alike.
+A network with random weights is not confident about any pixel, so its masks would be empty. The logits of the workload,
+which resemble those of a trained network, are therefore added to the output of the classifier, for every method.
 """
 
 import torch
@@ -45,7 +45,7 @@ def config(w: Workload, **choices: object) -> TrainConfig:
 
 
 class Painted(nn.Module):
-    """A classifier whose logits are those of a trained network, plus its own."""
+    """Return the logits of a trained network plus those of the classifier."""
 
     def __init__(self, classifier: nn.Module, logits: Tensor) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class Painted(nn.Module):
         self.register_buffer("logits", logits, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last images of the batch are the unlabeled ones, and a teacher may see those alone."""
+        """Add the logits. The last images of a batch are the unlabeled ones, and a teacher may see only those."""
         return self.classifier(x) + self.logits[-len(x) :]
 
 
 def learner(x: Inputs, criterion: type[U2PLCriterion] = U2PLCriterion, **choices: object) -> Learner:
-    """A learner at its 100th step, its bank full; ``criterion`` computes the losses."""
+    """Return a learner at its 100th step with a full bank; ``criterion`` computes the losses."""
 
     def paint(student: nn.Module) -> None:
         student.classifier = Painted(student.classifier, x.all_logits)
@@ -85,7 +85,7 @@ def learner(x: Inputs, criterion: type[U2PLCriterion] = U2PLCriterion, **choices
 
 
 def batch(x: Inputs) -> dict[str, Tensor]:
-    """What the loader gives: noise for images, since no cost depends on them, and the workload's labels."""
+    """Return a batch as the loader gives it: noise for images, because no cost depends on them, and the labels."""
     w, draw = x.workload, torch.Generator().manual_seed(0)
 
     def images(count: int) -> Tensor:
@@ -102,9 +102,9 @@ def batch(x: Inputs) -> dict[str, Tensor]:
 
 
 class NetworksOnly(U2PLCriterion):
-    """Costs what the networks cost: the same rows through the head, with and without gradient, and a trivial loss.
+    """Cost what the networks cost: the same rows through the head, with and without gradient, and a trivial loss.
 
-    Which rows is recorded from the first step, a real one, and replayed.
+    The rows are recorded in the first step, a real one, and used again.
     """
 
     index: Tensor | None = None
@@ -149,13 +149,13 @@ class NetworksOnly(U2PLCriterion):
 
 
 class LabeledTeacher(U2PLCriterion):
-    """Has the teacher look at the labeled images too, which only representations and probabilities of it need."""
+    """Pass the labeled images through the teacher too. Only the teacher's representations and probabilities need it."""
 
     needs_labeled_teacher = True
 
 
 class Eager(U2PLCriterion):
-    """Losses in plain PyTorch, on full-size logits."""
+    """Compute the losses in plain PyTorch, on full-size logits."""
 
     def pseudo_labels(self, logits: Tensor, valid: Tensor) -> PseudoLabels:
         with ops.use_backend("reference"):
@@ -167,9 +167,9 @@ class Eager(U2PLCriterion):
 
 
 class ClassLoop(Eager):
-    """Losses as public code computes them: full-size logits, dense representations, ``class_loop`` on them.
+    """Compute the losses as public code does: full-size logits, dense representations, then ``class_loop``.
 
-    The criterion still makes the maps on the grid, as it does for any ``contrastive``; the loop makes its own.
+    The criterion still makes the maps on the grid, as for any ``contrastive``; the loop makes its own.
     """
 
     queues: list[class_loop.Queue] | None = None

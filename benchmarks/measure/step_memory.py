@@ -1,7 +1,7 @@
-"""What a training step needs of a device's memory, added up from shapes: nothing is computed, no device is needed.
+"""Predict the device memory of a training step from shapes: nothing is computed, and no device is needed.
 
-The network runs on fake tensors, which have shapes and no data, under the same autocast as in training, and autograd's
-hooks tell what it keeps for the backward pass.
+The network runs on fake tensors, which have shapes and no data, under the same autocast as in training. Hooks of
+autograd report what it keeps for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ HALF, SINGLE = 2, 4  # bytes
 
 @dataclass(frozen=True)
 class StepMemory:
-    """MiB, millions of parameters, and the number of floating-point buffers; AdamW, bfloat16 autocast.
+    """Hold MiB, millions of parameters, and the number of floating-point buffers; for AdamW and bfloat16 autocast.
 
     weights: student, teacher and the optimizer's two averages. gradients. activations: kept for the backward pass.
-    keys: dense representations and their source's share of the loss. bank: in float32.
+    keys: dense representations and the share of the loss of their source. bank: in float32.
     """
 
     parameters: float
@@ -38,7 +38,7 @@ class StepMemory:
 
     @property
     def step(self) -> float:
-        """What a step adds to what stays from one to the next."""
+        """Return what a step adds to what stays between steps."""
         return self.gradients + self.activations + self.keys
 
     @property
@@ -48,7 +48,7 @@ class StepMemory:
 
 @cache
 def predicted(workload: Workload, **choices: object) -> StepMemory:
-    """The memory of one step of ``workload`` with the benchmark's network for it."""
+    """Return the memory of one step of ``workload`` with the benchmark's network for it."""
     w = trained(workload)
     config = step.config(w, **choices)
     with FakeTensorMode():
@@ -69,7 +69,7 @@ def predicted(workload: Workload, **choices: object) -> StepMemory:
 
 
 def _kept(network: torch.nn.Module, w: Workload, representations: bool) -> int:
-    """Bytes that autograd keeps of one forward pass, the parameters themselves apart."""
+    """Return the bytes that autograd keeps of one forward pass, without the parameters."""
     kept: dict[int, Tensor] = {}
     images = torch.empty(w.images, 3, *w.crop, dtype=torch.uint8)
 

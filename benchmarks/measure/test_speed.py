@@ -1,7 +1,7 @@
-"""The same cases under pytest-benchmark: ``pytest benchmarks --benchmark-autosave``, later ``--benchmark-compare``.
+"""Run the same cases under pytest-benchmark: ``pytest benchmarks --benchmark-autosave``, later ``--benchmark-compare``.
 
-``-k "voc and fused"`` chooses; ids read op, workload, bank, pass, implementation. float32, contiguous; steps
-in bfloat16, channels_last.
+``-k "voc and fused"`` chooses cases; ids are op, workload, bank, pass, implementation. Ops in float32, contiguous;
+steps in bfloat16, channels_last.
 """
 
 import itertools

@@ -1,9 +1,9 @@
-"""A whole training step on a GPU: how often does Python wait for it, and does it survive as one CUDA graph?
+"""Check a whole training step on a GPU: how often Python waits for the device, and whether one CUDA graph can hold it.
 
 A step has three things that a graph cannot hold, because they belong to Python: it seeds generators, it sends a few
 small tensors (where CutMix cuts), and its optimizer keeps the learning rate as a number. ``capturable`` makes them the
-same at each call, which is enough to capture the step, to compare a replay with the step itself, and to time what would
-be left if Python cost nothing. It is a measurement, not a way to train: every replay repeats the same draws.
+same at each call. This is enough to capture the step, to compare a replay with the step itself, and to time it without
+Python. It is a measurement, not a way to train: every replay repeats the same draws.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from u2pl_fast.training import learner as learner_module
 from u2pl_fast.training.learner import Learner
 
 WARM_UPS = 3
-WAITED = "called a synchronizing CUDA operation"  # torch says so each time; once it also says that this is a prototype
+WAITED = (
+    "called a synchronizing CUDA operation"  # torch warns so each time; once it also warns that this is a prototype
+)
 AGREES = {"losses": 1e-2}  # networks in bfloat16, whose cuDNN algorithms may differ between two calls
 MOVES_ALIKE = 0.5  # of how far a step moves: AdamW's first steps follow signs, which rounding turns
 METHODS = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
@@ -31,7 +33,7 @@ Losses = tuple[Tensor, ...]
 
 
 def waits(call: Callable[[], object]) -> list[str]:
-    """What makes Python wait for the GPU during ``call``: one entry each time, the line that did it."""
+    """Return what makes Python wait for the GPU during ``call``: the line of code, once for each wait."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -44,7 +46,7 @@ def waits(call: Callable[[], object]) -> list[str]:
 
 
 class Repeated:
-    """A learner whose every step is the same: its number, its draws and what it sends."""
+    """Hold a learner whose every step is the same: its number, its draws and what it sends."""
 
     def __init__(self, learner: Learner, batch: dict[str, Tensor]) -> None:
         self.learner, self.batch = learner, batch
@@ -62,7 +64,7 @@ class Repeated:
         return losses.supervised, losses.unsupervised, losses.contrastive
 
     def send(self, x: Tensor, device: torch.device | str | None) -> Tensor:
-        """The tensor that this step sent at this point before; the first step sends it."""
+        """Return the tensor that this step sent here before; in the first step, send it."""
         if device is None:
             return x
         if self._position == len(self._sent):
@@ -73,7 +75,7 @@ class Repeated:
 
 @contextmanager
 def capturable(repeated: Repeated) -> Iterator[None]:
-    """Within the block a step of the learner sends nothing and seeds nothing on the device."""
+    """Keep a step of the learner from sending or seeding anything on the device, within the block."""
 
     def seeded(*key: Any, device: torch.device | None = None) -> torch.Generator:
         return repeated.draws
@@ -87,7 +89,7 @@ def capturable(repeated: Repeated) -> Iterator[None]:
 
 
 def state(learner: Learner) -> dict[str, list[Tensor]]:
-    """Every tensor that a step changes, in groups whose numbers are of a size."""
+    """Return every tensor that a step changes, in groups whose numbers are of similar size."""
     roots = {"student": learner.student, "teacher": learner.teacher.module, "bank": learner.criterion}
     found = {name: [*root.parameters(), *root.buffers()] for name, root in roots.items()}
     moments = [x for values in learner.optimizer.state.values() for x in values.values() if torch.is_tensor(x)]
@@ -95,7 +97,7 @@ def state(learner: Learner) -> dict[str, list[Tensor]]:
 
 
 def captured(repeated: Repeated) -> tuple[torch.cuda.CUDAGraph, Losses]:
-    """(the graph of one step, its losses after a replay). Capturing moves the learner by some steps, as warming up."""
+    """Return (the graph of one step, its losses after a replay). Capturing moves the learner by some warm-up steps."""
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -112,10 +114,10 @@ def captured(repeated: Repeated) -> tuple[torch.cuda.CUDAGraph, Losses]:
 
 @torch.no_grad()
 def replay_agrees(repeated: Repeated, graph: torch.cuda.CUDAGraph, losses: Losses) -> dict[str, float]:
-    """How far a replay is from the step itself, both from the same state, by what a step moves: 0 is the same.
+    """Return how far a replay is from the step itself, both from the same state: 0 is the same.
 
-    Of the losses relative to their size; of the groups of ``state`` relative to how far the step moved them, so that a
-    replay that moves nothing is at 1. Integers count as far apart as they can be where any differs.
+    Losses are compared relative to their size, and the groups of ``state`` relative to how far the step moved them, so
+    a replay that moves nothing is at 1. Integers are at 1 if any differs.
     """
     live = state(repeated.learner)
     before = {name: [x.clone() for x in group] for name, group in live.items()}
@@ -144,7 +146,7 @@ def replay_agrees(repeated: Repeated, graph: torch.cuda.CUDAGraph, losses: Losse
 
 
 def _size(tensors: Sequence[Tensor]) -> float:
-    """Norm over the floating-point numbers of all of them."""
+    """Return the norm over the floating-point numbers of all tensors."""
     return sum(float(x.detach().double().square().sum()) for x in tensors if x.is_floating_point()) ** 0.5
 
 
@@ -154,7 +156,7 @@ def _apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 where a step waits for the GPU, cannot be captured, or replays something else."""
+    """Run the checks. Exit status: 1 if a step waits for the GPU, cannot be captured, or replays something else."""
     from . import step
     from .inputs import Inputs
     from .workloads import NAMED, trained

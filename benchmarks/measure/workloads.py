@@ -1,4 +1,4 @@
-"""The named workloads: what one training step of a real configuration hands to each op."""
+"""Define the named workloads: the sizes that one training step of a real configuration passes to each op."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Workload:
-    """One training step's sizes.
+    """Hold the sizes of one training step.
 
-    ``labeled`` and ``unlabeled`` images of ``num_classes`` classes, cropped to ``crop`` pixels, logits and features
-    on ``grid``; ``dim`` representation channels, ``anchors`` drawn per class, ``negatives`` drawn per anchor, rings of
-    ``capacity`` keys (``background_capacity`` for class 0). An image shows ``classes_per_image`` classes. Where the
-    bank is capped, a class takes ``max_keys`` keys from a step; None = a sixteenth of its ring.
+    ``labeled`` and ``unlabeled`` images of ``num_classes`` classes, cropped to ``crop`` pixels, logits and features on
+    ``grid``; ``dim`` representation channels, ``anchors`` sampled per class, ``negatives`` sampled per anchor, rings of
+    ``capacity`` keys (``background_capacity`` for class 0). An image shows ``classes_per_image`` classes. With a capped
+    bank, a class takes ``max_keys`` keys from a step; None is a sixteenth of its ring.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Workload:
 
     @property
     def align_corners(self) -> bool:
-        """Odd crops come from networks whose grid and crop share their corners: (513 − 1) / 4 + 1 = 129."""
+        """Return whether grid and crop share their corners, as for odd crops: (513 − 1) / 4 + 1 = 129."""
         return self.crop[0] % 2 == 1
 
     @property
@@ -39,7 +39,7 @@ class Workload:
 
     @property
     def grid_pixels(self) -> int:
-        """P: pixels on the grid of all images."""
+        """Return P, the number of pixels on the grid of all images."""
         return self.images * self.grid[0] * self.grid[1]
 
     @property
@@ -64,9 +64,9 @@ class Workload:
 
     @property
     def network(self) -> list[tuple[int, ...]]:
-        """Shapes of a ResNet-101's weights, each with its norm's scale, shift, mean and variance.
+        """Return the shapes of the weights of a ResNet-101, each with the scale, shift, mean and variance of its norm.
 
-        Its width goes with the representations': the published one, 64, at D = 256.
+        Its width follows the dimension of the representations: the published width, 64, for D = 256.
         """
         width = self.dim // 4
         convolutions, channels = [(width, 3, 7, 7)], width
@@ -87,16 +87,16 @@ NAMED = {
         Workload("cityscapes", 2, 2, 19, (769, 769), (193, 193), 256, 256, 50, 30_000, 30_000, 13),
         Workload("ade20k", 4, 4, 150, (513, 513), (129, 129), 256, 256, 50, 10_000, 10_000, 9),
         Workload("camvid", 4, 4, 11, (256, 320), (64, 80), 128, 128, 50, 20_000, 20_000, 8),
-        # These two rehearse the suite in seconds. Their times say nothing.
+        # These two try out the suite in seconds. Their times mean nothing.
         Workload("tiny", 2, 2, 7, (65, 81), (17, 21), 32, 16, 8, 200, 300, 3),
         Workload("tiny-wide", 3, 2, 40, (50, 70), (25, 35), 19, 5, 3, 100, 70, 9),  # two words a mask, no corner shared
     )
 }
 REPORTED = ("voc", "cityscapes", "ade20k", "camvid")
-PAD = 16  # crops of a training are cut to what the network divides by
+PAD = 16  # the network needs crops divisible by this
 
 
 def trained(w: Workload) -> Workload:
-    """The workload with a crop that the network takes: 513 becomes 512, and corners are no longer shared."""
+    """Return the workload with a crop that the network takes: 513 becomes 512, and corners are no longer shared."""
     crop = tuple(n // PAD * PAD for n in w.crop)
     return dataclasses.replace(w, crop=crop, grid=tuple(n // 4 for n in crop))

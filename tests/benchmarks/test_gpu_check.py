@@ -86,7 +86,7 @@ def prepared(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rehearse(part: str, prepared: Path, folder: Path) -> tuple[str, dict[str, str]]:
-    """Run a whole part. Return what it printed, and why each stage that did not pass was left out."""
+    """Run a whole part. Return what it printed, and why each stage that did not pass was skipped."""
     command_line = [sys.executable, "-m", "benchmarks.gpu_check", *ON_CPU, "--part", part]
     command_line += ["--carried", str(prepared), "--out", str(folder)]
     done = subprocess.run(command_line, cwd=ROOT, env=environment(), capture_output=True, text=True)
@@ -103,8 +103,8 @@ def rehearse(part: str, prepared: Path, folder: Path) -> tuple[str, dict[str, st
 
 @pytest.mark.slow
 def test_a_rehearsal_on_a_bare_image_asks_whether_it_is_right(prepared: Path, tmp_path: Path):
-    printed, left_out = rehearse("right", prepared, tmp_path)
-    assert left_out == dict.fromkeys(("memcheck", "racecheck", "whole step"), "needs a GPU")
+    printed, skipped = rehearse("right", prepared, tmp_path)
+    assert skipped == dict.fromkeys(("memcheck", "racecheck", "whole step"), "needs a GPU")
     losses = json.loads((tmp_path / TRAINING).read_text())
     fused, plain = (losses[name]["loss"] for name in ("train fused", "train reference"))
     assert fused[0] == pytest.approx(plain[0], rel=1e-2) and len(fused) == len(plain) == 6
@@ -114,8 +114,8 @@ def test_a_rehearsal_on_a_bare_image_asks_whether_it_is_right(prepared: Path, tm
 
 @pytest.mark.slow
 def test_a_rehearsal_on_a_bare_image_measures_everything(prepared: Path, tmp_path: Path):
-    _, left_out = rehearse("fast", prepared, tmp_path)
-    assert set(left_out) == {"counters"} and left_out["counters"] in ("needs a GPU", "ncu is not found")
+    _, skipped = rehearse("fast", prepared, tmp_path)
+    assert set(skipped) == {"counters"} and skipped["counters"] in ("needs a GPU", "ncu is not found")
     data = results.load(tmp_path / RESULTS)
     assert {r["op"] for r in data["records"]} >= {"pixel_stats", "thin_mask", "contrastive_loss", "ring_push", "step"}
     assert {r["impl"] for r in data["records"] if r["op"] == "step"} >= {"mean-teacher", "networks-only", "u2pl-lean"}
@@ -126,7 +126,7 @@ def test_ops_are_measured_where_packages_are_missing(tmp_path: Path):
     command_line = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--no-memory", "--impl", "eager"]
     command_line += ["--op", "thin_mask", "step", "--json", str(tmp_path / "r.json")]
     done = subprocess.run(command_line, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0 and "step: left out, No module named" in done.stderr, done.stderr
+    assert done.returncode == 0 and "step: skipped, No module named" in done.stderr, done.stderr
     assert {r["op"] for r in results.load(tmp_path / "r.json")["records"]} == {"thin_mask"}
 
 
@@ -214,7 +214,7 @@ def test_stages_run_in_their_order_and_each_says_how_it_ended(tmp_path: Path, ca
         stage("fails", "print('FAILED one thing'); raise SystemExit(3)"),
         stage("hangs", "import time; print('so far', flush=True); time.sleep(60)", limit=1.5),
         stage("lacks", "pass", imports=("no_such_module",)),
-        stage("told not to", "pass", left_out="no reason"),
+        stage("told not to", "pass", skipped="no reason"),
         stage("after all", "print('RESULT {\"value\": 7}')", after=("fails", "hangs", "lacks")),
     ]
     seen = {row["stage"]: row for row in run("right", stages, 60, dict(os.environ), out)}
@@ -222,8 +222,8 @@ def test_stages_run_in_their_order_and_each_says_how_it_ended(tmp_path: Path, ca
         "first": "passed",
         "fails": "failed",
         "hangs": "stopped",
-        "lacks": "left out",
-        "told not to": "left out",
+        "lacks": "skipped",
+        "told not to": "skipped",
         "after all": "passed",
     }
     assert seen["first"]["note"] == "all well" and "exit status 3" in seen["fails"]["note"]

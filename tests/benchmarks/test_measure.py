@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.draw.tables import ops as summary
 from benchmarks.draw.tables import records, steps
 from benchmarks.measure import growth, inputs, memory, ops, registry, results, roofline, runner, step_memory
 from benchmarks.measure.workloads import NAMED, REPORTED, Workload
+from u2pl_fast import ops as u2pl_ops
 
 OPS = {name: registry.load(name) for name in ops.names()}
 
@@ -106,6 +108,8 @@ def test_merging_replaces_equal_keys_and_keeps_the_others(quick, tmp_path):
     assert both["records"][0]["ms_median"] == 123.0
     results.save(tmp_path / "both.json", both)
     assert results.load(tmp_path / "both.json") == both
+    new["machine"]["versions"] |= {"u2pl_fast": "another"}  # each record has its commit
+    results.merged(old, new)
     new["machine"]["threads"] += 1
     with pytest.raises(SystemExit, match="threads"):
         results.merged(old, new)
@@ -177,6 +181,13 @@ def test_floors_fall_as_ceilings_rise():
     assert roofline.floor(roofline.Cost(10, 10, 10), roofline.Ceilings(1e3, 1e3, 100)) == (100.0, "exp")
 
 
+def test_every_public_op_has_a_benchmark():
+    """One op, one name in every folder. ``draws`` makes the random numbers that all implementations share."""
+    folder = Path(u2pl_ops.__file__).parent
+    public = {path.stem for path in folder.glob("[a-z]*.py")} - {"draws"}
+    assert public == set(OPS) - set(ops.TRAININGS)
+
+
 def test_every_op_has_a_cost():
     assert set(OPS) == {*roofline.COSTS, *ops.TRAININGS}
 
@@ -228,6 +239,9 @@ def test_the_summary_has_a_row_for_each_op(tmp_path, monkeypatch):
     assert len(lines) == len(summary.REPLACES)
     assert lines["`info_nce`"].endswith("| 20 → 2 | 10.5× | 30 → 30 |")  # with gradient
     assert lines["`ring_push`"].endswith("| not measured | — | — |")
+    lines = {line.split("|")[1].strip(): line for line in summary.speedups(tmp_path).splitlines()[2:]}
+    assert lines["`info_nce`"].endswith("| with gradient | 10.5× | — | — | — | — |")
+    assert "not measured yet" in lines["`ring_push`"]
 
 
 def test_an_unknown_table_is_named(tmp_path):

@@ -202,7 +202,7 @@ def test_a_lost_context_ends_the_process_and_another_goes_on(card: pytest.Monkey
     assert suite_runs(card, tmp_path, an_op(eager=lambda x: x + 1, fused=broken)) == ["--skip", "1"]
     reasons = {r["reason"] for r in results.load(tmp_path / "r.json")["records"]}
     assert reasons == {"fused: failed: RuntimeError: illegal memory access"}
-    assert "a new process goes on with setting 2" in capsys.readouterr().out
+    assert "a new process continues with setting 2" in capsys.readouterr().out
     assert all(map(suite._failed, results.load(tmp_path / "r.json")["records"])), "the new process must end with 1"
 
 

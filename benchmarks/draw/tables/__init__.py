@@ -1,1 +1,1 @@
-"""Tables of the documentation, as Markdown: a module for each kind, the records that they read, and the page writer."""
+"""Write the tables of the documentation as Markdown: one module for each kind, their records, and the page writer."""

@@ -1,11 +1,11 @@
-"""``python -m benchmarks.draw.tables``: writes the tables of the documentation from the results, between their markers.
+"""``python -m benchmarks.draw.tables``: write the generated tables of the documentation between their markers.
 
     <!-- table: pixel_stats cpu -->
     <!-- end of table -->
 
-The first word is an op, or a function in ``TABLES`` of a module beside this one; the second, where there is one, a
-folder of ``benchmarks/results``. A number in the documentation is thus a number in a results file; ``--check`` fails
-where they differ. Below each table stands the file or folder that it comes from.
+The first word is an op or a function in ``TABLES`` of a module in this folder. The second, if there is one, is a folder
+of ``benchmarks/results``. So every number in a table is a number in a results file. ``--check`` fails if they differ.
+A line below each table names the file or folder that it comes from.
 """
 
 import argparse

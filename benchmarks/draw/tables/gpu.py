@@ -1,6 +1,6 @@
-"""Tables of what was measured on a GPU, and of what the check that measures there is expected to take.
+"""Write the tables of GPU results, and of the predicted time of each stage of the GPU check.
 
-Until there are results, one sentence stands in the place of all of them.
+Until there are results, one sentence replaces all tables.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NOTHING = "No figure comes from a GPU yet. `make gpu-check` measures there.\n"
 
 
 def gpu(folder: Path) -> str:
-    """Every table of the folder that has rows, each under a line that says what it is."""
+    """Return every table of the folder that has rows, each below a line that describes it."""
     parts = (
         ("Measured on", _machines(folder)),
         (
@@ -112,11 +112,8 @@ def _training(folder: Path) -> str:
     return _table(header, [[*row, f"{100 * statistics.median(apart):.2f} %"]])
 
 
-def timetable(folder: Path) -> str:
-    """What each stage of `gpu_check` is expected to take, after how long it is ended, and what a rehearsal took."""
-    path = folder / "rehearsal.json"
-    rehearsed = json.loads(path.read_text())["stages"] if path.exists() else []
-    took = {(row["part"], row["stage"]): row for row in rehearsed}
+def timetable(_: Path) -> str:
+    """Return the predicted begin, end and limit of each stage of ``benchmarks.gpu_check``."""
     args = argparse.Namespace(device="cuda", quick=False, seconds=SECONDS, msrc=None, encoder_weights="imagenet")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -126,16 +123,14 @@ def timetable(folder: Path) -> str:
             expected = times_of(stages, "expected")
             for stage in stages:
                 begin, end = expected[stage.name]
-                row = took.get((part, stage.name))
-                seconds = "—" if row is None or row["status"] == "left out" else f"{row['seconds']:.0f}"
-                rows.append([f"`{part}`", stage.name, f"{begin:.0f} to {end:.0f}", f"{stage.limit:.0f}", seconds])
+                rows.append([f"`{part}`", stage.name, f"{begin:.0f} to {end:.0f}", f"{stage.limit:.0f}"])
             end = max(end for _, end in expected.values())
-            rows.append([f"`{part}`", "**all**", f"**{end:.0f}**", f"**{SECONDS[part]}**", ""])
-    return markdown(["part", "stage", "*predicted*, s", "limit, s", "rehearsed on a CPU, tiny, s"], rows)
+            rows.append([f"`{part}`", "**all**", f"**{end:.0f}**", f"**{SECONDS[part]}**"])
+    return markdown(["part", "stage", "*predicted*, s", "limit, s"], rows)
 
 
 # Each table and where its numbers come from; {device} is the second word of the marker.
 TABLES = {
     gpu: "benchmarks/results/{device}",
-    timetable: "benchmarks/results/rehearsal.json",
+    timetable: "benchmarks/gpu_check/parts.py",
 }

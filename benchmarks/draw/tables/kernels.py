@@ -1,4 +1,4 @@
-"""Tables of the GPU kernels, counted without a GPU: resources, instructions, launches."""
+"""Write the tables of the GPU kernels, counted without a GPU: resources, instructions, launches."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ EXTRAS = ("HAS_WEIGHT", "HAS_PIXEL_WEIGHT", "SMOOTHING")
 
 
 def resources(folder: Path) -> str:
-    """The most that any compiled variant of each kernel takes on each target, by versions of Triton."""
+    """Return the most that any compiled variant of each kernel needs on each target, by version of Triton."""
     versions = _compiled(folder)
     if not versions:
         return NOT_COMPILED
@@ -34,7 +34,7 @@ def resources(folder: Path) -> str:
 
 
 def machine_code(folder: Path) -> str:
-    """Each kernel's longest variant on sm_90 in each format, without weights; formats that are alike share a row."""
+    """Return the longest variant of each kernel on sm_90 in each format, without weights; equal formats share a row."""
     versions = _compiled(folder)
     if not versions:
         return NOT_COMPILED
@@ -66,7 +66,7 @@ def machine_code(folder: Path) -> str:
 
 
 def launches(folder: Path) -> str:
-    """Launches of a step's parts before and after they were merged, counted without a GPU."""
+    """Return the launches of a step's parts before and after they were merged, counted without a GPU."""
     path = folder / "launches.json"
     if not path.exists():
         return "Not counted yet.\n"
@@ -75,7 +75,7 @@ def launches(folder: Path) -> str:
 
 
 def issue(folder: Path) -> str:
-    """Per-pixel kernels on the first machine of ``roofline.PUBLISHED``: what issuing their instructions takes."""
+    """Return the time that the first machine of ``roofline.PUBLISHED`` needs to issue the instructions of each op."""
     (machine, ceilings), *_ = roofline.PUBLISHED.items()
     lanes = ceilings.exps / roofline.EXPS_A_CLOCK * roofline.LANES_A_CLOCK
     versions = _compiled(folder)
@@ -110,7 +110,7 @@ def issue(folder: Path) -> str:
 
 
 def _compiled(folder: Path) -> dict[str, list[dict]]:
-    """What was compiled ahead of time, by the version of Triton."""
+    """Return what was compiled ahead of time, by version of Triton."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("aot-triton-*.json"))]
     return {".".join(one["triton"].split(".")[:2]): one["rows"] for one in found}
 

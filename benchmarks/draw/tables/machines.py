@@ -1,4 +1,4 @@
-"""Tables of the workloads, of the machines that measured them, and of predicted times on others."""
+"""Write the tables of the workloads, of the machines that measured them, and of predicted times on others."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from .records import folder_data, machine_rows, number, records_of
 
 
 def machines(folder: Path) -> str:
-    """What the results of a folder were measured on."""
+    """Return the machines that the results of a folder come from."""
 
     def ceilings(c: dict[str, float]) -> str:
         return f"{c['bytes'] / 1e9:.1f} GB/s, {c['flops'] / 1e9:.0f} GFLOP/s, {c['exps'] / 1e9:.2f} G/s"
@@ -34,11 +34,11 @@ def workloads(_: Path) -> str:
 
 
 def predictions(folder: Path) -> str:
-    """Floors of machines that nobody measured, beside what was measured on one that somebody did."""
+    """Return the predicted floors on published machines, beside the measured times if there are any."""
     measured = {}
     for record in records_of(folder / "cuda"):
         chosen = (record["impl"], record["dtype"], record["layout"]) == ("fused", "float32", "contiguous")
-        # As the floors: with gradient where the op has one, and the literal bank.
+        # The same case as the floors: with gradient if the op has one, and the literal bank.
         if chosen and record["bank"] != "capped" and record["ms_median"]:
             key = record["op"], record["workload"]
             measured[key] = max(measured.get(key, 0), record["ms_median"])

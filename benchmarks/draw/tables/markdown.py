@@ -1,4 +1,4 @@
-"""Tables as Markdown."""
+"""Format tables as Markdown."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The table of architectures and encoders."""
+"""Write the table of architectures and encoders."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from .records import number
 
 
 def networks(folder: Path) -> str:
-    """Architectures by encoders: what each pair's logits and features are, or that it can't be built."""
+    """Return architectures by encoders: strides and sizes of each pair, or that it cannot be built."""
     path = folder / "networks.json"
     if not path.exists():
         return "Not measured yet: `python -m benchmarks.measure.networks`\n"

@@ -1,18 +1,19 @@
-"""Tables of single ops: times, memory, where the contrastive branch spends its time, and how all that grows."""
+"""Write the tables of single ops: times, memory, stages of the contrastive loss, and growth."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...measure import results
-from ...measure.machine import ROOT
 from ...measure.workloads import REPORTED
 from .gpu import NOTHING
 from .markdown import markdown
 from .records import folder_data, grouped, number, ratio, records_of, times
 
 IMPLS = ("eager", "class-loop", "compile", "fused")
-BRANCH = "contrastive_loss"  # the op that is several others in one
+BRANCH = "contrastive_loss"  # runs several other ops
+# A table leaves out a column that holds this value throughout.
+USUAL = {"dtype": "float32", "layout": "contiguous", "bank": "", "pass": "forward"}
 SOURCE = "benchmarks/results/{device}"
 
 # Each op and what it replaces in a training loop, in the order of a step.
@@ -40,12 +41,12 @@ def headline(folder: Path) -> str:
 
 
 def gpu_headline(folder: Path) -> str:
-    """The same, or that there is none."""
+    """Return the main figures of a GPU, or a sentence that there are none."""
     return headline_of(records_of(folder)) or NOTHING
 
 
 def headline_of(records: Iterable[results.Record]) -> str:
-    """Empty where none of the records is among the figures."""
+    """Return the main figures among the records; empty if there are none."""
     wanted = (
         ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
         (
@@ -91,7 +92,7 @@ def contrastive_costs(folder: Path) -> str:
 
 
 def costs(folder: Path, names: Sequence[str]) -> str:
-    """One row an op and pass, of the `voc` workload, in float32 and contiguous."""
+    """Return one row per op and pass: the `voc` workload in float32, contiguous."""
     settings = grouped(records_of(folder))
     rows = []
     for op in names:
@@ -114,17 +115,45 @@ def op_summary(folder: Path) -> str:
     settings = grouped(records_of(folder))
     rows = []
     for op, replaced in REPLACES.items():
-        found = [s for s in settings if _shown(s) == ("voc", "float32", "contiguous", op)]
-        # With gradient before without, and the literal bank before the capped one.
-        found.sort(key=lambda s: (s["fused"]["pass"], s["fused"]["bank"] or ""), reverse=True)
+        found = _chosen(settings, op, "voc")
         if found:
-            fused, eager = found[0]["fused"], found[0]["eager"]
+            fused, eager = found["fused"], found["eager"]
             memory = f"{number(eager['peak_mb'])} → {number(fused['peak_mb'])}"
             speed = f"{number(eager['ms_median'])} → {number(fused['ms_median'])}"
-            rows.append([f"`{op}`", replaced, speed, times(ratio(found[0], "eager")), memory])
+            rows.append([f"`{op}`", replaced, speed, times(ratio(found, "eager")), memory])
         else:
             rows.append([f"`{op}`", replaced, "not measured", "—", "—"])
     return markdown(["op", "replaces", "ms", "faster", "extra MiB"], rows, keep_empty=True)
+
+
+def speedups(folder: Path) -> str:
+    """Return one row for each op: how many times as fast as plain PyTorch, by workload, and the share of the floor."""
+    settings = grouped(records_of(folder))
+    rows = []
+    for op in REPLACES:
+        found = {workload: _chosen(settings, op, workload) for workload in REPORTED}
+        first = next((s["fused"] for s in found.values() if s), None)
+        if first is None:
+            rows.append([f"`{op}`", "not measured yet", *["—"] * (len(REPORTED) + 1)])
+            continue
+        passes = "with gradient" if first["pass"] == "forward+backward" else "forward"
+        shares = [_of_floor(s["fused"]) for s in found.values() if s]
+        known = [share for share in shares if share is not None]
+        of_floor = f"{100 * min(known):.0f} – {100 * max(known):.0f} %" if known else "—"
+        faster = [times(ratio(s, "eager")) if s else "—" for s in found.values()]
+        rows.append([f"`{op}`", ", ".join(part for part in (passes, first["bank"]) if part), *faster, of_floor])
+    return markdown(["op", "pass", *(f"`{workload}`" for workload in REPORTED), "of floor"], rows, keep_empty=True)
+
+
+def _chosen(settings: list[dict[str, results.Record]], op: str, workload: str) -> dict[str, results.Record] | None:
+    """Return the setting that stands for an op: with gradient if it has one, literal bank before capped bank."""
+    found = [s for s in settings if _shown(s) == (workload, "float32", "contiguous", op)]
+    return max(found, key=lambda s: (s["fused"]["pass"], s["fused"]["bank"] or ""), default=None)
+
+
+def _of_floor(fused: results.Record) -> float | None:
+    """Return floor ÷ time, or None where one of them is unknown."""
+    return fused["floor_ms"] / fused["ms_median"] if fused.get("ms_median") and fused.get("floor_ms") else None
 
 
 def _shown(setting: dict[str, results.Record]) -> tuple | None:
@@ -136,30 +165,35 @@ def _shown(setting: dict[str, results.Record]) -> tuple | None:
 
 
 def op_table(op: str, folder: Path) -> str:
-    """Times, ratios and memory of one op."""
-    header = ["workload", "dtype", "layout", "bank", "pass", *(f"{impl} ms" for impl in IMPLS)]
+    """Return times, ratios and memory of one op. Columns that hold ``USUAL`` throughout are left out."""
+    names = ["workload", *USUAL]
+    header = [*names, *(f"{impl} ms" for impl in IMPLS)]
     header += [f"{impl} ÷ fused" for impl in IMPLS[:-1]] + ["eager +MiB", "fused +MiB", "floor ms", "of floor"]
     rows, reasons = [], {}
     for setting in grouped(r for r in records_of(folder) if r["op"] == op):
         any_record = next(iter(setting.values()))
-        row = [any_record[name] or "" for name in ("workload", "dtype", "layout", "bank", "pass")]
+        row = [any_record[name] or "" for name in names]
         row += [number(setting.get(impl, {}).get("ms_median")) for impl in IMPLS]
         row += [times(ratio(setting, impl)) for impl in IMPLS[:-1]]
         row += [number(setting.get(impl, {}).get("peak_mb")) for impl in ("eager", "fused")]
         fused = setting.get("fused", {})
-        has_floor = bool(fused.get("ms_median") and fused.get("floor_ms"))
-        row.append(f"{number(fused['floor_ms'])} ({fused['floor_kind']})" if has_floor else "—")
-        row.append(f"{100 * fused['floor_ms'] / fused['ms_median']:.0f} %" if has_floor else "—")
+        share = _of_floor(fused)
+        row.append("—" if share is None else f"{number(fused['floor_ms'])} ({fused['floor_kind']})")
+        row.append("—" if share is None else f"{100 * share:.0f} %")
         rows.append(row)
         reasons |= {f"`{impl}`: {r['reason']}": None for impl, r in setting.items() if r["ms_median"] is None}
     if not rows:
         return f"Not measured yet: `python -m benchmarks --op {op} --json benchmarks/results/{folder.name}/{op}.json`\n"
+    for i, usual in enumerate(USUAL.values(), 1):
+        if all(row[i] == usual for row in rows):
+            for row in rows:
+                row[i] = ""
     notes = "".join(f"\n- {reason}" for reason in reasons)
     return markdown(header, rows) + (f"\nNot measured:\n{notes}\n" if notes else "")
 
 
 def parts(folder: Path) -> str:
-    """Where the contrastive branch spends its time."""
+    """Return the time of each stage of the contrastive loss."""
     found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
     found = {k: row for k, row in found.items() if row["op"] == BRANCH}
     rows, stages = [], list(dict.fromkeys(stage for row in found.values() for stage in row["parts"]))
@@ -172,7 +206,7 @@ def parts(folder: Path) -> str:
 
 
 def growth(folder: Path) -> str:
-    """The exponents of the growth curves."""
+    """Return the exponents of the growth curves."""
     path = folder / "growth.json"
     if not path.exists():
         return (
@@ -192,22 +226,14 @@ def growth(folder: Path) -> str:
     return markdown(["axis", "op", "impl", "from … to", "first → last", "exponent"], rows)
 
 
-def plots(folder: Path) -> str:
-    """The pictures of a folder that exist."""
-    names = sorted(path.name for path in (ROOT / "docs" / "plots").glob(f"{folder.name}-*.png"))
-    if not names:
-        return "Not drawn yet: add `--plot docs/plots` to a measuring command.\n"
-    return "".join(f"![{Path(name).stem}](plots/{name})\n" for name in names)
-
-
 # Each table and where its numbers come from; {device} is the second word of the marker.
 TABLES = {
     headline: "benchmarks/results/{device}",
     gpu_headline: "benchmarks/results/{device}",
     pixel_costs: "benchmarks/results/{device}",
     op_summary: "benchmarks/results/{device}",
+    speedups: "benchmarks/results/{device}",
     contrastive_costs: "benchmarks/results/{device}",
     parts: "benchmarks/results/{device}",
     growth: "benchmarks/results/{device}/growth.json",
-    plots: "benchmarks/results/{device}",
 }

@@ -1,4 +1,4 @@
-"""Records of a folder of results, and how tables write their numbers."""
+"""Read the records of a folder of results, and format their numbers."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -8,11 +8,11 @@ from ...measure import results
 from ...measure.workloads import REPORTED
 
 SETTING = tuple(name for name in results.KEY if name != "impl")
-NOT_OPS = ("growth", "counters", "training")  # files of a folder that hold no records
+NOT_OPS = ("growth", "counters", "training")  # files without records
 
 
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """Format a number with three significant digits."""
     if value is None:
         return "—"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
@@ -27,7 +27,7 @@ def folder_data(folder: Path) -> list[dict]:
 
 
 def records_of(folder: Path) -> list[results.Record]:
-    """The records of a folder; of two with the same key, the later. Wrong results have no place in a table."""
+    """Return the records of a folder. Of equal keys keep the later record; leave out wrong results."""
     found: dict[tuple, results.Record] = {}
     for data in folder_data(folder):
         for record in data["records"]:
@@ -40,7 +40,7 @@ def records_of(folder: Path) -> list[results.Record]:
 
 
 def grouped(records: Iterable[results.Record]) -> list[dict[str, results.Record]]:
-    """One dict by implementation for each setting; reported workloads only, in their order."""
+    """Return one dict by implementation for each setting: reported workloads only, in their order."""
     settings: dict[tuple, dict[str, results.Record]] = {}
     for record in records:
         if record["workload"] in REPORTED:
@@ -49,7 +49,7 @@ def grouped(records: Iterable[results.Record]) -> list[dict[str, results.Record]
 
 
 def ratio(setting: dict[str, results.Record], other: str, own: str = "fused") -> float | None:
-    """How many times as fast as ``other``: the median over the rounds that both have."""
+    """Return how many times as fast as ``other``: the median over the rounds that both have."""
     theirs, mine = (setting.get(impl, {}).get("ms_all") for impl in (other, own))
     if not theirs or not mine:
         return None
@@ -57,7 +57,7 @@ def ratio(setting: dict[str, results.Record], other: str, own: str = "fused") ->
 
 
 def machine_rows(folder: Path, ceilings: Callable[[dict[str, float]], str]) -> list[list[str]]:
-    """What each file was measured on: name, threads, versions, commit, time, and its ceilings in units that suit it."""
+    """Return the machine of each file: name, threads, versions, commit, time, and its ceilings."""
     rows = []
     for m in (data["machine"] for data in folder_data(folder)):
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if version)

@@ -1,4 +1,4 @@
-"""Tables of whole training steps: time, memory, phases, and what processes send each other."""
+"""Write the tables of whole training steps: time, memory, phases, and traffic between processes."""
 
 import itertools
 import statistics
@@ -20,11 +20,18 @@ PAPER_PARTS = {
     "paper-networks": "+ 3×3 head",
     "u2pl-paper": "+ loss",
 }
+SHOWN = {
+    "supervised": "labeled images only",
+    "mean-teacher": "no contrastive loss",
+    "u2pl-lean": "`--recipe lean`, the default",
+    "u2pl-paper": "`--recipe paper`",
+    "u2pl-class-loop": "networks of `lean`, losses as Python loops over classes",
+}
 MEMORY_OF = {"mean-teacher": {"method": "mean-teacher"}, "u2pl-lean": {}, "u2pl-paper": {"recipe": "paper"}}
 
 
 def step(folder: Path) -> str:
-    """Whole training steps: speed, price against the cheaper methods, memory."""
+    """Return speed, ratios to cheaper methods, and memory of whole training steps."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
         for impl in (impl for impl in load("step").implementations if impl in setting):
@@ -41,8 +48,23 @@ def step(folder: Path) -> str:
     return markdown(header, rows)
 
 
+def step_summary(folder: Path) -> str:
+    """Return the time of a step of the main methods, one row each, by workload."""
+    found = {next(iter(s.values()))["workload"]: s for s in grouped(r for r in records_of(folder) if r["op"] == "step")}
+    rows = []
+    for impl, what in SHOWN.items():
+        row = [f"`{impl}`", what]
+        for setting in found.values():
+            row += [number(setting.get(impl, {}).get("ms_median")), times(ratio(setting, impl, "mean-teacher"))]
+        rows.append(row)
+    header = ["method", "is", *(name for w in found for name in (f"`{w}` ms", f"`{w}` ÷ mean-teacher"))]
+    if not found:
+        return f"Not measured yet: `python -m benchmarks --op step --json benchmarks/results/{folder.name}/step.json`\n"
+    return markdown(header, rows)
+
+
 def paper(folder: Path) -> str:
-    """What each part of the paper recipe adds to a mean-teacher step: medians of the differences within a round."""
+    """Return the time that each part of the paper recipe adds to a mean-teacher step: medians over rounds."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
         if any(name not in setting or setting[name]["ms_median"] is None for name in PAPER_PARTS):
@@ -57,7 +79,7 @@ def paper(folder: Path) -> str:
 
 
 def memory(folder: Path) -> str:
-    """Predicted memory of a training step, beside what was measured."""
+    """Return the predicted memory of a training step, beside the measured memory."""
     measured = {
         (r["workload"], r["impl"]): r["peak_mb"] for r in records_of(folder) if r["op"] == "step" and r["peak_mb"]
     }
@@ -65,15 +87,15 @@ def memory(folder: Path) -> str:
     for name in REPORTED:
         for impl, choices in MEMORY_OF.items():
             m = step_memory.predicted(NAMED[name], **choices)
-            parts = (m.weights, m.bank, m.gradients, m.activations, m.keys, m.step, m.total)
+            parts = (m.weights, m.bank, m.step, m.total)
             row = [name, f"`{impl}`", f"{m.parameters:.1f}", *(f"{part:,.0f}" for part in parts)]
             rows.append([*row, number(measured.get((name, impl)))])
-    columns = ("weights", "bank", "gradients", "activations", "keys", "a step", "all")
-    return markdown(["workload", "method", "M parameters", *columns, "a step, measured"], rows)
+    columns = ("weights", "bank", "step", "all")
+    return markdown(["workload", "method", "M parameters", *columns, "step, measured"], rows)
 
 
 def phases(folder: Path) -> str:
-    """Where a training step spends its time."""
+    """Return the time of each phase of a training step."""
     found = {results.key(row): row for data in folder_data(folder) for row in data.get("parts", [])}
     rows = []
     for row in found.values():
@@ -85,7 +107,7 @@ def phases(folder: Path) -> str:
 
 
 def traffic(_: Path) -> str:
-    """Predicted traffic of a `voc` step, from shapes."""
+    """Return the predicted traffic of a `voc` step, from shapes."""
     memory, w = step_memory.predicted(NAMED["voc"]), NAMED["voc"]
     sizes = {"parameters": round(1e6 * memory.parameters), "buffers": memory.buffers}
     sizes |= {"num_classes": w.num_classes, "dim": w.dim}
@@ -99,6 +121,7 @@ def traffic(_: Path) -> str:
 # Each table and where its numbers come from; {device} is the second word of the marker.
 TABLES = {
     step: "benchmarks/results/{device}",
+    step_summary: "benchmarks/results/{device}",
     paper: "benchmarks/results/{device}",
     memory: "benchmarks/measure/step_memory.py",
     phases: "benchmarks/results/{device}",

@@ -1,10 +1,10 @@
-"""One file an op, under the op's own name: inputs, the call, and what else it is compared with."""
+"""List the benchmarked ops, one file each: inputs, the call, and other implementations to compare."""
 
 import pkgutil
 
-TRAININGS = ("step", "step_as_graph")  # ops that are steps of a training, and need its packages
+TRAININGS = ("step", "step_as_graph")  # training steps, which need the packages of a training
 
 
 def names() -> list[str]:
-    """Every op; nothing is imported for that, not even torch."""
+    """Return the names of all ops, without importing anything, not even torch."""
     return [module.name for module in pkgutil.iter_modules(__path__)]

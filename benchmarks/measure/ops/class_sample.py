@@ -1,4 +1,4 @@
-"""Drawing M anchors of each class."""
+"""Measure sampling M anchors of each class."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Sums of the representations of each class's anchors, of which the class centers are made."""
+"""Measure the sums of the representations of each class's anchors, from which the class centers are made."""
 
 from collections.abc import Callable
 

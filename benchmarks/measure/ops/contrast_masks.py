@@ -1,4 +1,4 @@
-"""Which pixel is an anchor or a negative of which class."""
+"""Measure finding the anchors and negatives of every class."""
 
 from collections.abc import Callable
 

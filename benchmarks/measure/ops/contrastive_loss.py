@@ -1,4 +1,4 @@
-"""The whole contrastive branch: threshold, masks, push, sampling, loss and its gradient with respect to the anchors."""
+"""Measure the whole contrastive loss: threshold, masks, push, sampling, loss, and the gradient of the anchors."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ USES += ("info_nce",)
 
 
 def shared(x: Inputs) -> Arguments:
-    """What every implementation reads and none changes."""
+    """Return what every implementation reads and none changes."""
     w = x.workload
     return {
         "logits": x.all_logits,
@@ -42,7 +42,7 @@ def arguments(x: Inputs) -> Arguments:
 
 
 class Rings:
-    """A bank of the workload's, moved by the ops of ``api``; what comes before a push belongs to the sampling."""
+    """Hold a bank of the workload, changed by the ops of ``api``; what comes before a push counts as sampling."""
 
     def __init__(self, api: object, a: Arguments, mark: Callable[[str], None]) -> None:
         self.api, self.max_keys, self.mark = api, a["max_keys"], mark
@@ -56,7 +56,10 @@ class Rings:
 
 
 def forward(api: object, a: Arguments, mark: Callable[[str], None]) -> Outputs:
-    """(loss, drawn anchors (C·M, D)). The gradient ends at these: what stands in for a head makes them a new leaf."""
+    """Return (loss, sampled anchors (C·M, D)).
+
+    The gradient ends at the anchors: the function in place of a head makes them a new leaf.
+    """
     anchors = []
 
     def project(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The teacher's step toward the student: all tensors of a network."""
+"""Measure the teacher's update toward the student: all tensors of a network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,6 +17,6 @@ def forward(api: object, args: Arguments, mark: Callable[[str], None]) -> Output
 
 
 DROP_INS = drop_in("ema_update", arguments, forward)
-# It has no kernel of its own: what it gains over a loop are torch's operations on many tensors, on every device.
+# It has no kernel: it is faster than a loop by torch's operations on many tensors, on every device.
 DROP_INS["fused"] = dataclasses.replace(DROP_INS["fused"], missing=lambda _: None)
 OP = Op("ema_update", DROP_INS, dtypes=("float32",), layouts=("contiguous",))

@@ -1,4 +1,4 @@
-"""Reading the drawn anchors out of dense maps, and adding their gradients back."""
+"""Measure reading the sampled anchors out of dense maps, and adding their gradients back."""
 
 from collections.abc import Callable
 

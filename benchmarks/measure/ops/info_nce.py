@@ -1,4 +1,4 @@
-"""The contrastive loss of drawn anchors against drawn negatives."""
+"""Measure the contrastive loss of sampled anchors against sampled negatives."""
 
 from collections.abc import Callable
 

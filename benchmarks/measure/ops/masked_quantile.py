@@ -1,4 +1,4 @@
-"""The threshold γ_t: a quantile of the valid pixels' entropies."""
+"""Measure the threshold γ_t: a quantile of the valid pixels' entropies."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Which labeled pixels are hard enough to keep."""
+"""Measure the choice of the labeled pixels that are hard enough to keep."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Label, confidence and entropy of the unlabeled images' pixels."""
+"""Measure label, confidence and entropy of the pixels of the unlabeled images."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Appending a step's negatives to the rings."""
+"""Measure appending a step's negatives to the rings."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def forward(api: object, args: Arguments, mark: Callable[[str], None]) -> Output
 
 
 def counts(x: Inputs) -> Counts:
-    """Of each class the newest K_c keys are written, and a pixel is read once for all its classes."""
+    """Count the newest K_c keys of each class as written, and a pixel as read once for all its classes."""
     w = x.workload
     mask = reference.unpack_mask(x.push_mask, w.num_classes)
     sizes = torch.tensor(w.capacities, device=mask.device)

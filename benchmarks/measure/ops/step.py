@@ -1,4 +1,4 @@
-"""One whole training step: networks, losses, backward, update; channels_last, bfloat16 where it is computed in."""
+"""Measure one whole training step, channels_last: networks, losses, backward, update."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ def needs_gpu(setting: Setting) -> str | None:
 
 
 def always(setting: Setting) -> None:
-    """It runs anywhere."""
+    """Return None: it runs anywhere."""
 
 
 def arguments(x: Inputs, **choices: object) -> Arguments:
@@ -30,7 +30,7 @@ def arguments(x: Inputs, **choices: object) -> Arguments:
 def implementation(
     compared: bool = False, missing: Callable[[Setting], str | None] = always, **choices: object
 ) -> Implementation:
-    """Learners of ``choices``; where ``compared``, their first losses must agree."""
+    """Return a learner of ``choices``; if ``compared``, its first losses must agree with the others."""
 
     def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
         losses = a["learner"].train_step(a["batch"]).losses
@@ -42,7 +42,7 @@ def implementation(
     return Implementation(partial(arguments, **choices), forward, None, collect, missing, PHASES)
 
 
-# What a learner under --amp computes in here.
+# The type that a learner computes in here with --amp.
 DTYPE = "bfloat16" if torch.cuda.is_available() or cpu_computes_in(torch.bfloat16) else "float32"
 OP = Op(
     "step",
@@ -53,11 +53,11 @@ OP = Op(
         "networks-only": implementation(criterion=step.NetworksOnly),
         "u2pl-lean": implementation(compared=True),
         "u2pl-lean-cuda-graph": implementation(compared=True, missing=needs_gpu, cuda_graph=True),  # as --cuda-graph
-        # What u2pl-paper costs is added up from these: mean-teacher, + labeled images, + head, + loss.
+        # The cost of u2pl-paper is the sum of mean-teacher, + labeled images, + head, + loss.
         "labeled-teacher": implementation(method="mean-teacher", criterion=step.LabeledTeacher),
         "paper-networks": implementation(recipe="paper", criterion=step.NetworksOnly),
         "u2pl-paper": implementation(recipe="paper"),
-        # Its keys are the student's; at the first step, which is compared, the teacher's head is still the student's.
+        # Its keys are the student's. In the first step, which is compared, both heads are still equal.
         "u2pl-class-loop": implementation(compared=True, criterion=step.ClassLoop, key_encoder="student"),
     },
     passes=(STEP,),

@@ -1,4 +1,4 @@
-"""One whole u2pl step as one CUDA graph: what is left of it if Python costs nothing. It trains nothing: it repeats."""
+"""Measure one whole u2pl step as one CUDA graph: the time without Python. It repeats, and trains nothing."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from .step import DTYPE, arguments, implementation, needs_gpu
 
 
 def replayed() -> Implementation:
-    """The whole step as one CUDA graph, captured at the first call: what is left if Python costs nothing."""
+    """Return the whole step as one CUDA graph, captured at the first call."""
 
     def forward(a: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
         if "graph" not in a:

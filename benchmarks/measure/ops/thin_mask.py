@@ -1,4 +1,4 @@
-"""Thinning the negatives of each class to the bank's cap."""
+"""Measure thinning the negatives of each class to the bank's cap."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of the labeled images against their full-size label maps."""
+"""Measure the cross-entropy of the labeled images against their full-size label maps."""
 
 from collections.abc import Callable
 
