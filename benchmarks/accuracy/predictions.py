@@ -22,7 +22,7 @@ from u2pl_fast.data.folder import FolderDataset
 from u2pl_fast.inference import load_model, predict_labels
 from u2pl_fast.pictures.palette import colorize, palette
 
-from .experiments import MSRC_LABELS, MSRC_MAIN_ROWS
+from .experiments import MSRC_LABELS, MSRC_MAIN_ROWS, title
 
 # A cat, a dog, a boat, a bird and a street: the first four are what 40 labels get wrong most.
 PHOTOGRAPHS = ("15_6_s", "16_13_s", "18_20_s", "12_27_s", "17_15_s")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     images = [dataset.image(place) for place in places]
     columns = {"photograph": images} if args.photographs else {}
     columns["truth"] = [dataset.label(place) for place in places]
-    columns |= {row: predictions(path, images) for row, path in found.items()}
+    columns |= {title(row): predictions(path, images) for row, path in found.items()}
     draw(columns, dataset.class_names, args.out)
     print(args.out)
 
