@@ -46,8 +46,8 @@ def draw(columns: dict[str, list[np.ndarray]], classes: list[str], path: Path) -
     figure, axes = plt.subplots(
         rows, len(columns), figsize=(2.6 * len(columns), 1.85 * rows + 0.9), layout="constrained", squeeze=False
     )
-    for column, (title, pictures) in enumerate(columns.items()):
-        axes[0, column].set_title(title, fontsize=10)
+    for column, (name, pictures) in enumerate(columns.items()):
+        axes[0, column].set_title(name, fontsize=10)
         for row, picture in enumerate(pictures):
             shown = picture if picture.ndim == 3 else colorize(picture, len(classes))
             axes[row, column].imshow(shown, interpolation="nearest")
