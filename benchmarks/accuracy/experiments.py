@@ -124,6 +124,31 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "second-teacher-pass": ("--second-teacher-pass",),
 }
 
+# What pages and pictures call a row.
+TITLES = {
+    "supervised": "labels alone",
+    "mean-teacher": "mean-teacher",
+    "u2pl-lean": "U²PL, `lean`",
+    "u2pl-paper": "U²PL, `paper`",
+    "self-training": "self-training",
+    "self-training-8": "self-training-8",
+    "u2pl-self-training": "self-training + U²PL, λ_c = 0.1",
+    "u2pl-self-training-strong": "self-training + U²PL, λ_c = 5",
+    "u2pl-self-training-8": "self-training-8 + U²PL, λ_c = 10",
+    "fixmatch": "FixMatch",
+    "unimatch": "UniMatch",
+    "augseg": "AugSeg",
+    "contrast-labels": "labels alone + L_c",
+    "contrast-negatives": "labels alone + L_c + unreliable negatives",
+    "contrast-anchors-8": "L_c alone, on pseudo-labels",
+    "contrast-self-training-8": "self-training-8 + L_c",
+}
+
+
+def title(row: str) -> str:
+    """Return what pages and pictures call a row."""
+    return TITLES.get(row.removesuffix("-longer"), row)
+
 
 @dataclass(frozen=True)
 class Experiment:

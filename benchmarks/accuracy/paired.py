@@ -1,11 +1,11 @@
-"""Differences of two rows that share their seeds: their mean, its 95 % interval, and how many seeds would tell."""
+"""Differences of two rows that share their seeds: the mean and its 95 % interval."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; 2 stands in for all beyond.
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; 2 is used beyond.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -19,8 +19,6 @@ class Difference(NamedTuple):
     pairs: int
     mean: float
     half_width: float | None
-    seeds_for_one: int | None
-    """Pairs that would narrow the interval to ± 1 at the spread seen here; None beyond 10,000."""
 
 
 def t_quantile(degrees: int) -> float:
@@ -28,20 +26,19 @@ def t_quantile(degrees: int) -> float:
 
 
 def difference(own: Sequence[float | None], other: Sequence[float | None]) -> Difference | None:
-    """``own`` − ``other``, seed by seed; None where no seed has both."""
+    """Return ``own`` − ``other`` over the seeds that have both, or None without such a seed."""
     found = [a - b for a, b in zip(own, other, strict=True) if None not in (a, b)]
     if not found:
         return None
     mean = statistics.mean(found)
     if len(found) == 1:
-        return Difference(1, mean, None, None)
+        return Difference(1, mean, None)
     spread = statistics.stdev(found)
-    needed = next((n for n in range(2, 10_000) if t_quantile(n - 1) * spread <= math.sqrt(n)), None)
-    return Difference(len(found), mean, t_quantile(len(found) - 1) * spread / math.sqrt(len(found)), needed)
+    return Difference(len(found), mean, t_quantile(len(found) - 1) * spread / math.sqrt(len(found)))
 
 
 def shown(found: Difference | None) -> str:
-    """One digit after the point, two where the interval is narrower than one would show."""
+    """Format with one decimal, or with two if the interval is narrower than 0.05."""
     if found is None:
         return "—"
     if found.half_width is None:

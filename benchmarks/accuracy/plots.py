@@ -1,4 +1,4 @@
-"""``python -m benchmarks.accuracy.plots --out docs/plots``: pictures of docs/accuracy.md, from the finished runs."""
+"""``python -m benchmarks.accuracy.plots --out docs/plots``: draw the figures of docs/accuracy.md from finished runs."""
 
 import argparse
 import statistics
@@ -11,22 +11,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .experiments import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS
+from .experiments import ABLATIONS, ALL, MSRC_LABELS, MSRC_ROWS, MSRC_SEEDS, ROWS, title
 from .runs import RESULTS, current
 from .scores import BASE, SEEDS, Runs, minutes, score
 
 COLORS = {"supervised": "#7f7f7f", "mean-teacher": "#1f77b4", "u2pl-lean": "#2ca02c", "u2pl-paper": "#d62728"}
 EVALUATED = ("miou_teacher", "miou_student")  # the first that an evaluation has
-GAIN = "mIoU more than labels alone at their end"
+GAIN = "gain over the end of labels alone, mIoU"
+
+
+def plain(row: str) -> str:
+    """Return the title of a row without Markdown."""
+    return title(row).replace("`", "")
 
 
 def _curve(run: dict, names: tuple[str, ...]) -> dict[int, float]:
-    """Per cent by step, of the first of ``names`` that an evaluation has."""
+    """Return percent by step, of the first of ``names`` that an evaluation has."""
     return {e["step"]: 100 * next(e[n] for n in names if n in e) for e in run["evaluations"] if set(names) & set(e)}
 
 
 def _lines(axis: Axes, runs: list[dict], names: tuple[str, ...], label: str, color: str, style: str = "-") -> None:
-    """Of the first of ``names`` that an evaluation has: each run thin, their mean thick."""
+    """Draw each run as a thin line and their mean as a thick one, of the first of ``names`` that an evaluation has."""
     points: dict[int, list[float]] = {}
     for run in runs:
         own = _curve(run, names)
@@ -44,13 +49,13 @@ def curves(runs: Runs, axis: Axes) -> None:
         return [runs[n] for seed in SEEDS if (n := f"camvid-{labels}-{row}-seed{seed}") in runs]
 
     for row in ROWS:
-        _lines(axis, of(row, 23), EVALUATED, f"{row}, 23 labels", COLORS[row])
-    _lines(axis, of("supervised", ALL), ("miou_student",), "supervised, all labels", "black", "--")
-    axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: mean of the seeds, and each")
+        _lines(axis, of(row, 23), EVALUATED, f"{plain(row)}, 23 labels", COLORS[row])
+    _lines(axis, of("supervised", ALL), ("miou_student",), "all labels", "black", "--")
+    axis.set(xlabel="step", ylabel="val mIoU, %", title="CamVid: each seed, and their mean")
 
 
 def gains(runs: Runs, axis: Axes) -> None:
-    """Of each seed, since the draws of labels differ by more than the methods."""
+    """Draw the gain of each seed: seeds differ by more than methods."""
     rows = [(row, 23, COLORS[row]) for row in ROWS if row != "supervised"] + [("supervised", ALL, "black")]
     for place, (row, labels, color) in enumerate(rows):
         for seed in SEEDS:
@@ -59,7 +64,7 @@ def gains(runs: Runs, axis: Axes) -> None:
                 axis.bar(seed + 0.2 * (place - 1.5), own - low, 0.2, color=color)
     axis.axhline(0, color="black", linewidth=0.8)
     names = [f"seed {seed}" for seed in SEEDS]
-    axis.set(ylabel="mIoU more than labels alone", title="gain of each seed; black: all labels")
+    axis.set(ylabel="gain over labels alone, mIoU", title="gain of each seed (black: all labels)")
     axis.set_xticks(SEEDS, names)
 
 
@@ -72,7 +77,7 @@ def quality(runs: Runs, axis: Axes) -> None:
         ("pseudo_negatives_right", "negative of an unreliable pixel", "#9467bd"),
     ):
         _lines(axis, own, (name,), label, color)
-    axis.set(xlabel="step", ylabel="% right", title="teacher against hidden masks", ylim=(None, 101))
+    axis.set(xlabel="step", ylabel="% right", title="teacher compared with hidden masks", ylim=(None, 101))
 
 
 def ablations(runs: Runs, axis: Axes) -> None:
@@ -84,33 +89,33 @@ def ablations(runs: Runs, axis: Axes) -> None:
     order = sorted(gains, key=gains.__getitem__)
     axis.barh(order, [gains[name] for name in order], color="#1f77b4")
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(xlabel=f"mIoU against {BASE}, one seed", title="one change at a time")
+    axis.set(xlabel="difference to lean, mIoU (one seed)", title="one change at a time")
 
 
 def photographs(runs: Runs, axis: Axes) -> None:
-    """Gains on MSRC-21 over steps: the mean of the seeds, in a band from the lowest to the highest."""
+    """Draw gains on MSRC-21 over steps: the mean over seeds, in a band from the lowest to the highest."""
     for place, (row, own) in enumerate(_msrc(runs).items()):
         scores = _gains(runs, own)
-        label = f"{row}, {len(own)} seed{'s' if len(own) > 1 else ''}"
+        label = f"{plain(row)}, {len(own)} seed{'s' if len(own) > 1 else ''}"
         _mean_line(axis, list(scores), scores, place, label)
         if len(own) > 1:
             low, high = list(map(min, scores.values())), list(map(max, scores.values()))
             axis.fill_between(list(scores), low, high, color=f"C{place}", alpha=0.12)
-    axis.set(xlabel="step", ylabel=GAIN, title=f"MSRC-21, {MSRC_LABELS} labels: mean and range of the seeds")
+    axis.set(xlabel="step", ylabel=GAIN, title=f"MSRC-21, {MSRC_LABELS} labels: mean and range over seeds")
 
 
 def photographs_in_time(runs: Runs, axis: Axes) -> None:
-    """The same over minutes of a core, those of the run whose checkpoint a row reads included."""
+    """Draw the same over minutes of one core, including the run whose checkpoint a row reads."""
     for place, (row, own) in enumerate(_msrc(runs).items()):
         scores = _gains(runs, own)
         earlier, whole = minutes(runs, row)
         of_steps = [earlier + whole * step / own[0]["steps"] for step in scores]
-        _mean_line(axis, of_steps, scores, place, row)
-    axis.set(xlabel="minutes of one core", ylabel=GAIN, title="the same means in time", xlim=(0, None))
+        _mean_line(axis, of_steps, scores, place, plain(row))
+    axis.set(xlabel="minutes of one core", ylabel=GAIN, title="the same means over time", xlim=(0, None))
 
 
 def _msrc(runs: Runs) -> dict[str, list[dict]]:
-    """Finished runs of each row with few labels, of those seeds that have labels alone to compare with."""
+    """Return the finished runs of each row with few labels, over the seeds that have a run on labels alone."""
 
     def of(row: str) -> dict[int, dict]:
         names = {seed: f"msrc-{MSRC_LABELS}-{row}-seed{seed}" for seed in MSRC_SEEDS}
@@ -122,9 +127,9 @@ def _msrc(runs: Runs) -> dict[str, list[dict]]:
 
 
 def _gains(runs: Runs, own: list[dict]) -> dict[int, list[float]]:
-    """By step, of each run: the mIoU beyond that of labels alone at their end, with the same seed.
+    """Return by step, for each run, its mIoU less that of labels alone at the end with the same seed.
 
-    Draws of labels differ by more than methods do, and not every row has run with every seed.
+    The draw of labels matters more than the method, and some rows lack seeds.
     """
     curves = [_curve(run, EVALUATED) for run in own]
     ends = [score(runs, "msrc", "supervised", MSRC_LABELS, run["seed"]) for run in own]
@@ -133,14 +138,14 @@ def _gains(runs: Runs, own: list[dict]) -> dict[int, list[float]]:
 
 
 def _mean_line(axis: Axes, x: Sequence[float], scores: dict[int, list[float]], place: int, label: str) -> None:
-    """Dashed where a single seed stands behind it."""
+    """Draw a mean, dashed if it is of a single seed."""
     style = "-" if any(len(of_step) > 1 for of_step in scores.values()) else "--"
     means = [statistics.mean(of_step) for of_step in scores.values()]
     axis.plot(x, means, style, marker="o", ms=3, linewidth=2, color=f"C{place}", label=label)
 
 
 def draw(panels: list[Callable[[Runs, Axes], None]], runs: Runs, path: Path) -> bool:
-    """Whether there was anything to draw."""
+    """Save the panels to ``path``; return False if there is nothing to draw."""
     figure, axes = plt.subplots(
         1, len(panels), figsize=(6.5 * len(panels), 4.5), constrained_layout=True, squeeze=False
     )

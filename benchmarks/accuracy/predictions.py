@@ -22,7 +22,7 @@ from u2pl_fast.data.folder import FolderDataset
 from u2pl_fast.inference import load_model, predict_labels
 from u2pl_fast.pictures.palette import colorize, palette
 
-from .experiments import MSRC_LABELS, MSRC_MAIN_ROWS
+from .experiments import MSRC_LABELS, MSRC_MAIN_ROWS, title
 
 # A cat, a dog, a boat, a bird and a street: the first four are what 40 labels get wrong most.
 PHOTOGRAPHS = ("15_6_s", "16_13_s", "18_20_s", "12_27_s", "17_15_s")
@@ -46,8 +46,8 @@ def draw(columns: dict[str, list[np.ndarray]], classes: list[str], path: Path) -
     figure, axes = plt.subplots(
         rows, len(columns), figsize=(2.6 * len(columns), 1.85 * rows + 0.9), layout="constrained", squeeze=False
     )
-    for column, (title, pictures) in enumerate(columns.items()):
-        axes[0, column].set_title(title, fontsize=10)
+    for column, (name, pictures) in enumerate(columns.items()):
+        axes[0, column].set_title(name, fontsize=10)
         for row, picture in enumerate(pictures):
             shown = picture if picture.ndim == 3 else colorize(picture, len(classes))
             axes[row, column].imshow(shown, interpolation="nearest")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     images = [dataset.image(place) for place in places]
     columns = {"photograph": images} if args.photographs else {}
     columns["truth"] = [dataset.label(place) for place in places]
-    columns |= {row: predictions(path, images) for row, path in found.items()}
+    columns |= {title(row): predictions(path, images) for row, path in found.items()}
     draw(columns, dataset.class_names, args.out)
     print(args.out)
 

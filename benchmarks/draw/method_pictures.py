@@ -1,7 +1,7 @@
-"""``python -m benchmarks.draw.method_pictures --checkpoint RUN/last.pt``: how the method looks in a trained network.
+"""``python -m benchmarks.draw.method_pictures --checkpoint RUN/last.pt``: draw the figures of docs/method.md.
 
-Draws what docs/method.md shows from a checkpoint, the log beside it and its own training images, with the ops and the
-settings of the training. Pseudo-labels are compared with masks that the training did not read.
+They use the checkpoint, the log in its folder, and the images and settings of its run. Pseudo-labels are compared with
+masks that the run did not read.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from .panels import heat, named, pyplot, row
 NEITHER, UNRELIABLE, RELIABLE = "#ffffff", "#d62728", "#9ecae1"
 ANCHOR, NEGATIVE = (44, 160, 44), (214, 39, 40)
 MEASURED = 32  # unlabeled images over which ranks are counted
-POINTS = 150  # pixels of a class in the plane of representations
+POINTS = 150  # pixels of each class whose representations are drawn
 
 
 class View(NamedTuple):
-    """Hold an image and the output of a network for it: maps at image size, logits and representations on the grid."""
+    """Hold an image and the outputs of a network: maps at image size, logits and representations on the grid."""
 
     image: Tensor
     truth: Tensor
@@ -45,9 +45,9 @@ class View(NamedTuple):
 
 
 class Scene:
-    """Hold the networks, settings and images of a training, and draw each picture with one method."""
+    """Hold the networks, settings and images of a run, and draw each figure with one method."""
 
-    def __init__(self, checkpoint: Path, data_root: Path | None, image: int, shown: str) -> None:
+    def __init__(self, checkpoint: Path, data_root: Path | None, image: int, shown: str | None) -> None:
         self.teacher, self.config, state = load_model(checkpoint, network="teacher")
         self.student = load_model(checkpoint, network="student")[0]
         self.config.data_root = data_root or self.config.data_root
@@ -55,6 +55,7 @@ class Scene:
             raise ValueError(f"checkpoint: {checkpoint} was trained with --method {self.config.method}; it has no bank")
         self.split = data.split_dataset(self.config.build_dataset("train"), self.config.label_choice)
         self.names = list(self.split.dataset.class_names)
+        shown = shown or self.names[-1]
         if shown not in self.names:
             raise ValueError(f"shown: no class {shown!r}; the classes are {', '.join(self.names)}")
         if not 0 <= image < len(self.split.unlabeled):
@@ -72,23 +73,23 @@ class Scene:
         self.examples = views
         self.reliable, self.unreliable, _ = self.reliability_of(self.unlabeled)
 
-    # --- What the pictures show ---------------------------------------------------------------------------------------
+    # --- Figures ------------------------------------------------------------------------------------------------------
 
     def partition(self) -> Figure:
         figure, axes = row(4)
         view, share = self.unlabeled, self.config.alpha
         axes[0].imshow(view.image.permute(1, 2, 0))
-        named(axes[0], "an unlabeled image")
+        named(axes[0], "unlabeled image")
         axes[1].imshow(colorize(view.stats.label[0].numpy(), self.num_classes))
-        named(axes[1], "the teacher's label of each pixel")
-        heat(figure, axes[2], view.stats.entropy[0], "its entropy, nats")
+        named(axes[1], "label by the teacher")
+        heat(figure, axes[2], view.stats.entropy[0], "entropy, nats")
         kinds = torch.where(self.reliable, 2, self.unreliable.int())[0]
         axes[3].imshow(kinds, cmap=ListedColormap((NEITHER, UNRELIABLE, RELIABLE)), vmin=0, vmax=2)
         right = (view.stats.label[0] == view.truth)[view.truth != self.split.ignore_index]
         known = self.reliable[0][view.truth != self.split.ignore_index]
         shares = (float(right[part].float().mean()) for part in (known, ~known))
         named(axes[3], "blue: reliable, {:.0%} right\nred: unreliable, {:.0%} right".format(*shares))
-        figure.suptitle(f"entropies above γ, the {1 - share:.0%} quantile, are unreliable", fontsize=10)
+        figure.suptitle(f"unreliable: entropy above γ, the {1 - share:.0%} quantile of the image", fontsize=10)
         return figure
 
     def ranks(self) -> Figure:
@@ -100,7 +101,7 @@ class Scene:
         scale = [full / part for full, part in zip(view.image.shape[-2:], grid, strict=True)]
         axes[0].plot((x + 0.5) * scale[1], (y + 0.5) * scale[0], "o", ms=11, mfc="none", mec="white", mew=2)
         truth = self.names[int(self._on_grid(view.truth, grid)[y, x])]
-        named(axes[0], f"one unreliable pixel: in truth {truth}")
+        named(axes[0], f"one unreliable pixel, true class: {truth}")
 
         probability = view.logits[0, :, y, x].softmax(0)
         order = reference.class_rank(view.logits)[0, :, y, x].argsort()
@@ -117,7 +118,7 @@ class Scene:
         axes[1].text(
             high - 0.6, 0.93, f"$r_h$ = {high}", transform=axes[1].get_xaxis_transform(), ha="right", fontsize=9
         )
-        axes[1].set_title("its classes by probability; red: it is a negative of these", fontsize=9)
+        axes[1].set_title("its classes by probability (red: it is a negative of these)", fontsize=9)
         axes[1].set_ylabel("probability")
         axes[1].margins(x=0.02)
 
@@ -126,8 +127,8 @@ class Scene:
         ):
             axes[2].plot(ordered + 1, 100 * counts.cumsum(0) / counts.sum(), "o-", ms=3, color=color, label=name)
         axes[2].axvline(low, color="black", linestyle="--")
-        axes[2].set(xlabel="how many of the likeliest classes", ylabel="%")
-        axes[2].set_title("pixels whose true class is among them", fontsize=9)
+        axes[2].set(xlabel="number of most likely classes", ylabel="pixels, %")
+        axes[2].set_title("true class is among these", fontsize=9)
         axes[2].legend(fontsize=8, loc="lower right")
         axes[2].grid(alpha=0.3)
         return figure
@@ -146,44 +147,38 @@ class Scene:
             axes[2 * image + 1].imshow(picture, interpolation="nearest")
             counts = (int(part[image].sum()) for part in (anchors, negatives))
             named(axes[2 * image + 1], "green: {} anchors\nred: {} negatives".format(*counts))
-        figure.suptitle(f"class {self.names[self.shown]}, on the grid of the logits", fontsize=10)
+        figure.suptitle(f"class {self.names[self.shown]}, one square per pixel of the logits", fontsize=10)
         return figure
 
     def bank(self) -> Figure:
-        figure, axes = pyplot.subplots(1, 4, figsize=(14.5, 3.5), layout="constrained")
+        figure, axes = pyplot.subplots(1, 3, figsize=(13.5, 3.9), layout="constrained", width_ratios=(1.15, 1, 1))
         colors = palette(self.num_classes) / 255
-        for axis, name, title in zip(
-            axes, ("bank_fill", "bank_turnover"), ("keys held, each class", "share of them new in a step"), strict=False
-        ):
-            steps, rows = self._logged(name)
-            for values, color in zip(torch.tensor(rows).T, colors, strict=True):
-                axis.plot(steps, values, color=color)
-            axis.set(xlabel="step")
-            axis.set_ylim(bottom=0)
-            axis.set_title(title, fontsize=9)
         anchors = [self._anchor_rows(c) for c in range(self.num_classes)]
         if not len(anchors[self.shown]):
             raise ValueError(f"shown: {self.names[self.shown]} has no anchor in the labeled images; choose another")
         everything = torch.cat(anchors)
+        self._cosines(figure, axes[0], {name: a for name, a in zip(self.names, anchors, strict=True) if len(a)})
+
         middle = everything.mean(0)
         plane = torch.linalg.svd(everything - middle, full_matrices=False).Vh[:2]
         for c, rows in enumerate(anchors):
-            self._points(axes[2], (rows - middle) @ plane.T, colors[c], self.names[c])
-        axes[2].set_title("anchors, each class, on their two main directions", fontsize=9)
+            self._points(axes[1], (rows - middle) @ plane.T, colors[c], self.names[c])
+        axes[1].set_title("anchors of each class", fontsize=9)
         bank = self.criterion.bank
         start, held = int(bank.offsets[self.shown]), int(bank.fill[self.shown])
         keys = bank.bank[start : start + held].float()
         keys = keys[:: max(1, held // 1500)]
-        self._points(axes[3], (keys - middle) @ plane.T, "#999999", f"bank of {self.names[self.shown]}: its negatives")
-        shown = anchors[self.shown]
-        self._points(axes[3], (shown - middle) @ plane.T, colors[self.shown], f"anchors of {self.names[self.shown]}")
+        shown, name = anchors[self.shown], self.names[self.shown]
+        self._points(axes[2], (keys - middle) @ plane.T, "#999999", f"negatives: keys of the bank of {name}")
+        self._points(axes[2], (shown - middle) @ plane.T, colors[self.shown], f"anchors of {name}")
         center = (F.normalize(shown.mean(0), dim=0) - middle) @ plane.T
-        axes[3].plot(*center, "*", ms=14, mfc="white", mec="black", label="their mean: the positive")
-        axes[3].set_title(f"what an anchor of {self.names[self.shown]} meets", fontsize=9)
-        for axis in axes[2:]:
-            axis.set(xticks=[], yticks=[])
-        axes[2].legend(fontsize=7, ncols=2, markerscale=3)
-        axes[3].legend(fontsize=8)
+        axes[2].plot(*center, "*", ms=14, mfc="white", mec="black", label="positive: mean of the anchors")
+        axes[2].set_title(f"contrast of {name}", fontsize=9)
+        for axis in axes[1:]:
+            axis.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
+            axis.margins(y=0.12)
+        axes[1].legend(fontsize=7, ncols=2, markerscale=3)
+        axes[2].legend(fontsize=8)
         return figure
 
     def schedule(self) -> Figure:
@@ -197,8 +192,8 @@ class Scene:
         axes[0].plot(range(last), shares, color=UNRELIABLE)
         axes[0].axvspan(0, steps[0], color="#eeeeee")
         axes[0].set_ylim(bottom=0)
-        axes[0].set_title("α_t, the unreliable share; gray: labels alone", fontsize=9)
-        named_series = (("gamma", "γ_t, nats: what that share means"), ("lambda_u", "λ_u = η · valid ÷ reliable"))
+        axes[0].set_title("α_t, the unreliable share (gray: labels alone)", fontsize=9)
+        named_series = (("gamma", "γ_t, entropy threshold, nats"), ("lambda_u", "λ_u, weight of L_u"))
         for axis, (name, title) in zip(axes[1:], named_series, strict=True):
             axis.plot(*self._logged(name), color="#4c78a8")
             axis.set_title(title, fontsize=9)
@@ -208,12 +203,12 @@ class Scene:
             axis.grid(alpha=0.3)
         return figure
 
-    # --- How it is found ----------------------------------------------------------------------------------------------
+    # --- Measurements -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def view(self, index: int, network: torch.nn.Module) -> View:
         (image, label, _) = next(data.evaluation_samples(self.split.dataset, self.config.resize, indices=[index]))
-        # No padding here: what is left over at the right and below is cut off, of the mask too.
+        # No padding here: crop the right and bottom edges of image and mask.
         multiple = network.pad_multiple
         height, width = (size // multiple * multiple for size in image.shape[-2:])
         label = self._on_grid(label, image.shape[-2:])[:height, :width]
@@ -236,7 +231,7 @@ class Scene:
         return reference.sample_to_grid(x[None], size, align_corners=self.config.align_corners)[0]
 
     def _masks(self) -> tuple[Tensor, Tensor]:
-        """Return the anchors and negatives of the shown class, (2, h, w): the labeled image, then the unlabeled one."""
+        """Return the anchors and the negatives of the shown class, each (2, h, w): labeled image, unlabeled image."""
         anchor, mask = self._contrast(self.labeled, self.unlabeled)
         grid = (2, *self.unlabeled.logits.shape[-2:])
         negatives = ops.unpack_mask(mask, self.num_classes)[:, self.shown]
@@ -268,7 +263,7 @@ class Scene:
         return rows[:: max(1, len(rows) // POINTS)][:POINTS]
 
     def _telling_pixel(self) -> tuple[int, int]:
-        """Return the unreliable pixel of highest entropy with a wrong label and its class among the r_l most likely."""
+        """Return the unreliable pixel with the highest entropy whose label is wrong and whose class ranks below r_l."""
         view = self.unlabeled
         grid = view.logits.shape[-2:]
         truth = self._on_grid(view.truth, grid)
@@ -285,7 +280,7 @@ class Scene:
         return reference.class_rank(logits)[0].gather(0, known[None])[0]
 
     def _ranks_of_truth(self) -> tuple[Tensor, Tensor]:
-        """Return how many reliable and how many unreliable pixels have their true class at each rank, each (C)."""
+        """Count reliable and unreliable pixels by the rank of their true class, each (C)."""
         hidden = [i for i in self.split.unlabeled if self.split.dataset.has_label(i)][:MEASURED]
         counts = [torch.zeros(self.num_classes, dtype=torch.int64) for _ in range(2)]
         for index in hidden:
@@ -308,6 +303,21 @@ class Scene:
         return [step for step, _ in rows], [value for _, value in rows]
 
     @staticmethod
+    def _cosines(figure: Figure, axes: Axes, anchors: dict[str, Tensor]) -> None:
+        centers = torch.stack([F.normalize(rows.mean(0), dim=0) for rows in anchors.values()])
+        cosines = centers @ centers.T
+        shown = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+        for y, of_class in enumerate(cosines.tolist()):
+            for x, value in enumerate(of_class):
+                color = "white" if abs(value) > 0.7 else "black"
+                axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=color)
+        places = range(len(anchors))
+        axes.set_xticks(places, anchors, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(places, anchors, fontsize=8)
+        axes.set_title("cosine between class centers", fontsize=9)
+        figure.colorbar(shown, ax=axes, shrink=0.75)
+
+    @staticmethod
     def _points(axes: Axes, points: Tensor, color: Any, label: str) -> None:
         if len(points):
             axes.scatter(points[:, 0], points[:, 1], s=5, color=[color], label=label, linewidths=0)
@@ -323,9 +333,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.draw.method_pictures", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="last.pt of a u2pl run")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="unset: that of the training")
-    parser.add_argument("--image", type=int, default=0, help="which unlabeled image, counted from 0")
-    parser.add_argument("--shown", default="Pedestrian", metavar="CLASS", help="class whose anchors and bank are shown")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data set. Unset: that of the run")
+    parser.add_argument("--image", type=int, default=0, help="index of the unlabeled image, from 0")
+    parser.add_argument("--shown", metavar="CLASS", help="class whose anchors and bank are drawn. Unset: the last")
     parser.add_argument("--out", type=Path, default=Path("docs/plots"), metavar="DIR")
     args = parser.parse_args(argv)
     try:
@@ -334,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, draw in PICTURES.items():
             path = args.out / f"method-{name}.png"
             figure = draw(scene)
-            figure.savefig(path, dpi=85)
+            figure.savefig(path, dpi=80)
             pyplot.close(figure)
             print(path)
     except (ValueError, OSError) as error:
