@@ -1,1 +1,1 @@
-"""Accuracy on real images: which method gains what over labels alone. ``python -m benchmarks.accuracy`` trains."""
+"""Measure on real images what each method gains over labels alone. ``python -m benchmarks.accuracy`` trains."""

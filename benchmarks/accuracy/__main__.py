@@ -1,10 +1,9 @@
-"""``python -m benchmarks.accuracy --camvid DIR --msrc DIR --encoder-weights FILE``: trains the runs that the tables of
-docs/accuracy.md lack, one after another, what is wanted most first. Runs on images that no folder is named for are
-left out.
+"""``python -m benchmarks.accuracy --camvid DIR --msrc DIR --encoder-weights FILE``: train the runs that the tables of
+docs/accuracy.md lack, most important first. Data sets without a folder are skipped.
 
-Each finished run becomes a JSON file of its own in ``--results``; a run that was interrupted goes on from its last
-checkpoint in ``--work``. ``--list`` shows what there is and what is missing; ``--dry-run`` says how long that takes.
-``python -m benchmarks.draw.tables`` and ``python -m benchmarks.accuracy.plots`` then renew the tables and pictures.
+Each finished run becomes a JSON file in ``--results``. An interrupted run resumes from its last checkpoint in
+``--work``. ``--list`` shows finished and missing runs; ``--dry-run`` estimates the time. Afterwards, update tables and
+figures with ``python -m benchmarks.draw.tables`` and ``python -m benchmarks.accuracy.plots``.
 """
 
 import argparse
@@ -25,8 +24,8 @@ from .experiments import DATASETS, IN_WORK_FOLDER, Experiment, experiments
 from .labeled_images import write_list
 from .runs import RESULTS, current, fits, load, meaning, record, save, settled
 
-DESCRIPTION = "cell.json"  # in the folder of a run: what it was described as (unfinished runs have it by that name)
-# Seconds a step, in those of labels alone, for what no finished run tells. Measured once on two CPU cores.
+DESCRIPTION = "cell.json"  # flags and settings of a run, in its folder; unfinished runs have it by this name
+# Time of a step relative to labels alone, for rows without a finished run. Measured once on two CPU cores.
 RELATIVE_COST = {"supervised": 1.0, "mean-teacher": 2.2, "u2pl-lean": 2.3, "u2pl-paper": 3.4}
 
 
@@ -40,19 +39,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--encoder-weights", default="imagenet", help="imagenet (downloaded) or a timm .safetensors file"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on a share of the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="runs in parallel; they share the cores")
     parser.add_argument(
-        "--only", nargs="*", default=[], metavar="TEXT", help="experiments with one of these in the name"
+        "--only", nargs="*", default=[], metavar="TEXT", help="only experiments whose name contains one of these"
     )
-    parser.add_argument("--limit", type=int, help="end after this many runs")
-    parser.add_argument("--minutes", type=float, help="start no run after this long, and stop those that go on (saved)")
+    parser.add_argument("--limit", type=int, help="stop after this number of runs")
+    parser.add_argument("--minutes", type=float, help="after this time, save and stop unfinished runs")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="checkpoints and logs")
-    parser.add_argument("--results", type=Path, help="finished runs; unset: benchmarks/results/accuracy/DEVICE")
-    parser.add_argument("--list", action="store_true", help="show every experiment and end")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long that takes")
+    parser.add_argument("--results", type=Path, help="finished runs. Unset: benchmarks/results/accuracy/DEVICE")
+    parser.add_argument("--list", action="store_true", help="list every experiment and exit")
+    parser.add_argument("--dry-run", action="store_true", help="estimate the time of the missing runs and exit")
     args = parser.parse_args(argv)
     args.results = args.results or RESULTS / args.device.partition(":")[0]
-    args.work = args.work.resolve()  # the runs have the project's folder as theirs
+    args.work = args.work.resolve()  # runs start in the root of the project
     args.folders = {dataset: path.resolve() for dataset in DATASETS if (path := getattr(args, dataset))}
     if Path(args.encoder_weights).exists():
         args.encoder_weights = str(Path(args.encoder_weights).resolve())
@@ -67,20 +66,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def wanted(args: argparse.Namespace) -> list[Experiment]:
     chosen = [c for c in experiments() if not args.only or any(text in c.name for text in args.only)]
     if not chosen:
-        sys.exit(f"error: --only: no experiment is called like {' or '.join(args.only)}; --list names them")
+        sys.exit(f"error: --only: no experiment has {' or '.join(args.only)} in its name; see --list")
     if args.list or args.dry_run:
         return chosen
     able = [c for c in chosen if c.dataset in args.folders]
     lacking = [name for name in DATASETS if name not in args.folders and any(c.dataset == name for c in chosen)]
     if not able:
-        sys.exit(f"error: --{lacking[0]}: name the folder of its images")
+        sys.exit(f"error: --{lacking[0]}: expected the folder of this data set")
     for name in lacking:
-        print(f"{name}: left out, name its folder with --{name}", flush=True)
+        print(f"{name}: skipped, set its folder with --{name}", flush=True)
     return able
 
 
 def seconds_a_step(done: dict[str, dict]) -> dict[tuple[str, str], float]:
-    """By dataset and kind of row, from finished runs; other kinds of the same dataset by their relative cost."""
+    """Return the time of a step by data set and kind of row: measured, or else from relative costs."""
     measured: dict[tuple[str, str], list[float]] = {}
     by_name = {experiment.name: experiment for experiment in experiments()}
     for name, run in done.items():
@@ -103,7 +102,7 @@ def forecast(missing: list[Experiment], done: dict[str, dict], jobs: int) -> str
     if known:
         text += f", about {seconds / jobs / 3600:.1f} h of training for {len(known)} of them, {jobs} at a time"
     if len(known) < len(missing):
-        text += f"; nothing tells yet how long {len(missing) - len(known)} take"
+        text += f"; no estimate yet for {len(missing) - len(known)} of them"
     return text
 
 
@@ -130,7 +129,7 @@ def description(experiment: Experiment) -> str:
 
 
 def is_of(out: Path, experiment: Experiment) -> bool:
-    """Whether the run in this folder is of the experiment as it is now described, and of what its flags now mean."""
+    """Return whether the run in this folder has the flags of the experiment, with their current meaning."""
     described = out / DESCRIPTION
     if not described.exists():
         return False
@@ -139,7 +138,7 @@ def is_of(out: Path, experiment: Experiment) -> bool:
 
 
 def train(experiment: Experiment, args: argparse.Namespace, running: dict[str, subprocess.Popen]) -> int:
-    """Run one experiment to its end; its exit status."""
+    """Run one experiment to its end and return the exit status."""
     out = args.work / experiment.name
     if out.exists() and not is_of(out, experiment):
         shutil.rmtree(out)
@@ -154,7 +153,7 @@ def train(experiment: Experiment, args: argparse.Namespace, running: dict[str, s
 
 
 def run(missing: list[Experiment], args: argparse.Namespace) -> int:
-    """Train what is missing; how many runs failed."""
+    """Train the missing runs and return the number of failures."""
     started, failures, queue = time.monotonic(), 0, list(missing)
     deadline = None if args.minutes is None else started + 60 * args.minutes
     running: dict[str, subprocess.Popen] = {}
@@ -176,13 +175,13 @@ def run(missing: list[Experiment], args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             for process in list(running.values()):
                 process.send_signal(signal.SIGTERM)
-            print("interrupted: runs are saved, the same command goes on", flush=True)
+            print("interrupted: runs are saved; repeat the command to resume", flush=True)
             return failures
     return failures
 
 
 def _next(queue: list[Experiment], pending: Iterable[Experiment]) -> Experiment | None:
-    """Take from the queue the first experiment whose needed run has ended, or will never."""
+    """Take from the queue the first experiment that does not wait for another run."""
     coming = {experiment.name for experiment in (*queue, *pending)}
     for place, experiment in enumerate(queue):
         if experiment.needs not in coming:
@@ -191,7 +190,7 @@ def _next(queue: list[Experiment], pending: Iterable[Experiment]) -> Experiment 
 
 
 def with_needed(missing: list[Experiment], args: argparse.Namespace) -> list[Experiment]:
-    """Return the experiments, and before each the one whose checkpoint it reads unless that exists or is among them."""
+    """Return the experiments, each after the one whose checkpoint it reads, unless that is finished."""
     by_name = {experiment.name: experiment for experiment in experiments()}
     found: dict[str, Experiment] = {}
     for experiment in missing:
@@ -204,14 +203,14 @@ def with_needed(missing: list[Experiment], args: argparse.Namespace) -> list[Exp
 
 
 def _finish(experiment: Experiment, status: int, args: argparse.Namespace) -> bool:
-    """Tell how a run ended, and keep its result if it did; whether it did not fail."""
+    """Print how a run ended and save the result of a finished one. Return False if it failed."""
     out = args.work / experiment.name
     if status:
         lines = (out / "output.txt").read_text().splitlines() or ["no output"]
         print(f"{experiment.name}: failed, status {status}: {lines[-1]}", flush=True)
         return False
     if not settled(out):
-        print(f"{experiment.name}: stopped and saved, to go on", flush=True)
+        print(f"{experiment.name}: stopped and saved; repeat the command to resume", flush=True)
         return True
     result = record(experiment, out)
     save(args.results / f"{experiment.name}.json", result)

@@ -1,13 +1,13 @@
-"""What is trained, in order. An experiment is one training run: a row of a table, a number of labels, and a seed."""
+"""List the experiments in order. An experiment is one run: a row of a table, a number of labels and a seed."""
 
 from dataclasses import dataclass
 
 ALL = "all"  # in place of a number of labels
 
-# What every run on a dataset shares; the caller names the folder of its images.
-# CamVid: far below its size and with a light decoder, so that a CPU gets through; with weights, without which rare
-# classes are not learned in so few steps; with frozen batch norm, since eight crops are few for its statistics; and a
-# teacher quick enough for so few steps.
+# Flags that all runs on a data set share; the command line adds its folder.
+# CamVid is made feasible on a CPU: small images and a light decoder; class weights, because rare classes are not
+# learned otherwise in so few steps; frozen batch norm, because eight crops are few for its statistics; and a
+# low momentum of the teacher, because runs are short.
 DATASETS: dict[str, tuple[str, ...]] = {
     "camvid": (
         *("--dataset", "camvid", "--resize", "144", "192", "--crop-size", "96", "128", "--scale-range", "0.75", "1.5"),
@@ -15,8 +15,8 @@ DATASETS: dict[str, tuple[str, ...]] = {
         *("--freeze-batchnorm", "--ema-momentum", "0.97", "--encoder-lr", "3e-4"),
         *("--jitter-prob", "0", "--grayscale-prob", "0", "--blur-prob", "0", "--steps", "1200", "--eval-every", "300"),
     ),
-    # Photographs, for minutes of one core: small crops, and the first three stages of the encoder as they are. LOG.md
-    # has the runs behind each setting, of one seed.
+    # Photographs, for minutes on one core: small crops and three frozen encoder stages. LOG.md has the runs (one
+    # seed) behind each setting.
     "msrc": (
         *("--dataset", "folder", "--crop-size", "128", "128", "--scale-range", "0.5", "1.25", "--encoder-lr", "3e-5"),
         *("--arch", "segformer", "--decoder-width", "128", "--freeze-batchnorm", "--freeze-stages", "3"),
@@ -25,22 +25,22 @@ DATASETS: dict[str, tuple[str, ...]] = {
     ),
 }
 MSRC_LABELS, MSRC_OTHER_LABELS, MSRC_SEEDS = 40, (20, 80), (0, 1, 2, 3, 4)
-MSRC_MAIN_ROWS = ("supervised", "self-training-8", "u2pl-self-training-8")  # with other numbers of labels, too
+MSRC_MAIN_ROWS = ("supervised", "self-training-8", "u2pl-self-training-8")  # also with other numbers of labels
 MSRC_CLASSES = (
     *("building", "grass", "tree", "cow", "sheep", "sky", "aeroplane", "water", "face", "car", "bicycle"),
     *("flower", "sign", "bird", "book", "chair", "road", "cat", "dog", "body", "boat"),
 )
 
-# What all rows with pseudo-labels share beyond that: those with a strong view. No blur, which erases poles and signs at
-# this size. No CutMix on photographs: an object fills a small crop, and a box of another image takes away what tells it
-# from others. Jittered colors cost labels alone 1.3 mIoU and gain 0.9 on unlabeled images.
+# Flags that all rows with pseudo-labels add. No blur: it erases poles and signs at this size. No CutMix on photographs:
+# an object fills a small crop, and the pasted box hides what distinguishes it. Jittered colors cost labels alone
+# 1.3 mIoU and gain 0.9 on unlabeled images.
 COLORS = ("--jitter-prob", "0.8", "--grayscale-prob", "0.2")
 SEMI_SUPERVISED: dict[str, tuple[str, ...]] = {
     "camvid": ("--weigh-pseudo-labels", *COLORS),
     "msrc": ("--mix", "none", *COLORS),
 }
 
-IN_WORK_FOLDER = ("--labeled-list", "--teacher-from")  # flags whose file the suite writes, or an earlier run does
+IN_WORK_FOLDER = ("--labeled-list", "--teacher-from")  # flags whose file the suite or an earlier run writes
 
 ROWS: dict[str, tuple[str, ...]] = {
     "supervised": ("--method", "supervised"),
@@ -49,28 +49,27 @@ ROWS: dict[str, tuple[str, ...]] = {
     "u2pl-paper": ("--method", "u2pl", "--recipe", "paper"),
 }
 
-# Photographs. Rivals are those of their papers, but for what docs/accuracy.md names. Labels alone get an average of the
-# weights, as all others have one. The teacher of the others begins after a quarter of the run: one pass over the
-# images, the default, is too early.
+# Photographs. Rivals follow their papers except for the settings above. Labels alone get a weight average because all
+# other rows have one. Teachers start after a quarter of the run: one epoch, the default, is too early.
 TEACHER_LATER = ("--sup-only-epochs", "4")
 LEAN = ("--method", "u2pl", "--recipe", "lean")
-# ST++: labels of whole images at three scales, by the run on labels alone of the same seed; every pixel teaches.
+# ST++: labels of whole images at three scales, by the run on labels alone of the same seed; all pixels are used.
 SELF_TRAINING = (
     *("--sup-only-epochs", "0", "--gate", "confidence", "--confidence-threshold", "0"),
     *("--teacher-input", "whole", "--teacher-scales", "0.75", "1", "1.25", "--teacher-from", "{supervised}/last.pt"),
 )
-# Eight unlabeled images a step instead of four.
+# Eight unlabeled images per step instead of four.
 MORE_UNLABELED = ("--unlabeled-batch-size", "8")
-# One unlabeled pixel in a thousand is unreliable: nearly all negatives are labeled pixels, as in plain pixel contrast.
+# One unlabeled pixel in a thousand is unreliable, so nearly all negatives are labeled pixels, as in pixel contrast.
 NONE_UNRELIABLE = ("--alpha", "0.001")
 MSRC_ROWS: dict[str, tuple[str, ...]] = {
     "supervised": ("--method", "supervised", "--average-weights", "--sup-only-epochs", "0"),
     "self-training": ("--method", "mean-teacher", *SELF_TRAINING),
     "self-training-8": ("--method", "mean-teacher", *SELF_TRAINING, *MORE_UNLABELED),
     "u2pl-self-training": (*LEAN, *SELF_TRAINING),
-    # The published weight, 0.1, gives the contrastive loss 4 % of the decoder's gradient: too little to tell.
+    # At the published weight, 0.1, the contrastive loss has 4 % of the decoder's gradient, too little for an effect.
     "u2pl-self-training-strong": (*LEAN, *SELF_TRAINING, "--contrastive-weight", "5"),
-    # Among 5, 10 and 20, which gained 0.5, 0.7 and 0.8 at seed 0, the middle.
+    # The middle of 5, 10 and 20, which gained 0.5, 0.7 and 0.8 at seed 0.
     "u2pl-self-training-8": (*LEAN, *SELF_TRAINING, *MORE_UNLABELED, "--contrastive-weight", "10"),
     "mean-teacher": ("--method", "mean-teacher", *TEACHER_LATER),
     "u2pl-lean": (*LEAN, *TEACHER_LATER),
@@ -83,8 +82,8 @@ MSRC_ROWS: dict[str, tuple[str, ...]] = {
     "u2pl-paper": ("--method", "u2pl", "--recipe", "paper", *TEACHER_LATER),
 }
 
-# What each part of U²PL gives. A later flag overrides the same flag before it. At a threshold of 1 no unlabeled pixel
-# is sure enough to teach or to be an anchor.
+# Rows that isolate the parts of U²PL. A later flag overrides an earlier one. With a threshold of 1, no unlabeled pixel
+# is used in L_u or as an anchor.
 STRONG, EIGHT = MSRC_ROWS["u2pl-self-training-strong"], MSRC_ROWS["u2pl-self-training-8"]
 MSRC_PARTS: dict[str, tuple[str, ...]] = {
     "contrast-labels": (*STRONG, "--confidence-threshold", "1", *NONE_UNRELIABLE),
@@ -93,10 +92,10 @@ MSRC_PARTS: dict[str, tuple[str, ...]] = {
     "contrast-self-training-8": (*EIGHT, *NONE_UNRELIABLE),
 }
 
-# 1.7 times the steps. Labels alone then take four fifths of the time that u2pl-lean takes for those.
+# 1.7 times the steps. Labels alone then take four fifths of the time of u2pl-lean with 1,200 steps.
 LONGER = {f"{row}-longer": ("--steps", "2000") for row in ("supervised", "mean-teacher", "u2pl-lean")}
 
-# Each differs from u2pl-lean in what its flags say.
+# u2pl-lean with these flags changed.
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "key-encoder-student": ("--key-encoder", "student"),
     "key-encoder-teacher": ("--key-encoder", "teacher"),
@@ -159,7 +158,7 @@ class Experiment:
     labels: int | str
     seed: int
     flags: tuple[str, ...]
-    """Beyond those of its dataset, of paths and of the machine."""
+    """All flags except those of paths and of the machine."""
 
     @property
     def name(self) -> str:
@@ -167,19 +166,19 @@ class Experiment:
 
     @property
     def needs(self) -> str | None:
-        """The experiment whose last checkpoint this one reads."""
+        """Return the experiment whose last checkpoint this one reads."""
         if "--teacher-from" not in self.flags:
             return None
         return self.flags[self.flags.index("--teacher-from") + 1].removesuffix("/last.pt")
 
     @property
     def cost_of(self) -> str:
-        """Rows that share this take equally long a step, nearly."""
+        """Return the kind of row; rows of a kind take about the same time per step."""
         return _changed(self.row)
 
 
 def _changed(row: str) -> str:
-    """The one of ``ROWS`` that a row is, or differs from."""
+    """Return the row of ``ROWS`` that a row is or differs from."""
     row = row.removesuffix("-longer")
     if row in ROWS:
         return row
@@ -187,7 +186,7 @@ def _changed(row: str) -> str:
 
 
 def _shared(dataset: str, row: str) -> tuple[str, ...]:
-    """Return what a row has in common with others of its dataset."""
+    """Return the flags that a row shares with others of its data set."""
     return DATASETS[dataset] if _changed(row) == "supervised" else DATASETS[dataset] + SEMI_SUPERVISED[dataset]
 
 
@@ -198,14 +197,14 @@ def _camvid_experiment(row: str, labels: int | str, seed: int) -> Experiment:
 
 
 def msrc_experiment(row: str, labels: int | str, seed: int) -> Experiment:
-    """All rows of a seed share labeled images, initial weights and batches, so that they can be compared in pairs."""
+    """Return an experiment. Rows of a seed share labeled images, initial weights and batches, so they can be paired."""
     chosen = ("--labeled-fraction", "1") if labels == ALL else ("--labeled-list", f"lists/msrc-{labels}-seed{seed}.txt")
     flags = [f.format(supervised=f"msrc-{labels}-supervised-seed{seed}") for f in (MSRC_ROWS | MSRC_PARTS)[row]]
     return Experiment("msrc", row, labels, seed, (*_shared("msrc", row), *chosen, *flags, "--seed", str(seed)))
 
 
 def experiments() -> list[Experiment]:
-    """All of them, what is wanted most first."""
+    """Return all experiments, most important first."""
     main = [(row, 23) for row in ROWS]
     headroom = [("supervised", ALL)]
     found = [_camvid_experiment(row, labels, seed) for seed in (0, 1, 2) for row, labels in headroom + main]

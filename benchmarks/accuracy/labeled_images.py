@@ -1,4 +1,4 @@
-"""Which images of MSRC-21 keep their labels: equally many of each of its twenty scenes, another draw for each seed."""
+"""Draw the images of MSRC-21 that keep their labels: the same number from each of its twenty scenes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from u2pl_fast.utils.randomness import generator
 def labeled_ids(names: list[str], count: int, seed: int) -> list[str]:
     """Return ``count`` of the ids, spread evenly over the scenes; a smaller draw is part of every larger one.
 
-    MSRC calls an image ``SCENE_NUMBER_s``. A plain draw of 40 leaves out whole classes, and then measures little else.
+    Ids of MSRC are ``SCENE_NUMBER_s``. A uniform draw of 40 misses whole classes, which then dominates the score.
     """
     scenes: dict[int, list[str]] = {}
     for name in sorted(names):
@@ -24,7 +24,7 @@ def labeled_ids(names: list[str], count: int, seed: int) -> list[str]:
 
 
 def write_list(data_root: Path, count: int, seed: int, path: Path) -> Path:
-    """Write the list file that ``--labeled-list`` takes, and return its path."""
+    """Write the file for ``--labeled-list`` and return its path."""
     names = [image.stem for image in (data_root / "images" / "train").iterdir() if image.suffix in IMAGE_SUFFIXES]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(labeled_ids(names, count, seed)) + "\n")

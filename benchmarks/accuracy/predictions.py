@@ -1,9 +1,8 @@
-"""``python -m benchmarks.accuracy.predictions --msrc DIR --work DIR --out FILE``: what each method makes of five
-validation photographs of MSRC-21, beside the truth, by the last checkpoints that ``python -m benchmarks.accuracy`` left
-in its ``--work``.
+"""``python -m benchmarks.accuracy.predictions --msrc DIR --work DIR --out FILE``: draw label maps of five
+validation images of MSRC-21, the truth next to the prediction of each method. They use the last checkpoints in the
+``--work`` folder of ``python -m benchmarks.accuracy``.
 
-``--photographs`` shows the photographs too. The picture of docs/accuracy.md leaves them out: they are not ours to
-distribute.
+``--photographs`` draws the images too. The figure of docs/accuracy.md omits them; they may not be distributed.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from u2pl_fast.pictures.palette import colorize, palette
 
 from .experiments import MSRC_LABELS, MSRC_MAIN_ROWS, title
 
-# A cat, a dog, a boat, a bird and a street: the first four are what 40 labels get wrong most.
+# A cat, a dog, a boat, a bird and a street. With 40 labels, the first four are the hardest classes.
 PHOTOGRAPHS = ("15_6_s", "16_13_s", "18_20_s", "12_27_s", "17_15_s")
 
 
@@ -35,13 +34,13 @@ def checkpoints(work: Path, seed: int) -> dict[str, Path]:
 
 
 def predictions(path: Path, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the labels (h, w) that the evaluated network of a checkpoint gives to images (h, w, 3)."""
+    """Return the labels (h, w) that the evaluated network of a checkpoint predicts for images (h, w, 3)."""
     network = load_model(path)[0]
     return [predict_labels(network, torch.from_numpy(x.copy()).permute(2, 0, 1)[None]).label[0].numpy() for x in images]
 
 
 def draw(columns: dict[str, list[np.ndarray]], classes: list[str], path: Path) -> None:
-    """Save a grid with a row for each photograph: ``columns`` hold images (h, w, 3) or labels (h, w)."""
+    """Save a grid with one row per image: ``columns`` hold images (h, w, 3) or labels (h, w)."""
     rows = len(next(iter(columns.values())))
     figure, axes = plt.subplots(
         rows, len(columns), figsize=(2.6 * len(columns), 1.85 * rows + 0.9), layout="constrained", squeeze=False
@@ -67,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--msrc", type=Path, required=True, metavar="DIR", help="MSRC-21, as for benchmarks.accuracy")
-    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="its folder of checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--photographs", action="store_true", help="show the photographs as well")
+    parser.add_argument("--photographs", action="store_true", help="draw the images too")
     parser.add_argument("--out", type=Path, default=Path("docs/plots/accuracy-msrc-predictions.png"))
     args = parser.parse_args(argv)
     found = checkpoints(args.work, args.seed)

@@ -1,4 +1,4 @@
-"""The result of one run, as ``benchmarks/results/accuracy`` keeps it: small, without paths, ready for tables."""
+"""Read and write results of runs in ``benchmarks/results/accuracy``: small, without paths, ready for tables."""
 
 import json
 from functools import cache
@@ -19,13 +19,13 @@ RESULTS = ALL_RESULTS / "accuracy"
 MACHINE = {"device", "threads", "workers", "channels_last", "amp", "cache", "save_every", "log_every"}
 PATHS = {
     *("out", "data_root", "encoder_weights", "resume", "dry_run", "stop_after"),
-    *("labeled_list", "teacher_from"),  # decided by the experiment's number of labels and seed
+    *("labeled_list", "teacher_from"),  # determined by the experiment's number of labels and seed
 }
-BY_DATA = {"sup_only_epochs"}  # unset in an experiment, and then filled in when the images are known
+BY_DATA = {"sup_only_epochs"}  # unset in an experiment; filled in when the images are known
 
 
 def settled(out: Path) -> bool:
-    """Whether the run in this folder has come to its end."""
+    """Return whether the run in this folder is finished."""
     try:
         steps = yaml.safe_load((out / "config.yaml").read_text())["steps"]
         return json.loads((out / "metrics.json").read_text())["steps"] == steps
@@ -39,7 +39,7 @@ def log_lines(out: Path) -> list[dict[str, Any]]:
 
 
 def record(experiment: Experiment, out: Path) -> dict[str, Any]:
-    """Scores, curves and settings of a finished run."""
+    """Return scores, curves and settings of a finished run."""
     metrics = json.loads((out / "metrics.json").read_text())
     config = yaml.safe_load((out / "config.yaml").read_text())
     log = log_lines(out)
@@ -69,12 +69,12 @@ def record(experiment: Experiment, out: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results by the name of their experiment."""
+    """Return results by name of experiment."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def current(folder: Path) -> dict[str, dict[str, Any]]:
-    """Those that were trained with what the flags of their experiment now mean."""
+    """Return the results whose settings match the current meaning of their experiment's flags."""
     described = {experiment.name: experiment for experiment in experiments()}
     return {
         name: run for name, run in load(folder).items() if name in described and fits(run["settings"], described[name])
@@ -83,21 +83,21 @@ def current(folder: Path) -> dict[str, dict[str, Any]]:
 
 @cache
 def _parsed(flags: tuple[str, ...]) -> TrainConfig:
-    """Each table asks for each experiment again, and parsing is slow."""
+    """Parse flags once: each table asks for each experiment, and parsing is slow."""
     return parse(list(flags))
 
 
 def meaning(experiment: Experiment) -> dict[str, Any]:
-    """The settings that its flags stand for, but for those that the data or the machine decides."""
+    """Return the settings of an experiment's flags, except those that the data or the machine determines."""
     settings = read_settings(resolve(_parsed(experiment.flags)).to_dict())
     by_data = {name for name in BY_DATA if settings[name] is None}
     return {k: v for k, v in settings.items() if k not in PATHS | MACHINE | by_data}
 
 
 def fits(settings: dict[str, Any], experiment: Experiment) -> bool:
-    """Whether a run's settings are what the flags of its experiment now mean.
+    """Return whether a run's settings match the current meaning of its experiment's flags.
 
-    A setting that the run did not know yet had its default's effect.
+    Settings newer than the run count as their defaults.
     """
     saved = TrainConfig().to_dict() | upgraded(settings)
     return all(saved[k] == v for k, v in meaning(experiment).items())

@@ -360,9 +360,9 @@ def test_pictures_are_drawn_from_the_runs(some_runs, tmp_path):
 
 
 def test_bad_arguments_are_told(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="no experiment is called"):
+    with pytest.raises(SystemExit, match="no experiment has nothing-like-it in its name"):
         suite.main(["--only", "nothing-like-it", "--list", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit, match="--msrc: name the folder"):
+    with pytest.raises(SystemExit, match="--msrc: expected the folder"):
         suite.main(["--only", "msrc", "--results", str(tmp_path)])
     with pytest.raises(SystemExit):
         suite.main(["--camvid", str(tmp_path / "none"), "--results", str(tmp_path)])
