@@ -130,6 +130,8 @@ class Report:
         self.data: dict[str, Any] = {"machine": describe(args.device, quick=args.quick), "records": [], "parts": []}
         keeps = (args.merge or args.skip) and args.json and args.json.exists()
         self.old = results.load(args.json) if keeps else None
+        if self.old:
+            results.merged(self.old, self.data)  # refuse a file of another machine before anything is measured
 
     @property
     def all(self) -> dict[str, Any]:

@@ -259,6 +259,17 @@ def test_pictures_are_drawn(quick, tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"cpu-time.png", "cpu-growth.png"}
 
 
+def test_another_version_is_refused_before_anything_is_measured(quick, tmp_path, monkeypatch):
+    data = copy.deepcopy(quick[1])
+    data["machine"]["versions"]["u2pl_fast"] = "0.0.1"
+    results.save(tmp_path / "old.json", data)
+    monkeypatch.setattr("benchmarks.__main__.describe", lambda device, quick: machine)
+    monkeypatch.setattr(runner, "measure", None)
+    machine = quick[1]["machine"]
+    with pytest.raises(SystemExit, match=r"versions .*0\.0\.1"):
+        main(["--quick", "--device", "cpu", "--op", "thin_mask", "--json", str(tmp_path / "old.json"), "--merge"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
