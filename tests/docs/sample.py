@@ -13,6 +13,7 @@ import u2pl_fast
 
 NAMES = ("background", "road", "tree")
 SIZE = (64, 96)
+PHOTOS = ("one.jpg", "photo.jpg", "photo.png", "a.jpg", "b.jpg")
 SMALL = {"encoder": "resnet10t", "encoder_weights": "none", "crop_size": (48, 64), "representation_dim": 16}
 
 
@@ -42,7 +43,7 @@ def write_photos() -> None:
     rng = np.random.default_rng(1)
     Path("photos").mkdir()
     Path("scans/1").mkdir(parents=True)
-    for name in ("photos/1.jpg", "photos/2.jpg", "scans/1/1.tif", "one.jpg", "photo.jpg", "photo.png", "a.jpg", "b.jpg"):
+    for name in ("photos/1.jpg", "photos/2.jpg", "scans/1/1.tif", *PHOTOS):
         image_and_label(rng)[0].save(name)
 
 
