@@ -4,6 +4,7 @@ Files in the current folder: ``mydata`` (6 training images, 4 of them with masks
 ``runs/mine`` (a run of two steps on it), ``photos``, ``scans``, and single photos.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def write_photos() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m tests.docs.sample", description=__doc__.splitlines()[0]).parse_args()
     write_data(Path("mydata"))
     write_photos()
     u2pl_fast.train(
