@@ -28,6 +28,9 @@ FENCE = re.compile(r"^( *)```([\w+-]*)[^\n]*\n(.*?)^\1```[ \t]*$", re.MULTILINE 
 MARKER = re.compile(r"<!-- (not run|setup):\s(.*?)\s*-->", re.DOTALL)
 # Written in the folder of a page, so that its commands find this project and this Python.
 COMMANDS = {"python": "", "python3": "", "u2pl": "-m u2pl_fast"}
+# Commands that change the machine: a block that has one must be marked, and fails if it is not.
+REFUSED = ("apt", "apt-get", "conda", "curl", "git", "make", "mamba", "pip", "pip3", "pipx", "sudo", "uv", "wget")
+REFUSE = 'echo "error: $0 may not run here; mark the block with <!-- not run: reason -->" >&2; exit 1'
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,19 @@ def _environment(root: Path) -> dict[str, str]:
     """Return an environment in which ``python`` and ``u2pl`` are of this project; link what its commands read."""
     folder = Path.cwd() / ".commands"
     folder.mkdir(exist_ok=True)
-    for name, module in COMMANDS.items():
+    scripts = {name: f'exec "{sys.executable}" {module} "$@"' for name, module in COMMANDS.items()}
+    for name in ("python", "python3"):
+        installs = '[ "$1" = -m ] && case "$2" in pip|venv|ensurepip)'
+        scripts[name] = f"{installs} {REFUSE};; esac\n{scripts[name]}"
+    for name, script in (scripts | dict.fromkeys(REFUSED, REFUSE)).items():
         path = folder / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     if not Path("examples").exists():
         Path("examples").symlink_to(root / "examples")
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    # No index: a pip that is called in another way finds nothing to install.
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(root), "PIP_NO_INDEX": "1", "PIP_REQUIRE_VIRTUALENV": "1"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

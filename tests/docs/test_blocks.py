@@ -95,6 +95,8 @@ def test_blocks_share_a_namespace_and_a_folder(written, tmp_path: Path):
     [
         ("one\n```python\nx = 1\nassert x == 2\n```\n", 'page.md", line 4'),
         ("one\n```sh\nfalse | true\n```\n", "page.md:2: exit status 1"),
+        ("```sh\npip install nothing-at-all\n```\n", "pip may not run here; mark the block"),
+        ("```sh\npython3 -m venv here\n```\n", "python3 may not run here; mark the block"),
     ],
 )
 def test_a_block_that_fails_is_named(text: str, message: str, written, tmp_path: Path):
