@@ -63,7 +63,7 @@ def evaluate(checkpoint: str | Path, **settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: a setting, the checkpoint or the data cannot be used; the message names it.
 
-    Example:
+    Examples:
         >>> import u2pl_fast
         >>> scores = u2pl_fast.evaluate("runs/mine/best.pt", split="val")  # doctest: +SKIP
     """

@@ -36,7 +36,7 @@ def train(config: TrainConfig | str | Path | None = None, **settings: Any) -> Ru
         ValueError: a setting, file or folder cannot be used; the message names it.
         FloatingPointError: the loss or gradient of ``max_skipped`` steps in a row was not finite.
 
-    Example:
+    Examples:
         >>> import u2pl_fast
         >>> run = u2pl_fast.train(steps=2, num_labeled=2, batch_size=2, out="runs/example")  # doctest: +SKIP
         >>> model = run.load()  # doctest: +SKIP

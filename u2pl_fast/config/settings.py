@@ -318,7 +318,7 @@ class TrainConfig(
     None stands for a value that the data set, the recipe or the library chooses; :func:`u2pl_fast.config.resolve`
     fills it in.
 
-    Example:
+    Examples:
         >>> from u2pl_fast import TrainConfig
         >>> TrainConfig(dataset="folder", data_root=Path("mydata"), method="mean-teacher").steps is None
         True

@@ -41,7 +41,7 @@ def load(
     Raises:
         CheckpointError: the file cannot be read, or holds no such network.
 
-    Example:
+    Examples:
         >>> import u2pl_fast
         >>> model = u2pl_fast.load("runs/mine/best.pt")  # doctest: +SKIP
         >>> result = model.predict("photo.jpg")  # doctest: +SKIP
