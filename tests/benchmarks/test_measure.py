@@ -261,7 +261,7 @@ def test_pictures_are_drawn(quick, tmp_path):
 
 def test_another_version_is_refused_before_anything_is_measured(quick, tmp_path, monkeypatch):
     data = copy.deepcopy(quick[1])
-    data["machine"]["versions"]["u2pl_fast"] = "0.0.1"
+    data["machine"]["versions"]["torch"] = "0.0.1"
     results.save(tmp_path / "old.json", data)
     monkeypatch.setattr("benchmarks.__main__.describe", lambda device, quick: machine)
     monkeypatch.setattr(runner, "measure", None)
