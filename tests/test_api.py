@@ -1,4 +1,4 @@
-"""What `import u2pl_fast` gives, and what it costs."""
+"""Test the public names, functions and command of the package."""
 
 import inspect
 import json

@@ -87,7 +87,7 @@ def check(args: argparse.Namespace) -> int:
     args.msrc = args.msrc and args.msrc.resolve()
     args.encoder_weights = str(Path(args.encoder_weights).resolve()) if args.encoder_weights else "imagenet"
     end_on_signals()
-    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
         plan = Plan(args, out, Path(work))
         for part in args.part:
@@ -97,9 +97,9 @@ def check(args: argparse.Namespace) -> int:
                 for stage in stages:
                     stage.limit *= PATIENCE
             print(f"\n{part}: at most {seconds / 60:.1f} minutes", flush=True)
-            told += run(part, stages, seconds, environment, out)
+            rows += run(part, stages, seconds, environment, out)
     print("\n" + summary(out))
-    return int(any(row["status"] in ("failed", "stopped") for row in told))
+    return int(any(row["status"] in ("failed", "stopped") for row in rows))
 
 
 def summary(out: Out) -> str:
@@ -118,8 +118,8 @@ def _tests(out: Out) -> list[str]:
     if not last:
         return []
     counts = {outcome: list(last.values()).count(outcome) for outcome in sorted(set(last.values()))}
-    told = [f"  {outcome}: {test}" for test, outcome in last.items() if outcome not in ("passed", "skipped")]
-    return ["tests: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()), *told[:20]]
+    failed = [f"  {outcome}: {test}" for test, outcome in last.items() if outcome not in ("passed", "skipped")]
+    return ["tests: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()), *failed[:20]]
 
 
 def _training(out: Out) -> list[str]:

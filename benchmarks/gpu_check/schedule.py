@@ -146,7 +146,7 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
     deadline = time.monotonic() + seconds
     waiting, running, rows = list(stages), [], {}
 
-    def told(stage: Stage, row: dict[str, Any]) -> None:
+    def report(stage: Stage, row: dict[str, Any]) -> None:
         rows[stage.name] = row = {"part": part, "stage": stage.name} | row
         out.stage(row | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         print(f"{stage.name:<18} {row['status']:<9} {row['seconds']:6.1f} s  {row['note']}", flush=True)
@@ -158,7 +158,7 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
                 left = deadline - time.monotonic()
                 reason = reason_to_leave_out(stage, left)
                 if reason:
-                    told(stage, {"status": "skipped", "seconds": 0.0, "note": reason, "result": []})
+                    report(stage, {"status": "skipped", "seconds": 0.0, "note": reason, "result": []})
                     continue
                 out.stage({"part": part, "stage": stage.name, "status": "running", "command": stage.command})
                 running.append(_Running(stage, min(stage.limit, left), environment, out))
@@ -166,7 +166,7 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
                 row = one.ended()
                 if row is not None:
                     running.remove(one)
-                    told(one.stage, row)
+                    report(one.stage, row)
             time.sleep(TICK)
             if ended_by:  # read only here, where every started process is known
                 raise SystemExit(128 + ended_by[0])
@@ -175,5 +175,5 @@ def run(part: str, stages: Sequence[Stage], seconds: float, environment: dict[st
             one.kill()
             one.collect()
             row = {"status": "stopped", "seconds": round(one.seconds, 1), "note": "the check was ended"}
-            told(one.stage, row | {"result": one.results})
+            report(one.stage, row | {"result": one.results})
     return list(rows.values())

@@ -30,7 +30,7 @@ def small_split(number: int = 5, length: int = 12):
 
 
 def batches(split, start: int, stop: int, multiple: int = 1, **settings) -> list[dict]:
-    """What the loader gives a training with these settings."""
+    """Return the batches of a training with these settings."""
     defaults = {"device": "cpu", "crop_size": (24, 40), "scale_range": (0.5, 2.0), "batch_size": 2, "workers": 0}
     options = TrainConfig(**(defaults | settings)).loader_options(multiple)
     return list(train_loader(split, options, 0, 1, start, stop))

@@ -1,4 +1,4 @@
-"""What Markdown pages say that can be wrong: links, and commands with their flags. Each check returns complaints."""
+"""Check links, commands and flags of Markdown pages. Each check returns complaints."""
 
 import contextlib
 import functools

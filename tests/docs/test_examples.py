@@ -1,4 +1,4 @@
-"""What the documentation tells people to run, run."""
+"""Run the examples."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""What predict finds, draws and puts on its page."""
+"""Test the inputs, pictures and gallery of predict."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What is known about each setting stands at its field, and everything else reads it there."""
+"""Each setting's bound, fallback and flags are at its field, and everything else reads them there."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What processes send each other, counted by hand."""
+"""Compare the predicted traffic between processes with counts by hand."""
 
 import pytest
 

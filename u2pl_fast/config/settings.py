@@ -43,7 +43,7 @@ class DataSettings:
     num_labeled: int | None = setting(None, data=True)
     """Number of training images whose labels are used; the other masks are hidden. Unset: every image with a mask."""
     labeled_fraction: str | None = setting(None, data=True, metavar="SHARE")
-    """The same as a share of the training images, such as 1/8 or 0.125."""
+    """Share of the training images whose labels are used, such as 1/8 or 0.125."""
     labeled_list: Path | None = setting(None, data=True, metavar="FILE")
     """File that lists the labeled images, one per line: an id, or "image mask"."""
     unlabeled_list: Path | None = setting(None, data=True, metavar="FILE")

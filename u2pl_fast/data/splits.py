@@ -16,7 +16,7 @@ QUALITY_IMAGES = 32  # hidden masks that each evaluation compares with pseudo-la
 
 @dataclass(frozen=True)
 class Split:
-    """A data set, and the indices of its labeled and unlabeled images (D_u).
+    """Hold a data set, and the indices of its labeled and unlabeled images (D_u).
 
     `labels_hidden`: every image is labeled, so D_u is all of them without their labels.
     """

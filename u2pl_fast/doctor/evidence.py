@@ -50,7 +50,7 @@ class Evidence:
 
     @property
     def complete(self) -> bool:
-        """Whether every file was read."""
+        """Return whether every file was read."""
         return len(self.samples) == self.total
 
     @property
@@ -78,7 +78,7 @@ class Evidence:
 
     @cached_property
     def black_and_white(self) -> bool:
-        """Whether the masks of a split, or the labeled ones, are black and white and have no label map."""
+        """Return whether the masks of a split, or the labeled ones, are black and white and have no label map."""
         groups = [self.labeled_samples(), *map(self.samples_of, self.datasets)]
         return self.settings.label_map is None and any(looks_binary(_values_in(group)) for group in groups)
 

@@ -51,7 +51,7 @@ def load(
 
 
 class Predictor:
-    """A trained network that labels images. :func:`u2pl_fast.load` returns one.
+    """Label images with a trained network. :func:`u2pl_fast.load` returns one.
 
     Attributes:
         network: the network in evaluation mode; calling it returns logits at the decoder's stride.

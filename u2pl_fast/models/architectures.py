@@ -101,7 +101,7 @@ class Architecture:
     width_options: tuple[str, ...] = ()
     """Library options that ``--decoder-width`` sets; empty if the decoder has a width per level."""
     pools_to_one_pixel: bool = False
-    """Whether batch norm follows pooling to one pixel, which makes training on single images impossible."""
+    """Tell whether batch norm follows pooling to one pixel, which makes training on single images impossible."""
     build: Callable[[str, str, int, int, bool, dict[str, Any]], Parts] = build_from_library
     """Function with the arguments of `build_from_library` that builds the parts."""
     finish: Callable[[Parts, int], None] | None = None

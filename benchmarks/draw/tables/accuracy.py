@@ -67,7 +67,7 @@ def accuracy(folder: Path) -> str:
 
 
 def accuracy_longer(folder: Path) -> str:
-    """The same with more steps."""
+    """Draw the table of runs with more steps."""
     rows = [*((row, 23) for row in LONGER), ("supervised-longer", ALL)]
     return _methods(_runs(folder), "camvid", rows, ("supervised-longer", 23))
 
@@ -119,7 +119,7 @@ PARTS = (
 
 
 def accuracy_msrc_parts(folder: Path) -> str:
-    """What each part of U²PL adds, over the seeds that have both rows."""
+    """Draw what each part of U²PL adds, over the seeds that have both rows."""
     runs, table = _runs(folder), []
     for added, before, after in PARTS:
         scores = [msrc_scores(runs, row, MSRC_LABELS) for row in (before, after)]

@@ -34,12 +34,14 @@ def step(folder: Path) -> str:
     """Return speed, ratios to cheaper methods, and memory of whole training steps."""
     rows = []
     for setting in grouped(r for r in records_of(folder) if r["op"] == "step"):
-        for impl in (impl for impl in load("step").implementations if impl in setting):
-            record = setting[impl]
+        for impl in load("step").implementations:
+            record = setting.get(impl, {})
+            if not record.get("ms_median"):  # not measured, or only on a GPU
+                continue
             w = NAMED[record["workload"]]
             images = w.labeled if impl == "supervised" else w.images
             row = [record["workload"], f"`{impl}`", number(record["ms_median"])]
-            row.append(number(1e3 * images / record["ms_median"]) if record["ms_median"] else "—")
+            row.append(number(1e3 * images / record["ms_median"]))
             row += [times(ratio(setting, impl, other)) for other in ("mean-teacher", "networks-only")]
             rows.append([*row, number(record["peak_mb"])])
     if not rows:
