@@ -30,7 +30,7 @@ def train(config: TrainConfig | str | Path | None = None, **settings: Any) -> Ru
         **settings: fields of :class:`TrainConfig`; they override ``config``.
 
     Returns:
-        The run: ``run.miou``, ``run.checkpoint``, ``run.metrics``, ``run.log``, and ``run.load()`` for its network.
+        The run with ``miou``, ``checkpoint``, ``metrics`` and ``log``. ``run.load()`` returns its network.
 
     Raises:
         ValueError: a setting, file or folder cannot be used; the message names it.
