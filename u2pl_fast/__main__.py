@@ -1,6 +1,7 @@
 """Run ``u2pl COMMAND``: the commands of the package under one name."""
 
 import importlib
+import os
 import sys
 
 from . import __version__
@@ -33,7 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     elif name in ("-V", "--version"):
         print(f"u2pl_fast {__version__}")
     elif name in COMMANDS:
-        importlib.import_module(f"{__package__}.{COMMANDS[name][0]}").main(arguments[1:])
+        try:
+            importlib.import_module(f"{__package__}.{COMMANDS[name][0]}").main(arguments[1:])
+        except BrokenPipeError:  # `u2pl train --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at exit
+            sys.exit(1)
     else:
         sys.exit(f"error: no command {name}; choose one of {', '.join(COMMANDS)}")
 

@@ -6,7 +6,8 @@ For each image, at its own size and turned upright as its EXIF data says:
   which viewers show in the colors of the classes
 - STEM_overlay.png: the image with the color of each class on top, and a legend of the classes in it
 - STEM_entropy.png: entropy / log C; dark = certain, light = uncertain
-- STEM_reliability.png: a palette PNG; 1 = reliable (entropy below the threshold), 2 = unreliable (above), 0 = equal
+- STEM_reliability.png: a palette PNG; 1 = reliable (entropy below the threshold), 2 = unreliable (above), 0 = exactly
+  at the threshold
 
 gallery.html shows all of them side by side in one file.
 """

@@ -1,7 +1,7 @@
 """Train a network: supervised, mean-teacher or U²PL.
 
-Each step takes labeled and unlabeled images. The teacher labels the weak views, strong views and their pseudo-labels
-are mixed, the student sees labeled and mixed images in one forward pass, and the criterion computes the losses.
+Each step takes labeled and unlabeled images. The teacher labels lightly changed (weak) views of the unlabeled images.
+The student learns these labels on strongly changed views, and the masks of the labeled images.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .config import TrainConfig, find_config
+from .config import RECIPE_FILES, TrainConfig, find_config
 from .data import DataError
 from .doctor.settings import doctor_command
 from .training.record import Run
@@ -99,7 +99,10 @@ def parse(arguments: list[str]) -> TrainConfig:
 
 
 DESCRIPTION = f"""{__doc__}
---config FILE or NAME: read settings from a YAML file, or from one that is built in; flags override them."""
+--config FILE or NAME: read settings from a YAML file or a built-in configuration; flags override them. Built in:
+{", ".join(sorted(file.stem for file in RECIPE_FILES.glob("*.yaml")))}.
+
+Example: u2pl train --config folder-small --data-root mydata --out runs/mine"""
 
 
 make_callable(__name__)  # u2pl_fast.train(...) works although `import u2pl_fast.train` binds the module to that name

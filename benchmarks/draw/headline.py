@@ -1,7 +1,7 @@
 """``python -m benchmarks.draw.headline``: draw the picture of README.md from the results of one device.
 
-Bars are the time and the extra memory of plain PyTorch and of the op, as in the ``op_summary`` table. The file holds
-what it shows as text too, which a test compares with the results.
+Bars are the time and the extra memory of the op and of what it is compared with, as in the ``headline`` table. The
+file holds what it shows as text too, which a test compares with the results.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from ..measure import results
 from ..measure.machine import ROOT
 from .measurement_plots import COLORS
 from .panels import pyplot
-from .tables.ops import BRANCH
+from .tables.ops import BRANCH, WORDS, baseline
 from .tables.records import folder_data, grouped, number, ratio, records_of
 
 # What is drawn: title, op and pass.
@@ -33,14 +33,15 @@ def draw(folder: Path, path: Path) -> None:
     for place, (_, op, passes) in enumerate(ROWS):
         wanted = ("voc", "float32", "contiguous", op, passes)
         (setting,) = [s for s in settings if "fused" in s and _of(s["fused"]) == wanted and s["fused"]["bank"] in BANK]
-        theirs, fused = setting["eager"], setting["fused"]
+        other, fused = baseline(setting), setting["fused"]
+        theirs = setting[other]
         for axis, value, unit, gain in (
-            (axes[0], "ms_median", "ms", f"{number(ratio(setting, 'eager'))}× faster"),
+            (axes[0], "ms_median", "ms", f"{number(ratio(setting, other))}× faster"),
             (axes[1], "peak_mb", "MiB", f"{number(theirs['peak_mb'] / fused['peak_mb'])}× less"),
         ):
             for row, record, color in ((place - 0.2, theirs, COLORS["eager"]), (place + 0.2, fused, COLORS["fused"])):
                 axis.barh(row, record[value], 0.36, color=color)
-                text = f" {number(record[value])} {unit}" + (f"   {gain}" if record is fused else "")
+                text = f" {number(record[value])} {unit}   " + (gain if record is fused else WORDS[other])
                 axis.text(record[value], row, text, va="center", fontsize=9)
                 shown.append(f"{op}: {text.strip()}")
     axes[0].set_yticks(range(len(ROWS)), [title for title, *_ in ROWS], fontsize=9)
@@ -53,7 +54,7 @@ def draw(folder: Path, path: Path) -> None:
         axis.spines[["top", "right", "bottom"]].set_visible(False)
     figure.legend(
         [pyplot.Rectangle((0, 0), 1, 1, color=COLORS[impl]) for impl in ("eager", "fused")],
-        ["plain PyTorch", "u2pl_fast"],
+        ["without u2pl_fast", "with u2pl_fast"],
         loc="outside lower center",
         ncols=2,
         frameon=False,

@@ -14,6 +14,7 @@ from matplotlib.ticker import NullFormatter, NullLocator  # noqa: E402
 from ..measure import results  # noqa: E402
 
 COLORS = {
+    "plain": "#bcbd22",
     "eager": "#7f7f7f",
     "class-loop": "#d62728",
     "compile": "#1f77b4",

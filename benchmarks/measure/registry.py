@@ -129,8 +129,13 @@ def drop_in(
     *,
     leaf: str | Callable[[Outputs], Sequence[Tensor]] | None = None,
     uses: Sequence[str] = (),
+    plain: Callable[[Arguments], Outputs] | None = None,
 ) -> dict[str, Implementation]:
-    """Return ``forward(api, arguments, mark)`` as ``eager`` and ``compile`` (the reference) and ``fused`` (the op)."""
+    """Return ``forward(api, arguments, mark)`` as ``eager`` and ``compile`` (the reference) and ``fused`` (the op).
+
+    ``plain`` is the code that users write without the op, as its page shows it before the op. It can be faster than the
+    reference, which also covers weights, invalid labels and group sums.
+    """
 
     def eager(args: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
         return forward(reference, args, mark)
@@ -148,7 +153,10 @@ def drop_in(
             return f"no fused backend on this {setting.device}: the reference would be measured twice"
         return None
 
-    return {
+    def written(args: Arguments, mark: Callable[[str], None] = no_mark) -> Outputs:
+        return plain(args)
+
+    return ({"plain": Implementation(arguments, written, leaf)} if plain else {}) | {
         "eager": Implementation(arguments, eager, leaf),
         "compile": Implementation(arguments, compiled.lazily(eager), leaf),
         "fused": Implementation(arguments, fused, leaf, missing=missing),

@@ -240,8 +240,11 @@ def test_the_summary_has_a_row_for_each_op(tmp_path, monkeypatch):
     assert lines["`info_nce`"].endswith("| 20 → 2 | 10.5× | 30 → 30 |")  # with gradient
     assert lines["`ring_push`"].endswith("| not measured | — | — |")
     lines = {line.split("|")[1].strip(): line for line in summary.speedups(tmp_path).splitlines()[2:]}
-    assert lines["`info_nce`"].endswith("| with gradient | 10.5× | — | — | — | — |")
+    assert lines["`info_nce`"].endswith("| with gradient | reference | 10.5× | — | — | — | — |")
     assert "not measured yet" in lines["`ring_push`"]
+    rows.append(eager | same | passes[1] | {"impl": "plain", "ms_median": 8.0, "ms_all": [8.0, 8.0], "peak_mb": 9.0})
+    lines = {line.split("|")[1].strip(): line for line in summary.op_summary(tmp_path).splitlines()[2:]}
+    assert lines["`info_nce`"].endswith("| plain PyTorch | 8 → 2 | 4× | 9 → 30 |")  # what users write, if measured
 
 
 def test_an_unknown_table_is_named(tmp_path):

@@ -98,7 +98,7 @@ def test_evaluate_refuses_bad_input_in_one_line(trained, root, tmp_path):
         (["--checkpoint", trained, "--batch-size", "0"], "batch_size"),
         (["--checkpoint", student_only, "--network", "teacher"], "holds no teacher"),
         (["--checkpoint", trained, "--protocol", "slide", "--stride", "99", "1"], "stride: expected"),
-        (["--checkpoint", trained, "--window", "32", "32"], "none; add --protocol slide"),
+        (["--checkpoint", trained, "--window", "32", "32"], "no windows; add --protocol slide"),
         (["--checkpoint", trained, "--json", folder / "text.pt" / "a.json"], "text.pt"),
     ]
     for arguments, message in cases:

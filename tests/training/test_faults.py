@@ -21,7 +21,7 @@ def trial(name: str, *flags: str) -> str:
 
 def test_killed_at_random_moments_it_ends_as_undisturbed():
     told = trial("sigkill", "--kills", "2", "--steps", "80")
-    assert told.splitlines()[-1] == "80 steps end bit for bit as undisturbed"
+    assert told.splitlines()[-1] == "80 steps equal the undisturbed run bit for bit"
 
 
 def test_a_soak_samples_memory_files_and_speed(tmp_path):

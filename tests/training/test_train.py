@@ -576,7 +576,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     run(tiny(tmp_path / "out", dry_run=True))
     told = capsys.readouterr().out
     assert f"\nops: {'reference' if _backend.extension() is None else 'cpu'}\n" in told
-    assert "memory bank" in told and "keys a class and step" in told and "each process receives" not in told
+    assert "memory bank" in told and "keys per class and step" in told and "each process receives" not in told
     assert not (tmp_path / "out").exists()
 
 
@@ -654,7 +654,7 @@ def test_an_image_that_vanishes_costs_nothing(tmp_path, monkeypatch):
         return done
 
     monkeypatch.setattr(Learner, "train_step", lose_images)
-    with pytest.raises(data.DataError, match=r"\.png.*saved at step 3, .*--resume"):
+    with pytest.raises(data.DataError, match=r"\.png.*saved at step 3; .*--resume"):
         run(tiny(tmp_path / "parts", **options))
     monkeypatch.setattr(Learner, "train_step", train_step)
     for path in victims:

@@ -57,9 +57,9 @@ class DataSettings:
     """Stored values that become 0 and 255. Unset: 16-bit values are divided by 256, floats are refused. 8-bit values
     never change."""
     resize: tuple[int, int] | None = setting(None, metavar=SIZE)
-    """Resize every image to this size first. Evaluation still compares with labels at their own size."""
+    """Resize every image to exactly this size first; the aspect ratio may change. Labels keep their size in scores."""
     crop_size: tuple[int, int] | None = setting(None, fallback=(512, 512), metavar=SIZE)
-    """Size of training crops."""
+    """Size of training crops. Unset: 512 512, or that of the data set; --dry-run prints it."""
     scale_range: tuple[float, float] | None = setting(None, fallback=ViewOptions.scale_range, metavar="LOW HIGH")
     """Range of the random scale of the weak view. Unset: 0.5 to 2, narrower for shapes."""
     strong_colors: Literal["jitter", "intensity"] = ViewOptions.strong_colors
@@ -83,7 +83,8 @@ class NetworkSettings:
     arch: str = setting("deeplabv3plus", metavar="NAME")
     """Decoder of segmentation-models-pytorch: deeplabv3plus, segformer, unet, fpn, upernet, dpt, ..."""
     encoder: str | None = setting(None, fallback="tf_efficientnet_lite0", metavar="NAME")
-    """timm model name, or an encoder of segmentation-models-pytorch such as mit_b0."""
+    """timm model name, or an encoder of segmentation-models-pytorch such as mit_b0. Unset: tf_efficientnet_lite0, or
+    resnet10t for shapes."""
     encoder_weights: str | None = setting(
         None, fallback="imagenet", free_on_resume=True, metavar="{imagenet,none,FILE}"
     )
@@ -97,7 +98,7 @@ class NetworkSettings:
     auxiliary: bool = False
     """Add an auxiliary classifier on the second-last encoder stage."""
     freeze_stages: int = setting(0, NOT_NEGATIVE)
-    """Keep the first stages of the encoder pretrained, batch norm included. Helps with few labels, and is faster."""
+    """Number of encoder stages to freeze, batch norm included. Helps with few labels, and is faster."""
     freeze_batchnorm: bool = False
     """Keep the encoder's pretrained batch norm statistics. Helps with small batches."""
 
@@ -109,10 +110,10 @@ class MethodSettings:
     method: Literal["supervised", "mean-teacher", "u2pl"] = "u2pl"
     """Train on labels alone, with pseudo-labels, or with pseudo-labels and the contrastive loss."""
     recipe: Literal["lean", "paper"] = "lean"
-    """Variant of u2pl: lean (fast), or paper (as published). Sets projection, key_encoder and labeled_probs."""
+    """Variant of u2pl: lean (fast), or paper (as published). Sets --projection, --key-encoder and --labeled-probs."""
     gate: Literal["entropy", "class-entropy", "confidence"] = CRITERION["gate"]
     """Select the pixels whose pseudo-labels are trained on. entropy: the 1 - alpha with the lowest entropy;
-    class-entropy: the same within each class; confidence: those above confidence_threshold, as in FixMatch."""
+    class-entropy: the same within each class; confidence: those of at least --confidence-threshold, as in FixMatch."""
     alpha: float = setting(CRITERION["alpha_0"], SHARE)
     """Share of unlabeled pixels that is unreliable at the start; it falls to 0 over the run."""
     confidence_threshold: float = setting(CRITERION["confidence_threshold"], SHARE)
@@ -134,7 +135,7 @@ class MethodSettings:
     sup_only_epochs: float | None = setting(None, NOT_NEGATIVE)
     """Epochs on labels alone before the teacher starts. Unset: 1, or 0 in a run of fewer than 4 epochs."""
     teacher_input: Literal["crop", "whole"] = "crop"
-    """Label each weak crop, or label whole images and their mirror images every teacher_every steps."""
+    """Label each weak crop, or label whole images and their mirror images every --teacher-every steps."""
     teacher_every: int = setting(150, AT_LEAST_1)
     """Steps between two labelings of whole images."""
     teacher_scales: tuple[float, ...] = setting((1.0,), metavar="SCALE [...]")
@@ -142,7 +143,7 @@ class MethodSettings:
     teacher_from: Path | None = setting(None, free_on_resume=True, metavar="FILE")
     """Checkpoint of an earlier run that labels the whole images once: self-training."""
     labels_first: bool = False
-    """Run self-training in one command: train on labels alone in OUT/labels-alone, then use it as teacher_from."""
+    """Run self-training in one command: train on labels alone in OUT/labels-alone, then use it as --teacher-from."""
     feature_dropout: float = setting(0.0, SHARE)
     """Share of encoder channels dropped in an additional weak view; UniMatch uses 0.5. 0: no such view."""
     ohem: tuple[float, int] | None = setting(None, metavar="THRESHOLD PIXELS")
@@ -164,7 +165,8 @@ class BankSettings:
     bank_capacity: tuple[str, ...] | None = setting(
         None, fallback=(str(CRITERION["bank_capacity"]),), metavar="KEYS [CLASS:KEYS ...]"
     )
-    """Keys that the bank holds for each class, then exceptions: 30000 0:50000 gives class 0 a ring of 50,000."""
+    """Keys that the bank holds for each class, then exceptions: 30000 0:50000 gives class 0 a ring of 50,000. Unset:
+    30000, or that of the data set."""
     bank_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the stored keys."""
     bank_scope: Literal["local", "gather"] = CRITERION["bank_scope"]
@@ -172,7 +174,7 @@ class BankSettings:
     max_keys_per_step: int | None = CRITERION["max_keys_per_step"]
     """Keys per class that enter the bank in one step; 0 = all. Unset: 1/16 of the capacity."""
     num_anchors: int | None = setting(None, AT_LEAST_1, fallback=CRITERION["num_anchors"])
-    """Anchors per class and step."""
+    """Anchors per class and step. Unset: 256, 128 for camvid, 64 for shapes."""
     num_negatives: int = setting(CRITERION["num_negatives"], AT_LEAST_1)
     """Negatives per anchor."""
     negatives: Literal["per_anchor", "shared", "full"] = CRITERION["negatives"]
@@ -184,9 +186,9 @@ class BankSettings:
     low_rank: int | None = setting(CRITERION["low_rank"], data=True)
     """First rank at which an unreliable pixel is a negative of a class. Unset: 3, or the number of classes minus 1."""
     high_rank: int | None = CRITERION["high_rank"]
-    """Rank before which it is one. Unset: 20, or the number of classes."""
+    """First rank at which it is no longer one. Unset: 20, or the number of classes."""
     representation_dim: int | None = setting(None, AT_LEAST_1, fallback=CRITERION["representation_dim"])
-    """Length of a key."""
+    """Length of a key. Unset: 256, 128 for camvid, 64 for shapes."""
 
 
 @dataclass(kw_only=True)
@@ -194,7 +196,7 @@ class OptimizationSettings:
     """Length of the run, batches and optimizer."""
 
     steps: int | None = setting(None, fallback=40_000)
-    """Training steps; each takes one batch."""
+    """Training steps; each takes one batch. Unset: 40000, or 1200 for shapes."""
     epochs: float | None = None
     """Length of the run in passes over the unlabeled images, instead of steps."""
     batch_size: int = setting(4, AT_LEAST_1)
@@ -206,7 +208,7 @@ class OptimizationSettings:
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Optimizer."""
     lr: float | None = setting(None, POSITIVE, fallback=1e-3)
-    """Learning rate of decoder and heads."""
+    """Learning rate of decoder and heads. Unset: 0.001, or 0.002 for shapes."""
     encoder_lr: float | None = setting(None, NOT_NEGATIVE)
     """Learning rate of the encoder. Unset: 1/10 of lr for a pretrained encoder, else lr."""
     weight_decay: float = 1e-4
@@ -250,7 +252,7 @@ class RunSettings:
     resume: bool = setting(False, free_on_resume=True)
     """Continue the run in OUT."""
     seed: int = setting(0, data=True)
-    """Seed of all random draws, including the images that num_labeled and labeled_fraction select."""
+    """Seed of all random draws, including the choice by --num-labeled and --labeled-fraction."""
     dry_run: bool = False
     """Print what would be trained, and the memory and traffic it needs; then exit."""
     stop_after: int | None = setting(None, AT_LEAST_1, free_on_resume=True)
@@ -272,7 +274,7 @@ class ExpertSettings:
     projection: Literal["pointwise", "conv"] | None = None
     """Representation head: 1x1 layers or 3x3 convolutions. Unset: the recipe's."""
     projection_width: int | None = setting(None, fallback=256)
-    """Hidden channels of the representation head."""
+    """Hidden channels of the representation head. Unset: 256, 128 for camvid, 64 for shapes."""
     key_encoder: Literal["teacher-head", "student", "teacher"] | None = None
     """Network that computes positives and negatives; teacher-head is the teacher's head on the student's features.
     Unset: the recipe's."""
@@ -287,7 +289,7 @@ class ExpertSettings:
     image_mean: tuple[float, ...] | None = setting(None, metavar="MEAN [...]")
     """Mean of each channel, where white is 1. Unset: that of the encoder's weights, or of ImageNet."""
     image_std: tuple[float, ...] | None = setting(None, metavar="STD [...]")
-    """Standard deviation of each channel. Unset: as for image_mean."""
+    """Standard deviation of each channel. Unset: as for --image-mean."""
     poly_power: float = 0.9
     """Power of the polynomial decay of the learning rate."""
     checkpoint_encoder: bool = setting(False, free_on_resume=True)

@@ -1,6 +1,6 @@
 """List every problem of a data set, with its fix.
 
-Flags that select the data are those of the training. Every file is decoded; nothing is written to the data set. The
+It takes the same data flags as `u2pl train`. Every file is decoded; nothing is written to the data set. The
 exit status is 0 if a training can start, else 1.
 """
 

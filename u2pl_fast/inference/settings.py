@@ -21,7 +21,7 @@ class InferenceSettings:
     stride: tuple[int, int] | None = setting(None, metavar=SIZE)
     """Distance between windows. Unset: two thirds of the window."""
     flip: bool = False
-    """Average with the prediction for the mirrored image."""
+    """Average the predictions for the image and its mirror image."""
     scales: tuple[float, ...] = setting((1.0,), metavar="SCALE [...]")
     """Average over these multiples of the image's size."""
     resize: tuple[int, int] | None = setting(None, metavar=SIZE)

@@ -19,7 +19,7 @@ from ...measure.workloads import NAMED
 from .markdown import markdown
 from .records import folder_data, grouped, machine_rows, number, ratio, records_of, times
 
-NOTHING = "No figure comes from a GPU yet. `make gpu-check` measures there.\n"
+NOTHING = "No figure comes from a GPU yet. To measure on yours, run `make gpu-check`.\n"
 
 
 def gpu(folder: Path) -> str:

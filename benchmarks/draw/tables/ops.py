@@ -10,7 +10,9 @@ from .gpu import NOTHING
 from .markdown import markdown
 from .records import folder_data, grouped, number, ratio, records_of, times
 
-IMPLS = ("eager", "class-loop", "compile", "fused")
+IMPLS = ("plain", "eager", "class-loop", "compile", "fused")
+# What people know the implementations as that an op is compared with.
+WORDS = {"plain": "plain PyTorch", "eager": "reference", "class-loop": "loop over classes"}
 BRANCH = "contrastive_loss"  # runs several other ops
 # A table leaves out a column that holds this value throughout.
 USUAL = {"dtype": "float32", "layout": "contiguous", "bank": "", "pass": "forward"}
@@ -48,38 +50,51 @@ def gpu_headline(folder: Path) -> str:
 def headline_of(records: Iterable[results.Record]) -> str:
     """Return the main figures among the records; empty if there are none."""
     wanted = (
-        ("`pixel_stats`", "pixel_stats", "voc", None, "forward", "eager"),
+        ("`pixel_stats`", "pixel_stats", "voc", None, "forward"),
         (
             "`upsampled_cross_entropy`, with gradient",
             "upsampled_cross_entropy",
             "voc",
             None,
             "forward+backward",
-            "eager",
         ),
-        ("`contrastive_loss`, with gradient", BRANCH, "voc", "literal", "forward+backward", "class-loop"),
+        ("`contrastive_loss`, with gradient", BRANCH, "voc", "literal", "forward+backward"),
     )
     settings = grouped(records)
     rows = []
-    for title, op, workload, bank, passes, other in wanted:
+    for title, op, workload, bank, passes in wanted:
         key = (op, workload, "float32", "contiguous", bank, passes)
         names = ("op", "workload", "dtype", "layout", "bank", "pass")
         for setting in settings:
             fused = setting.get("fused")
             if fused and fused["ms_median"] and tuple(fused[name] for name in names) == key:
+                other = baseline(setting)
                 theirs = setting.get(other, {})
                 memory = [
                     f"{number(r.get('peak_mb'))} MiB" if r.get("peak_mb") is not None else "—" for r in (theirs, fused)
                 ]
                 speed = f"{number(theirs.get('ms_median'))} → {number(fused['ms_median'])} ms"
-                rows.append([title, other, speed, times(ratio(setting, other)), " → ".join(memory)])
+                rows.append([title, WORDS[other], speed, times(ratio(setting, other)), " → ".join(memory)])
     for setting in settings:
         lean, teacher = setting.get("u2pl-lean"), ratio(setting, "u2pl-lean", "mean-teacher")
         if lean and teacher:
             speed = f"{number(setting['mean-teacher']['ms_median'])} → {number(lean['ms_median'])} ms"
             title = f"U²PL training step, `{lean['workload']}`"
-            rows.append([title, "mean-teacher step", speed, f"{number(teacher)}× the time", "—"])
+            rows.append(
+                [
+                    title,
+                    "mean-teacher step",
+                    speed,
+                    "the same time" if number(teacher) == "1" else f"{number(teacher)}× the time",
+                    "—",
+                ]
+            )
     return markdown(["", "compared with", "time", "faster", "extra memory"], rows) if rows else ""
+
+
+def baseline(setting: dict[str, results.Record]) -> str:
+    """Return what users would write without the op: its plain code, a loop over classes, or else the reference."""
+    return next((impl for impl in ("plain", "class-loop") if setting.get(impl, {}).get("ms_median")), "eager")
 
 
 def pixel_costs(folder: Path) -> str:
@@ -97,17 +112,17 @@ def costs(folder: Path, names: Sequence[str]) -> str:
     rows = []
     for op in names:
         for setting in settings:
-            fused, eager = setting.get("fused"), setting.get("eager")
-            shown = ("voc", "float32", "contiguous", op)
-            if not fused or not eager or shown != tuple(fused[n] for n in ("workload", "dtype", "layout", "op")):
+            if _shown(setting) != ("voc", "float32", "contiguous", op):
                 continue
+            fused, other = setting["fused"], baseline(setting)
+            theirs = setting[other]
             title = f"the whole branch, `{op}`" if op == BRANCH else f"`{op}`"
-            row = [title, fused["bank"] or "", fused["pass"]]
-            row += [f"{number(eager['ms_median'])} → {number(fused['ms_median'])}", times(ratio(setting, "eager"))]
-            rows.append([*row, f"{number(eager['peak_mb'])} → {number(fused['peak_mb'])}"])
+            row = [title, fused["bank"] or "", fused["pass"], WORDS[other]]
+            row += [f"{number(theirs['ms_median'])} → {number(fused['ms_median'])}", times(ratio(setting, other))]
+            rows.append([*row, f"{number(theirs['peak_mb'])} → {number(fused['peak_mb'])}"])
     if not rows:
         return f"Not measured yet: `python -m benchmarks --json benchmarks/results/{folder.name}/ops.json`\n"
-    return markdown(["op", "bank", "pass", "ms, eager → fused", "faster", "+MiB, eager → fused"], rows)
+    return markdown(["op", "bank", "pass", "compared with", "ms", "faster", "extra MiB"], rows)
 
 
 def op_summary(folder: Path) -> str:
@@ -117,32 +132,37 @@ def op_summary(folder: Path) -> str:
     for op, replaced in REPLACES.items():
         found = _chosen(settings, op, "voc")
         if found:
-            fused, eager = found["fused"], found["eager"]
-            memory = f"{number(eager['peak_mb'])} → {number(fused['peak_mb'])}"
-            speed = f"{number(eager['ms_median'])} → {number(fused['ms_median'])}"
-            rows.append([f"`{op}`", replaced, speed, times(ratio(found, "eager")), memory])
+            fused, other = found["fused"], baseline(found)
+            memory = f"{number(found[other]['peak_mb'])} → {number(fused['peak_mb'])}"
+            speed = f"{number(found[other]['ms_median'])} → {number(fused['ms_median'])}"
+            rows.append([f"`{op}`", replaced, WORDS[other], speed, times(ratio(found, other)), memory])
         else:
-            rows.append([f"`{op}`", replaced, "not measured", "—", "—"])
-    return markdown(["op", "replaces", "ms", "faster", "extra MiB"], rows, keep_empty=True)
+            rows.append([f"`{op}`", replaced, "—", "not measured", "—", "—"])
+    return markdown(["op", "replaces", "compared with", "ms", "faster", "extra MiB"], rows, keep_empty=True)
 
 
 def speedups(folder: Path) -> str:
-    """Return one row for each op: how many times as fast as plain PyTorch, by workload, and the share of the floor."""
+    """Return one row for each op: how many times as fast as its baseline, by workload, and the share of the floor."""
     settings = grouped(records_of(folder))
     rows = []
     for op in REPLACES:
         found = {workload: _chosen(settings, op, workload) for workload in REPORTED}
         first = next((s["fused"] for s in found.values() if s), None)
         if first is None:
-            rows.append([f"`{op}`", "not measured yet", *["—"] * (len(REPORTED) + 1)])
+            rows.append([f"`{op}`", "not measured yet", *["—"] * (len(REPORTED) + 2)])
             continue
         passes = "with gradient" if first["pass"] == "forward+backward" else "forward"
         shares = [_of_floor(s["fused"]) for s in found.values() if s]
         known = [share for share in shares if share is not None]
         of_floor = f"{100 * min(known):.0f} – {100 * max(known):.0f} %" if known else "—"
-        faster = [times(ratio(s, "eager")) if s else "—" for s in found.values()]
-        rows.append([f"`{op}`", ", ".join(part for part in (passes, first["bank"]) if part), *faster, of_floor])
-    return markdown(["op", "pass", *(f"`{workload}`" for workload in REPORTED), "of floor"], rows, keep_empty=True)
+        faster = [times(ratio(s, baseline(s))) if s else "—" for s in found.values()]
+        compared = WORDS[next(baseline(s) for s in found.values() if s)]
+        rows.append(
+            [f"`{op}`", ", ".join(part for part in (passes, first["bank"]) if part), compared, *faster, of_floor]
+        )
+    return markdown(
+        ["op", "pass", "compared with", *(f"`{workload}`" for workload in REPORTED), "of floor"], rows, keep_empty=True
+    )
 
 
 def _chosen(settings: list[dict[str, results.Record]], op: str, workload: str) -> dict[str, results.Record] | None:
@@ -168,14 +188,20 @@ def op_table(op: str, folder: Path) -> str:
     """Return times, ratios and memory of one op. Columns that hold ``USUAL`` throughout are left out."""
     names = ["workload", *USUAL]
     header = [*names, *(f"{impl} ms" for impl in IMPLS)]
-    header += [f"{impl} ÷ fused" for impl in IMPLS[:-1]] + ["eager +MiB", "fused +MiB", "floor ms", "of floor"]
+    header += [f"{impl} ÷ fused" for impl in IMPLS[:-1]] + [
+        "plain +MiB",
+        "eager +MiB",
+        "fused +MiB",
+        "floor ms",
+        "of floor",
+    ]
     rows, reasons = [], {}
     for setting in grouped(r for r in records_of(folder) if r["op"] == op):
         any_record = next(iter(setting.values()))
         row = [any_record[name] or "" for name in names]
         row += [number(setting.get(impl, {}).get("ms_median")) for impl in IMPLS]
         row += [times(ratio(setting, impl)) for impl in IMPLS[:-1]]
-        row += [number(setting.get(impl, {}).get("peak_mb")) for impl in ("eager", "fused")]
+        row += [number(setting.get(impl, {}).get("peak_mb")) for impl in ("plain", "eager", "fused")]
         fused = setting.get("fused", {})
         share = _of_floor(fused)
         row.append("—" if share is None else f"{number(fused['floor_ms'])} ({fused['floor_kind']})")

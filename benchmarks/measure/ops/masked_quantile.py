@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
+
 from ..inputs import UNRELIABLE_SHARE, Inputs
 from ..registry import Arguments, Op, Outputs, drop_in
 
@@ -14,4 +17,15 @@ def forward(api: object, args: Arguments, mark: Callable[[str], None]) -> Output
     return (api.masked_quantile(**args),)
 
 
-OP = Op("masked_quantile", drop_in("masked_quantile", arguments, forward), dtypes=("float32",), layouts=("contiguous",))
+def plain(args: Arguments) -> Outputs:
+    values = args["x"][args["mask"]]
+    found = np.percentile(values.cpu().numpy(), 100 * args["q"])
+    return (torch.as_tensor(found, dtype=torch.float32, device=values.device),)
+
+
+OP = Op(
+    "masked_quantile",
+    drop_in("masked_quantile", arguments, forward, plain=plain),
+    dtypes=("float32",),
+    layouts=("contiguous",),
+)

@@ -18,4 +18,11 @@ def forward(api: object, args: Arguments, mark: Callable[[str], None]) -> Output
     return (api.ohem_mask(**args),)
 
 
-OP = Op("ohem_mask", drop_in("ohem_mask", arguments, forward))
+def plain(args: Arguments) -> Outputs:
+    labels, valid = args["target"].long(), args["target"] != args["ignore_index"]
+    full = upsampled_cross_entropy.upsampled(args["logits"], labels.shape[-2:], args["align_corners"])
+    p = full.float().softmax(1).gather(1, labels.where(valid, 0)[:, None])[:, 0]
+    return (valid & (p <= p[valid].kthvalue(args["min_kept"]).values.clamp(min=args["threshold"])),)
+
+
+OP = Op("ohem_mask", drop_in("ohem_mask", arguments, forward, plain=plain))
