@@ -85,7 +85,7 @@ def headline_of(records: Iterable[results.Record]) -> str:
                     title,
                     "mean-teacher step",
                     speed,
-                    "the same time" if number(teacher) == "1" else f"{number(teacher)}× the time",
+                    f"{teacher:.2f}× the time",
                     "—",
                 ]
             )
