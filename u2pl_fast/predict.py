@@ -30,7 +30,7 @@ from rich.progress import track
 from .config import DeviceSettings, setting
 from .data import DataError, read_image
 from .data.image_format import viewable
-from .inference import InferenceSettings, Network, Predictor, choose_resize, choose_window, load_model
+from .inference import InferenceSettings, Network, choose_resize, choose_window, load
 from .inference.input_files import find_images, result_names
 from .pictures import prediction
 from .pictures.gallery import Gallery
@@ -82,7 +82,7 @@ def run(config: PredictConfig) -> tuple[int, list[str]]:
     """
     _check(config)
     with session(config.device) as (device, _):
-        model = Predictor(*load_model(config.checkpoint, device, config.network), device=device)
+        model = load(config.checkpoint, device, config.network)
         if config.channels_last:
             model.network = model.network.to(memory_format=torch.channels_last)
         if config.color and model.num_classes > 256:

@@ -41,15 +41,6 @@ def test_every_block_runs_or_says_why_not(page: Path):
     assert all(len(block.reason.split()) >= 2 for block in found if block.reason is not None)
 
 
-@pytest.fixture
-def written(tmp_path: Path):
-    def write(text: str) -> Path:
-        (tmp_path / "page.md").write_text(text, encoding="utf-8")
-        return tmp_path / "page.md"
-
-    return write
-
-
 def test_blocks_are_read_with_their_markers(written, tmp_path: Path):
     page = written(
         "<!-- not run: takes hours -->\n\n```sh\nu2pl train\n```\n"

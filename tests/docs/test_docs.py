@@ -26,15 +26,6 @@ def test_the_map_names_every_page():
     assert missing == []
 
 
-@pytest.fixture
-def written(tmp_path: Path):
-    def write(text: str) -> Path:
-        (tmp_path / "page.md").write_text(text, encoding="utf-8")
-        return tmp_path / "page.md"
-
-    return write
-
-
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -12,7 +12,7 @@ from .resolve import (
     resolve_for_data,
     training_steps,
 )
-from .settings import BOUNDS, CRITERION, DATA_SETTINGS, FALLBACKS, FREE_ON_RESUME, DeviceSettings, TrainConfig, resolved
+from .settings import BOUNDS, CRITERION, DATA_SETTINGS, FALLBACKS, FREE_ON_RESUME, DeviceSettings, TrainConfig
 
 __all__ = [
     "BOUNDS",
@@ -30,7 +30,6 @@ __all__ = [
     "read_settings",
     "resolve",
     "resolve_for_data",
-    "resolved",
     "setting",
     "training_steps",
     "typed_values",

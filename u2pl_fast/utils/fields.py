@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -78,6 +79,7 @@ def groups(cls: type) -> list[tuple[str, type]]:
     return [(base.__name__.removesuffix("Settings").lower(), base) for base in bases]
 
 
+@functools.cache  # finding the source of a class parses its module
 def help_texts(cls: type) -> dict[str, str]:
     """Return the docstring of each field of a dataclass and its bases."""
     texts: dict[str, str] = {}
